@@ -1,0 +1,20 @@
+"""Transformer audio classification that is free of fixed sizes.
+
+One set of weights runs at any patch size, on clips of any length, at any frame shift.
+Importing and training need Keras and NumPy only; TensorFlow is needed for data and export.
+"""
+
+from keras_flexast.layers import MaskAttentionPooling, MaskedSelfAttention, PIResizePatchEmbed
+from keras_flexast.models import ElasticAST, FlexAST, FlexiAST, fixed_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ElasticAST",
+    "FlexAST",
+    "FlexiAST",
+    "MaskAttentionPooling",
+    "MaskedSelfAttention",
+    "PIResizePatchEmbed",
+    "fixed_model",
+]

@@ -1,0 +1,23 @@
+from keras_flexast.layers.attention import (
+    MaskAttentionPooling,
+    MaskedSelfAttention,
+    PrefixPooling,
+)
+from keras_flexast.layers.embedding import (
+    PatchGrid,
+    PIResizePatchEmbed,
+    PositionEmbedding,
+    PrefixTokens,
+)
+from keras_flexast.layers.encoder import EncoderBlock
+
+__all__ = [
+    "EncoderBlock",
+    "MaskAttentionPooling",
+    "MaskedSelfAttention",
+    "PIResizePatchEmbed",
+    "PatchGrid",
+    "PositionEmbedding",
+    "PrefixPooling",
+    "PrefixTokens",
+]

@@ -1,0 +1,77 @@
+"""The transformer block of ViT, on packed rows."""
+
+import keras
+
+from keras_flexast.layers.attention import MaskedSelfAttention
+
+
+@keras.saving.register_keras_serializable(package="keras_flexast")
+class EncoderBlock(keras.layers.Layer):
+    """Pre-norm transformer block: masked self-attention, then a two-layer GELU network.
+
+    Args:
+        num_heads: attention heads.
+        mlp_dim: width of the hidden layer.
+        dropout: rate, on both outputs.
+        scale: of the attention, see MaskedSelfAttention.
+        norm_epsilon: of both LayerNorms.
+
+    Call arguments:
+        tokens: float (rows, length, dim).
+        segment_ids: int (rows, length) or None, see MaskedSelfAttention.
+
+    Output:
+        float (rows, length, dim).
+
+    Reference: ViT, Dosovitskiy et al. 2020 (arXiv:2010.11929).
+    """
+
+    def __init__(
+        self, num_heads, mlp_dim, dropout=0.0, scale=None, norm_epsilon=1e-6, **kwargs
+    ):  # fmt: skip
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.mlp_dim = mlp_dim
+        self.dropout = dropout
+        self.scale = scale
+        self.norm_epsilon = norm_epsilon
+
+    def build(self, tokens_shape, segment_ids_shape=None):
+        policy, dim = self.dtype_policy, tokens_shape[-1]
+
+        def norm(name):
+            return keras.layers.LayerNormalization(
+                epsilon=self.norm_epsilon, dtype=policy, name=name
+            )
+
+        self.attention_norm = norm("attention_norm")
+        self.attention = MaskedSelfAttention(
+            self.num_heads, self.scale, self.dropout, dtype=policy, name="attention"
+        )
+        self.mlp_norm = norm("mlp_norm")
+        self.mlp_hidden = keras.layers.Dense(self.mlp_dim, dtype=policy, name="mlp_hidden")
+        self.mlp_output = keras.layers.Dense(dim, dtype=policy, name="mlp_output")
+        self.mlp_dropout = keras.layers.Dropout(self.dropout, dtype=policy)
+        for layer in (self.attention_norm, self.attention, self.mlp_norm, self.mlp_hidden):
+            layer.build(tokens_shape)
+        self.mlp_output.build((*tokens_shape[:-1], self.mlp_dim))
+        self.built = True
+
+    def call(self, tokens, segment_ids=None, training=None):
+        x = self.attention_norm(tokens)
+        tokens = tokens + self.attention(x, segment_ids, training=training)
+        x = keras.activations.gelu(self.mlp_hidden(self.mlp_norm(tokens)), approximate=False)
+        return tokens + self.mlp_dropout(self.mlp_output(x), training=training)
+
+    def compute_output_shape(self, tokens_shape, segment_ids_shape=None):
+        return tokens_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "mlp_dim": self.mlp_dim,
+            "dropout": self.dropout,
+            "scale": self.scale,
+            "norm_epsilon": self.norm_epsilon,
+        }

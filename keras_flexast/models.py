@@ -1,0 +1,271 @@
+"""One transformer, two faces: packed rows of mixed clips, and clips of one fixed shape."""
+
+import keras
+
+from keras_flexast.layers import (
+    EncoderBlock,
+    MaskAttentionPooling,
+    PatchGrid,
+    PIResizePatchEmbed,
+    PositionEmbedding,
+    PrefixPooling,
+    PrefixTokens,
+)
+from tf_data_pipelines.settings import BASE_PATCH, POSITIONS, REMAINDERS, check_choice
+
+SIZES = {  # name: (dim, depth, num_heads)
+    "nano": (96, 4, 4),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+}
+PREFIX_TOKENS = {"attention": 0, "cls": 1, "cls_distillation": 2}
+
+
+@keras.saving.register_keras_serializable(package="keras_flexast")
+class FlexAST(keras.Model):
+    """Audio spectrogram transformer on packed rows: any patch size, length and frame shift.
+
+    A functional model. `FlexiAST` and `ElasticAST` are its two named configurations; every
+    combination in between works. `fixed_model` gives its other face.
+
+    Args:
+        num_classes: number of classes.
+        dim, depth, num_heads: width, blocks and heads; or give `size`.
+        size: "nano", "tiny", "small" or "base": sets dim, depth and num_heads.
+        mlp_ratio: hidden width of a block over dim.
+        pooling: "attention" (one learned query a clip), "cls" or "cls_distillation" (the
+            mean of one or two prefix tokens).
+        table: position table, "joint" or "factorized".
+        grid: (frequency, time) cells of the position table; a cell is 16 bins by 16
+            frames. Later positions share the last cell.
+        segments: clip slots in a row.
+        resize: "pi" or "bilinear", how patch sizes other than 16 are treated.
+        remainder, position: policies of the patch grid that the model is trained with,
+            see PatchSettings; `fixed_model` follows them.
+        dropout: rate, in every block.
+        attention_scale: None for 1 / sqrt(width of a head).
+        norm_epsilon, head_norm_epsilon: of the encoder's LayerNorms, and of the head's.
+
+    Call arguments:
+        inputs: dictionary of `tokens` float (rows, length, 256), `positions` float
+            (rows, length, 4) and `segment_ids` int (rows, length).
+
+    Output:
+        logits float32 (rows, segments, num_classes). Slots without a clip hold finite
+        numbers without meaning; their weight in the packed batch is 0.
+
+    Example:
+        model = FlexAST(num_classes=10, size="nano")
+        model.fit(training_batches(...))   # tf_data_pipelines
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        dim=None,
+        depth=None,
+        num_heads=None,
+        size=None,
+        mlp_ratio=4,
+        pooling="attention",
+        table="factorized",
+        grid=(8, 64),
+        segments=16,
+        resize="pi",
+        remainder="cover",
+        position="physical",
+        dropout=0.0,
+        attention_scale=None,
+        norm_epsilon=1e-6,
+        head_norm_epsilon=1e-6,
+        **kwargs,
+    ):
+        if size is not None:
+            check_choice("size", size, tuple(SIZES))
+            defaults = SIZES[size]
+            dim, depth, num_heads = (
+                given or default
+                for given, default in zip((dim, depth, num_heads), defaults, strict=True)
+            )
+        if None in (dim, depth, num_heads):
+            raise ValueError(
+                f"dim={dim}, depth={depth}, num_heads={num_heads}: give all three, or size= "
+                f"one of {', '.join(SIZES)}."
+            )
+        check_choice("pooling", pooling, tuple(PREFIX_TOKENS))
+        check_choice("remainder", remainder, REMAINDERS)
+        check_choice("position", position, POSITIONS)
+        prefix = PREFIX_TOKENS[pooling]
+        dtype = kwargs.pop("dtype", None)
+
+        # === Layers ===
+        embed = PIResizePatchEmbed(dim, resize=resize, dtype=dtype, name="patch_embed")
+        locate = PositionEmbedding(dim, grid, table, dtype=dtype, name="position_embed")
+        blocks = [
+            EncoderBlock(
+                num_heads,
+                int(dim * mlp_ratio),
+                dropout,
+                attention_scale,
+                norm_epsilon,
+                dtype=dtype,
+                name=f"block_{index}",
+            )
+            for index in range(depth)
+        ]
+        norm = keras.layers.LayerNormalization(epsilon=norm_epsilon, dtype=dtype, name="norm")
+        head_norm = keras.layers.LayerNormalization(
+            epsilon=head_norm_epsilon, dtype=dtype, name="head_norm"
+        )
+        head = keras.layers.Dense(num_classes, dtype="float32", name="head")
+
+        # === Functional model ===
+        inputs = {
+            "tokens": keras.Input((None, BASE_PATCH**2), name="tokens"),
+            "positions": keras.Input((None, 4), name="positions"),
+            "segment_ids": keras.Input((None,), dtype="int32", name="segment_ids"),
+        }
+        positions, segment_ids = inputs["positions"], inputs["segment_ids"]
+        x = embed(inputs["tokens"]) + locate(positions)
+        if prefix:
+            x = PrefixTokens(prefix, dtype=dtype, name="prefix_tokens")(x, positions)
+        for block in blocks:
+            x = block(x, segment_ids)
+        x = norm(x)
+        if prefix:
+            pool = PrefixPooling(prefix, segments, dtype=dtype, name="pooling")
+            pooled = pool(x, positions, segment_ids)
+        else:
+            pool = MaskAttentionPooling(
+                num_heads, segments, attention_scale, dtype=dtype, name="pooling"
+            )
+            pooled = pool(x, segment_ids)
+        super().__init__(inputs=inputs, outputs=head(head_norm(pooled)), **kwargs)
+
+        # === Config ===
+        self.num_classes = num_classes
+        self.dim = dim
+        self.depth = depth
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.pooling = pooling
+        self.table = table
+        self.grid = tuple(grid)
+        self.segments = segments
+        self.resize = resize
+        self.remainder = remainder
+        self.position = position
+        self.dropout = dropout
+        self.attention_scale = attention_scale
+        self.norm_epsilon = norm_epsilon
+        self.head_norm_epsilon = head_norm_epsilon
+
+    @property
+    def prefix_tokens(self):
+        """[CLS]-like tokens that the pipeline must put before each clip: 0, 1 or 2."""
+        return PREFIX_TOKENS[self.pooling]
+
+    @property
+    def mel_bins(self):
+        """Mel bins that the position table spans."""
+        return self.grid[0] * BASE_PATCH
+
+    def get_config(self):
+        names = (
+            "num_classes", "dim", "depth", "num_heads", "mlp_ratio", "pooling", "table", "grid",
+            "segments", "resize", "remainder", "position", "dropout", "attention_scale",
+            "norm_epsilon", "head_norm_epsilon",
+        )  # fmt: skip
+        config = {name: getattr(self, name) for name in names}
+        return {"name": self.name, "trainable": self.trainable, **config}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def FlexiAST(num_classes, size="base", pooling="cls", **kwargs):
+    """FlexiAST: [CLS] (or [CLS] and distillation) pooling, joint position table.
+
+    Args:
+        num_classes: number of classes.
+        size: "nano", "tiny", "small" or "base".
+        pooling: "cls" or "cls_distillation".
+        **kwargs: any argument of FlexAST.
+
+    Returns:
+        FlexAST. Its head's LayerNorm has AST's epsilon, 1e-5.
+
+    Reference: FlexiAST, Feng et al. 2023 (arXiv:2307.09286).
+    """
+    kwargs = {"table": "joint", "head_norm_epsilon": 1e-5, **kwargs}
+    return FlexAST(num_classes, size=size, pooling=pooling, **kwargs)
+
+
+def ElasticAST(num_classes, size="base", **kwargs):
+    """ElasticAST: mask attention pooling, one position table an axis.
+
+    Args:
+        num_classes: number of classes.
+        size: "nano", "tiny", "small" or "base".
+        **kwargs: any argument of FlexAST.
+
+    Returns:
+        FlexAST. The time table has 192 cells, 30 s at a frame shift of 10 ms.
+
+    Reference: ElasticAST, Feng et al. 2024 (arXiv:2407.08691).
+    """
+    kwargs = {"pooling": "attention", "table": "factorized", "grid": (8, 192), **kwargs}
+    return FlexAST(num_classes, size=size, **kwargs)
+
+
+def fixed_model(
+    model, patch_size, frames, remainder=None, position=None, frame_shift_scale=1.0
+):  # fmt: skip
+    """The fixed face of a packed model: one patch size, one length, ready to export.
+
+    It shares the model's layers: what one learns the other knows. The patch kernel and
+    the position table are resized in the graph, from the base ones, and become constants
+    where a graph is frozen (TFLite).
+
+    Args:
+        model: FlexAST.
+        patch_size: int or (frequency, time).
+        frames: frames of every spectrogram.
+        remainder, position: see PatchSettings; None for what the model was trained with.
+        frame_shift_scale: the frame shift over that of training.
+
+    Returns:
+        functional keras.Model from normalised log-mel float32 (batch, frames, mel_bins) to
+        logits float32 (batch, num_classes), equal to the packed model's for the same clip.
+
+    Raises:
+        ValueError: the patch is larger than the spectrogram, or a policy is unknown.
+
+    Example:
+        fixed = fixed_model(model, patch_size=(16, 24), frames=1024)
+    """
+    remainder = model.remainder if remainder is None else remainder
+    position = model.position if position is None else position
+    check_choice("remainder", remainder, REMAINDERS)
+    check_choice("position", position, POSITIONS)
+    spectrogram = keras.Input((frames, model.mel_bins), name="spectrogram")
+    cut = PatchGrid(
+        patch_size,
+        remainder,
+        position,
+        model.grid,
+        frame_shift_scale=frame_shift_scale,
+        dtype=model.get_layer("patch_embed").dtype_policy,
+        name="patch_grid",
+    )
+    patches, positions = cut(spectrogram)
+    x = model.get_layer("patch_embed")(patches) + model.get_layer("position_embed")(positions)
+    if model.prefix_tokens:
+        x = model.get_layer("prefix_tokens")(x)
+    for index in range(model.depth):
+        x = model.get_layer(f"block_{index}")(x)
+    pooled = model.get_layer("pooling")(model.get_layer("norm")(x))
+    logits = model.get_layer("head")(model.get_layer("head_norm")(pooled))
+    return keras.Model(spectrogram, logits[:, 0], name=f"{model.name}_fixed")

@@ -1,0 +1,108 @@
+"""Kaldi's log-mel filterbank as plain TensorFlow operations, eager or in a graph."""
+
+import functools
+import math
+
+import numpy as np
+import tensorflow as tf
+
+LOG_FLOOR = 1.1920928955078125e-07  # float32 epsilon, Kaldi's floor before the logarithm
+
+
+def log_mel(waveform, settings):
+    """Log-mel filterbank of a clip, as Kaldi computes it (without dither).
+
+    Args:
+        waveform: float32 (samples,) or (batch, samples) in [-1, 1], at
+            settings.sample_rate Hz. The clip's mean is removed here.
+        settings: FbankSettings; times in milliseconds.
+
+    Returns:
+        float32 (frames, mel_bins) or (batch, frames, mel_bins), natural log of power,
+        not normalised; frames = 1 + (samples - window) // shift, none for a clip under
+        one window.
+
+    Raises:
+        ValueError: waveform is not floating point, or not of rank 1 or 2.
+
+    Source: Kaldi feature-fbank.cc, snip_edges=true, with AST's symmetric Hann window.
+    """
+    return _log_mel(waveform, settings, settings.shift, math.gcd(settings.window, settings.shift))
+
+
+def log_mel_at(waveform, settings, choice, frame_shifts_ms):
+    """`log_mel` at a frame shift drawn from a list.
+
+    Args:
+        waveform: float32 (samples,) or (batch, samples).
+        settings: FbankSettings; its own frame shift is not used.
+        choice: int32 scalar tensor, which of the shifts.
+        frame_shifts_ms: the list, milliseconds.
+    """
+    shifts = [round(settings.sample_rate * ms / 1000) for ms in frame_shifts_ms]
+    return _log_mel(
+        waveform, settings, tf.gather(shifts, choice), math.gcd(settings.window, *shifts)
+    )
+
+
+def normalise(spectrogram, settings):
+    """(x - mean) / (2 std), as AST: about half a unit of standard deviation."""
+    return (spectrogram - settings.mean) / (2 * settings.std)
+
+
+def _log_mel(waveform, settings, shift, block):
+    waveform = tf.convert_to_tensor(waveform)
+    if not waveform.dtype.is_floating or waveform.shape.rank not in (1, 2):
+        raise ValueError(
+            f"waveform has dtype {waveform.dtype.name} and shape {waveform.shape}; expected "
+            f"floats in [-1, 1] of shape (samples,) or (batch, samples), one channel."
+        )
+    if settings.remove_clip_mean:
+        waveform -= tf.reduce_mean(waveform, -1, keepdims=True)
+    frames = _frame(waveform, settings.window, shift, block)
+    frames -= tf.reduce_mean(frames, -1, keepdims=True)
+    previous = tf.concat([frames[..., :1], frames[..., :-1]], -1)
+    frames = (frames - settings.preemphasis * previous) * _hann(settings.window)
+    spectrum = tf.signal.rfft(frames, [settings.fft_length])
+    power = tf.math.real(spectrum) ** 2 + tf.math.imag(spectrum) ** 2
+    mel = tf.matmul(power, _mel_matrix(settings))
+    return tf.math.log(tf.maximum(mel, LOG_FLOOR))
+
+
+def _frame(waveform, window, shift, block):
+    """(..., samples) -> (..., frames, window); `block` divides window and shift.
+
+    Whole blocks are gathered, not samples: 400 / 80 = 5 indices a frame.
+    """
+    samples = waveform.shape[-1] or tf.shape(waveform)[-1]
+    batch = [waveform.shape[0] or tf.shape(waveform)[0]] if waveform.shape.rank == 2 else []
+    whole = samples // block
+    blocks = tf.reshape(waveform[..., : whole * block], [*batch, whole, block])
+    count = tf.maximum(0, 1 + (samples - window) // shift)
+    first = tf.range(count) * (shift // block)
+    frames = tf.gather(blocks, first[:, None] + np.arange(window // block), axis=-2)
+    return tf.reshape(frames, [*batch, count, window])
+
+
+@functools.cache
+def _hann(window):
+    """Symmetric Hann window, float32 (window,)."""
+    return np.hanning(window).astype("float32")
+
+
+@functools.cache
+def _mel_matrix(settings):
+    """Kaldi's triangles, float32 (fft_length / 2 + 1, mel_bins): corners even in mel."""
+
+    def mel(hertz):
+        return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
+
+    corners = np.linspace(
+        mel(settings.low_freq), mel(settings.sample_rate / 2), settings.mel_bins + 2
+    )
+    bins = np.arange(settings.fft_length // 2 + 1) * settings.sample_rate / settings.fft_length
+    position = mel(bins)[:, None]
+    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
+    rising = (position - left) / (centre - left)
+    falling = (right - position) / (right - centre)
+    return np.maximum(0.0, np.minimum(rising, falling)).astype("float32")

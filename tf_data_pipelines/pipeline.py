@@ -1,0 +1,152 @@
+"""From a surveyed source of clips to packed batches: decode, fbank, patches, pack, batch."""
+
+import numpy as np
+import tensorflow as tf
+
+from tf_data_pipelines.decode import decode_audio
+from tf_data_pipelines.fbank import log_mel, log_mel_at, normalise
+from tf_data_pipelines.packing import batch_rows, pack
+from tf_data_pipelines.patches import patch_tokens
+from tf_data_pipelines.resize import token_count
+
+CACHE_SECONDS = 4 * 3600  # waveforms up to 4 hours (0.9 GB of float32) stay in memory
+
+
+def training_batches(survey, fbank, patches, packing, seed=1337):
+    """Endless packed batches in a new random order each pass, for `model.fit`.
+
+    Each clip draws a patch size and a frame shift from the settings; the draw depends on
+    the seed and on how many clips came before, so a run repeats exactly.
+
+    Args:
+        survey: Survey of the clips to train on.
+        fbank: FbankSettings.
+        patches: PatchSettings.
+        packing: PackSettings.
+        seed: int, of the order and of the draws.
+
+    Returns:
+        tf.data.Dataset of (inputs, labels, weights): inputs a dictionary of `tokens`
+        float32 (rows, row_length, 256), `positions` float32 (rows, row_length, 4) and
+        `segment_ids` int32 (rows, row_length); labels int32 (rows, segments) or, for
+        multi-label data, float32 (rows, segments, classes); weights float32
+        (rows, segments).
+
+    Raises:
+        ValueError: a clip has more tokens than a row; it is named.
+    """
+    check_lengths(survey, fbank, patches, packing)
+    waveforms = _waveforms(survey, fbank, seed)
+    clips = _tokenise(waveforms.repeat(), fbank, patches, packing, seed)
+    rows = _pack(survey, clips, packing)
+    return batch_rows(rows, packing, partial=False).map(_split_batch).prefetch(tf.data.AUTOTUNE)
+
+
+def evaluation_batches(survey, fbank, patches, packing, seed=0):
+    """Packed batches that hold every clip exactly once, the last partial one included.
+
+    Args: as `training_batches`. With several patch sizes each clip keeps the same draw in
+        every pass.
+
+    Returns:
+        tf.data.Dataset of (inputs, labels, weights, clip_ids): clip_ids int64
+        (rows, segments) index survey.source.clips, -1 for an empty slot.
+    """
+    check_lengths(survey, fbank, patches, packing)
+    clips = _tokenise(_waveforms(survey, fbank), fbank, patches, packing, seed)
+    batches = batch_rows(_pack(survey, clips, packing), packing)
+    return batches.map(lambda batch: (*_split_batch(batch), batch["clip_ids"])).prefetch(
+        tf.data.AUTOTUNE
+    )
+
+
+def clip_tokens(survey, fbank, patches):
+    """Tokens of every clip at every patch size.
+
+    Returns:
+        int (patch sizes, clips), at the finest of the frame shifts.
+    """
+    shift_ms = min(patches.frame_shifts_ms or (fbank.frame_shift_ms,))
+    shift = round(fbank.sample_rate * shift_ms / 1000)
+    samples = np.ceil(np.asarray(survey.durations) * fbank.sample_rate).astype("int64")
+    frames = np.maximum(0, 1 + (samples - fbank.window) // shift)
+    return np.stack(
+        [
+            token_count(frames, fbank.mel_bins, size, patches.remainder, patches.prefix_tokens)
+            for size in patches.patch_sizes
+        ]
+    )
+
+
+def check_lengths(survey, fbank, patches, packing):
+    """Raise, naming clip and patch size, when a clip cannot fit into a row."""
+    tokens = clip_tokens(survey, fbank, patches)
+    size, clip = np.unravel_index(np.argmax(tokens), tokens.shape)
+    if tokens[size, clip] > packing.row_length and packing.overlong == "error":
+        patch_f, patch_t = patches.patch_sizes[size]
+        raise ValueError(
+            f"clip {survey.source.clips[clip].path!r} ({survey.durations[clip]:.1f} s) has "
+            f"{tokens[size, clip]:,} tokens at patch {patch_f}x{patch_t}, more than the row "
+            f'length {packing.row_length:,}. Raise row_length, or pass overlong="crop".'
+        )
+
+
+def _waveforms(survey, fbank, seed=None):
+    """(waveform, label, clip_id) of every clip once; shuffled when a seed is given."""
+    source = survey.source
+    if source.multi_label:
+        labels = np.zeros((len(source), len(source.classes)), "float32")
+        for row, clip in zip(labels, source.clips, strict=True):
+            row[list(clip.labels)] = 1
+    else:
+        labels = np.array([clip.labels[0] for clip in source.clips], "int32")
+    paths = [clip.path for clip in source.clips]
+    dataset = tf.data.Dataset.from_tensor_slices(
+        (paths, labels, np.arange(len(source), dtype="int64"))
+    )
+
+    def decode(path, label, clip_id):
+        return decode_audio(path, fbank.sample_rate), label, clip_id
+
+    small = np.sum(survey.durations) <= CACHE_SECONDS
+    if seed is not None and not small:
+        dataset = dataset.shuffle(len(source), seed)
+    dataset = dataset.map(decode, tf.data.AUTOTUNE)
+    if seed is not None and small:
+        dataset = dataset.cache().shuffle(len(source), seed)
+    return dataset
+
+
+def _tokenise(waveforms, fbank, patches, packing, seed):
+    max_tokens = packing.row_length if packing.overlong == "crop" else None
+    shifts = patches.frame_shifts_ms
+
+    def tokenise(count, clip):
+        waveform, label, clip_id = clip
+        choice = _draw(len(patches.patch_sizes), seed, 2 * count)
+        if shifts:
+            shift = _draw(len(shifts), seed, 2 * count + 1)
+            features = log_mel_at(waveform, fbank, shift, shifts)
+            scale = tf.gather(tf.constant(shifts, tf.float32), shift) / fbank.frame_shift_ms
+        else:
+            features, scale = log_mel(waveform, fbank), 1.0
+        features = tf.ensure_shape(normalise(features, fbank), [None, fbank.mel_bins])
+        tokens, positions = patch_tokens(features, patches, choice, scale, max_tokens)
+        return {"tokens": tokens, "positions": positions, "label": label, "clip_id": clip_id}
+
+    return waveforms.enumerate().map(tokenise, tf.data.AUTOTUNE)
+
+
+def _draw(choices, seed, count):
+    return tf.random.stateless_uniform([], [seed, count], 0, choices, tf.int32)
+
+
+def _pack(survey, clips, packing):
+    if survey.source.multi_label:
+        return pack(clips, packing, (len(survey.source.classes),), tf.float32)
+    return pack(clips, packing)
+
+
+def _split_batch(batch):
+    inputs = {name: batch[name] for name in ("tokens", "positions", "segment_ids")}
+    return inputs, batch["labels"], batch["weights"]
