@@ -2,7 +2,7 @@
 
 `read_audio` is the reference: soundfile decodes, soxr resamples, every unusable file
 raises an `AudioError`. `decode_audio` gives the same samples inside a graph: 16-bit WAV
-with TensorFlow alone, FLAC, Ogg Vorbis and MP3 with tensorflow-io where its native
+with TensorFlow alone, surveyed FLAC and Ogg Vorbis with tensorflow-io where its native
 operations run, everything else through `read_audio`.
 """
 
@@ -23,8 +23,6 @@ MIN_SAMPLES = 400  # one 25 ms analysis window at 16 kHz
 STREAMED = 0x7FFF0000  # a size from here on is a pipe's placeholder, not a promise
 BLOCK_FRAMES = 1 << 20
 MP3_SLACK = 3 * 1152  # libsndfile guesses the length of an MP3 without a Xing header
-MP3_RATES = (44100, 48000, 32000, 0)  # MPEG-1; MPEG-2 halves and MPEG-2.5 quarters them
-XING_OFFSETS = (13, 21, 36)  # MPEG-2 mono, MPEG-2 stereo or MPEG-1 mono, MPEG-1 stereo
 
 
 class AudioError(ValueError):
@@ -64,36 +62,38 @@ def read_audio(path, sample_rate=16000, min_samples=MIN_SAMPLES):
     return _decode(path, contents, sample_rate, min_samples)
 
 
-def decode_audio(path, sample_rate=16000):
+def decode_audio(path, sample_rate=16000, surveyed=False):
     """`read_audio` for eager code and for tf.data's `map`, with the same samples.
 
     A 16-bit PCM WAV at `sample_rate` is decoded by TensorFlow's own operations, so it
-    also works on tf.data service workers without Python. tensorflow-io decodes FLAC,
-    Ogg Vorbis and MP3 at `sample_rate` where its native operations run; its resampler
-    is far from soxr (relative error 0.7 on a sine), so other rates go to `read_audio`.
+    also works on tf.data service workers without Python. tensorflow-io decodes surveyed
+    FLAC and Ogg Vorbis at `sample_rate` where its native operations run. Its resampler is
+    far from soxr (relative error 0.7 on a sine) and its MP3 decoder from libsndfile's once
+    a frame is damaged, so other rates and MP3 go to `read_audio`.
 
     Args:
         path: scalar string, or string tensor.
         sample_rate: Hz of the result.
+        surveyed: whether `read_audio` has accepted the file before, as in a Survey; only
+            then tensorflow-io decodes, which never returns from some damaged files.
 
     Returns:
         float32 (samples,), static shape (None,).
 
     Raises:
-        tf.errors.InvalidArgumentError: with AudioError's text; a FLAC, Ogg or MP3 that
-            breaks in the middle has tensorflow-io's instead.
+        AudioError: eagerly; inside a graph it becomes a tf.errors.InvalidArgumentError
+            with the same text.
         tf.errors.NotFoundError: no such file.
     """
     path = tf.convert_to_tensor(path, tf.string)
     contents = tf.io.read_file(path)
     empty = functools.partial(tf.zeros, [0])
     wave = tf.cond(_is_pcm16(contents, sample_rate), lambda: _decode_pcm16(contents), empty)
-    audio = _tensorflow_io()
+    audio = _tensorflow_io() if surveyed else None
     if audio is not None:
         for matches, decode in (
             (_is_flac(contents, sample_rate), functools.partial(_decode_flac, audio)),
             (_is_vorbis(contents, sample_rate), audio.decode_vorbis),
-            (_is_mp3(contents, sample_rate), audio.decode_mp3),
         ):
             wave = tf.cond(
                 matches,
@@ -118,6 +118,8 @@ def decode_audio(path, sample_rate=16000):
 
 def _decode_bytes(path, contents, sample_rate):
     """`read_audio` of bytes already read, so that remote file systems work too."""
+    # Scalars come as bytes from a graph and as arrays eagerly; "object" keeps last zeros.
+    path, contents = (np.asarray(value, object).item() for value in (path, contents))
     path = os.fsdecode(path)
     _check_extension(path)
     return _decode(path, contents, sample_rate, MIN_SAMPLES)
@@ -291,11 +293,11 @@ def _tensorflow_io():
         try:
             import tensorflow_io
 
-            ramp = tf.range(64, dtype=tf.int16)[:, None]
-            flac = tensorflow_io.audio.encode_flac(ramp, rate=16000)
+            ramp = np.arange(64, dtype=np.int16)[:, None]
+            flac = tensorflow_io.audio.encode_flac(tf.constant(ramp), rate=16000)
             decoded = tensorflow_io.audio.decode_flac(flac, dtype=tf.int16)
             return tensorflow_io.audio if np.array_equal(decoded, ramp) else None
-        except Exception:  # whatever a mismatched binary raises, read_audio does the work
+        except (ImportError, NotImplementedError, AttributeError, OSError, tf.errors.OpError):
             return None
 
 
@@ -309,7 +311,7 @@ def _is_flac(contents, sample_rate):
 def _flac_format(contents):
     """Rate in Hz and bits from STREAMINFO: 20 bits rate, 3 channels - 1, 5 bits - 1."""
     packed = _number(contents, 18, 4, "big")
-    return packed >> 12, (packed >> 4) % 32 + 1
+    return packed // 2**12, packed // 2**4 % 32 + 1
 
 
 def _decode_flac(audio, contents):
@@ -322,19 +324,3 @@ def _decode_flac(audio, contents):
 
 def _is_vorbis(contents, sample_rate):
     return _has(contents, 28, b"\x01vorbis") & tf.equal(_number(contents, 40, 4), sample_rate)
-
-
-def _is_mp3(contents, sample_rate):
-    """An MP3 without tags before its first frame, and with a Xing or Info header in it.
-
-    Without that header the decoders disagree about the encoder's padding.
-    """
-    version = (_number(contents, 1, 1) >> 3) % 4  # 3: MPEG-1, 2: MPEG-2, 0: MPEG-2.5
-    rate = tf.gather(tf.constant(MP3_RATES, tf.int64), (_number(contents, 2, 1) >> 2) % 4)
-    rate = rate // tf.gather(tf.constant([4, 1, 2, 1], tf.int64), version)
-    framed = [_has(contents, at, word) for at in XING_OFFSETS for word in (b"Xing", b"Info")]
-    return (
-        _has(contents, 0, b"\xff")
-        & tf.equal(rate, sample_rate)
-        & functools.reduce(tf.logical_or, framed)
-    )

@@ -1,8 +1,8 @@
 """Streaming packer: clips of any length become dense rows, inside the TensorFlow graph.
 
-    clips        [a a a] [b b]
-    tokens        a a a b b .
-    segment_ids   1 1 1 2 2 0
+clips        [a a a] [b b]
+tokens        a a a b b .
+segment_ids   1 1 1 2 2 0
 """
 
 import tensorflow as tf
@@ -218,9 +218,7 @@ class _Packer:
             "held": tf.raw_ops.TensorListSetItem(
                 input_handle=state["held"], index=row, item=waiting
             ),
-            "used": tf.tensor_scatter_nd_add(
-                state["used"], [[row]], [tf.shape(clip["tokens"])[0]]
-            ),
+            "used": tf.tensor_scatter_nd_add(state["used"], [[row]], [tf.shape(clip["tokens"])[0]]),
             "count": scatter(state["count"], [[row]], [slot + 1]),
             "labels": scatter(state["labels"], [[row, slot]], clip["label"][None]),
             "clip_ids": scatter(state["clip_ids"], [[row, slot]], clip["clip_id"][None]),

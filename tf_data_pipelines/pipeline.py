@@ -68,7 +68,7 @@ def clip_tokens(survey, fbank, patches):
     """
     shift_ms = min(patches.frame_shifts_ms or (fbank.frame_shift_ms,))
     shift = round(fbank.sample_rate * shift_ms / 1000)
-    samples = np.ceil(np.asarray(survey.durations) * fbank.sample_rate).astype("int64")
+    samples = np.rint(np.asarray(survey.durations) * fbank.sample_rate).astype("int64")
     frames = np.maximum(0, 1 + (samples - fbank.window) // shift)
     return np.stack(
         [
@@ -106,7 +106,7 @@ def _waveforms(survey, fbank, seed=None):
     )
 
     def decode(path, label, clip_id):
-        return decode_audio(path, fbank.sample_rate), label, clip_id
+        return decode_audio(path, fbank.sample_rate, surveyed=True), label, clip_id
 
     small = np.sum(survey.durations) <= CACHE_SECONDS
     if seed is not None and not small:

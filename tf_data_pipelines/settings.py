@@ -19,12 +19,19 @@ BASE_PATCH = 16  # every patch becomes a BASE_PATCH x BASE_PATCH token
 def check_choice(name, value, choices):
     """Raise a ValueError that lists the choices unless `value` is one of them."""
     if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown. Choose one of {', '.join(map(repr, choices))}.")
+        raise ValueError(
+            f"{name}={value!r} is unknown. Choose one of {', '.join(map(repr, choices))}."
+        )
 
 
 def check_positive(name, value, kind=(int, float)):
     """Raise unless `value` is a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or value <= 0:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, kind)
+        or not math.isfinite(value)
+        or value <= 0
+    ):
         raise ValueError(f"{name}={value!r} must be a positive number.")
 
 
@@ -148,7 +155,9 @@ class PatchSettings(Settings):
     def __post_init__(self):
         if not self.patch_sizes:
             raise ValueError("patch_sizes is empty; give at least one size, such as (16,).")
-        object.__setattr__(self, "patch_sizes", tuple(patch_pair(size) for size in self.patch_sizes))
+        object.__setattr__(
+            self, "patch_sizes", tuple(patch_pair(size) for size in self.patch_sizes)
+        )
         object.__setattr__(self, "frame_shifts_ms", tuple(self.frame_shifts_ms))
         object.__setattr__(self, "grid", tuple(self.grid))
         for shift in self.frame_shifts_ms:

@@ -1,0 +1,130 @@
+"""Every clip of a data set through the packed model, once, and what that says of it."""
+
+import dataclasses
+
+import keras
+import numpy as np
+from rich.progress import Progress
+
+from keras_flexast.metrics import accuracy, mean_average_precision
+
+MAX_ROW_LENGTH = 8192  # tokens; dense attention over more needs over 3 GB a layer
+
+
+def clip_outputs(model, batches, clips, description=None):
+    """The model's output of every clip, in the order of the source.
+
+    Args:
+        model: keras.Model on packed batches with one output vector a segment slot.
+        batches: of `tf_data_pipelines.evaluation_batches`.
+        clips: number of clips.
+        description: text beside a progress bar; None shows none.
+
+    Returns:
+        outputs float32 (clips, width), and a dictionary: `rows` that held a clip, `tokens`
+        in them, and `fill`, the share of their places that was a token.
+
+    Raises:
+        ValueError: a clip came back never or twice.
+    """
+    outputs, seen = np.zeros((clips, model.output_shape[-1]), "float32"), np.zeros(clips, "int64")
+    rows = tokens = places = 0
+    with Progress(disable=description is None) as progress:
+        task = progress.add_task(description or "", total=clips)
+        for inputs, _, weights, clip_ids in batches:
+            inputs = {name: np.asarray(value) for name, value in inputs.items()}
+            output = keras.ops.convert_to_numpy(model.predict_on_batch(inputs))
+            real = np.asarray(weights) > 0
+            ids = np.asarray(clip_ids)[real]
+            outputs[ids] = output[real]
+            np.add.at(seen, ids, 1)
+            used = inputs["segment_ids"] > 0
+            rows += int(used.any(1).sum())
+            tokens += int(used.sum())
+            places += int(used.any(1).sum()) * used.shape[1]
+            progress.advance(task, len(ids))
+    if not (seen == 1).all():
+        raise ValueError(
+            f"{(seen != 1).sum()} of {clips} clips came back not exactly once; the batches do "
+            f"not belong to this source."
+        )
+    return outputs, {"rows": rows, "tokens": tokens, "fill": tokens / places}
+
+
+def evaluate_run(run, survey, patch_sizes, progress=False):
+    """Accuracy (or mAP) at each patch size, with one set of weights.
+
+    Args:
+        run: Run.
+        survey: Survey of the clips; its classes are the run's.
+        patch_sizes: ints or (frequency, time) pairs.
+        progress: show a bar for each size.
+
+    Returns:
+        list of dictionaries: `patch_size` (frequency, time), `metric` ("accuracy" or
+        "mAP"), `value`, `clips`, `rows`, `tokens` and `fill`.
+    """
+    from tf_data_pipelines.pipeline import evaluation_batches
+
+    results = []
+    for size in patch_sizes:
+        patches = run.patches_at([size])
+        packing = fitting_rows(survey, run.fbank, patches, run.packing)
+        (pair,) = patches.patch_sizes
+        logits, counts = clip_outputs(
+            run.model,
+            evaluation_batches(survey, run.fbank, patches, packing),
+            len(survey.source),
+            f"Evaluating at patch {patch_name(pair)}" if progress else None,
+        )
+        metric, value = score_clips(survey.source, logits)
+        results.append(
+            {"patch_size": pair, "metric": metric, "value": value, "clips": len(logits), **counts}
+        )
+    return results
+
+
+def score_clips(source, logits):
+    """("accuracy", value) of single-label clips, ("mAP", value) of multi-label ones."""
+    if source.multi_label:
+        targets = np.zeros((len(source), len(source.classes)))
+        for row, clip in zip(targets, source.clips, strict=True):
+            row[list(clip.labels)] = 1
+        return "mAP", mean_average_precision(targets, logits)
+    return "accuracy", accuracy([clip.labels[0] for clip in source.clips], logits)
+
+
+def fitting_rows(survey, fbank, patches, packing):
+    """Pack settings whose rows are long enough for the longest clip.
+
+    The run's own row length is kept where it suffices, so that one compilation serves.
+
+    Raises:
+        ValueError: a clip needs more than MAX_ROW_LENGTH tokens; it is named.
+    """
+    from tf_data_pipelines.pipeline import clip_tokens
+
+    tokens = clip_tokens(survey, fbank, patches).max(0)
+    most = int(tokens.max())
+    if most <= packing.row_length:
+        return packing
+    if most > MAX_ROW_LENGTH:
+        clip = int(tokens.argmax())
+        raise ValueError(
+            f"clip {survey.source.clips[clip].path!r} ({survey.durations[clip]:.1f} s) has "
+            f"{most:,} tokens, more than {MAX_ROW_LENGTH:,}. Use a larger patch size, or cut the "
+            f"recording into shorter files."
+        )
+    length = -(-most // 128) * 128
+    rows = max(1, packing.rows * packing.row_length // length)
+    return dataclasses.replace(packing, row_length=length, rows=rows)
+
+
+def embedding_model(model):
+    """Packed batches to clip embeddings (rows, segments, dim): what the head looks at."""
+    return keras.Model(model.inputs, model.get_layer("head_norm").output, name="embedding")
+
+
+def patch_name(pair):
+    """(16, 16) -> "16"; (16, 24) -> "16x24"."""
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"

@@ -1,0 +1,194 @@
+"""A run as something that needs neither Keras nor this package: SavedModel and TFLite.
+
+Waveform in, scores out: the front end and the score activation are in the graph. Needs
+the TensorFlow backend; a model trained on JAX is loaded from its `.keras` file.
+"""
+
+import pathlib
+import tempfile
+
+import keras
+import numpy as np
+
+from keras_flexast.evaluation import patch_name
+from keras_flexast.models import fixed_model
+from keras_flexast.runs import check_free, whole_folder, write_whole
+from tf_data_pipelines.settings import check_choice, check_positive, patch_pair
+
+FORMATS = ("saved_model", "tflite")
+
+
+def export_run(run, patch_size, format, out, seconds=None, overwrite=False):
+    """Export one patch size of a run.
+
+    Args:
+        run: Run.
+        patch_size: int or (frequency, time).
+        format: "saved_model", a folder whose `serving_default` takes `waveform` float32
+            (batch, samples) at the run's sample rate and gives `scores` float32 (batch,
+            classes); or "tflite", one file with one clip at a time, (1, samples), of
+            built-in operations only.
+        out: path of the folder or file.
+        seconds: length of every clip; None for the longest training clip.
+        overwrite: replace what is there.
+
+    Returns:
+        pathlib.Path of the artefact; `labels.txt` lies in a SavedModel's `assets`, and
+        beside a `.tflite` as NAME.labels.txt.
+
+    Raises:
+        RuntimeError: Keras runs on another backend than TensorFlow.
+        ValueError: unknown format, or a patch larger than the clip's spectrogram.
+        FileExistsError: `out` exists.
+    """
+    check_choice("format", format, FORMATS)
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"Export needs the TensorFlow backend, and Keras runs on {keras.backend.backend()}. "
+            f"Set KERAS_BACKEND=tensorflow, or use `flexast export`: the run's .keras file loads "
+            f"on either."
+        )
+    seconds = run.clip_seconds if seconds is None else seconds
+    check_positive("seconds", seconds)
+    out = pathlib.Path(out)
+    check_free(out, overwrite)
+    model, samples = scoring_model(run, patch_size, seconds)
+    labels = "".join(f"{name}\n" for name in run.classes)
+    if format == "saved_model":
+        with whole_folder(out, overwrite) as folder:
+            _write_saved_model(model, samples, folder)
+            write_whole(folder / "assets" / "labels.txt", labels)
+    else:
+        write_whole(out, _tflite_bytes(model, samples))
+        write_whole(out.with_suffix(".labels.txt"), labels)
+    return out
+
+
+def scoring_model(run, patch_size, seconds):
+    """TensorFlow function from waveforms to scores, and the samples it takes.
+
+    Returns:
+        (tf.Module with `__call__(waveform float32 (batch, samples))`, samples).
+    """
+    import tensorflow as tf
+
+    from tf_data_pipelines.fbank import log_mel, normalise
+
+    samples = round(seconds * run.fbank.sample_rate)
+    frames = run.fbank.frames(samples)
+    patch_f, patch_t = patch_pair(patch_size)
+    if frames < patch_t or run.fbank.mel_bins < patch_f:
+        raise ValueError(
+            f"patch_size={patch_name((patch_f, patch_t))} is larger than the spectrogram of "
+            f"{seconds} s: {run.fbank.mel_bins} mel bins, {frames} frames. Choose a smaller patch, "
+            f"or more --seconds."
+        )
+
+    class Scoring(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = fixed_model(run.model, patch_size, frames)
+            self.activation = tf.nn.sigmoid if run.multi_label else tf.nn.softmax
+
+        def __call__(self, waveform):
+            features = normalise(log_mel(waveform, run.fbank), run.fbank)
+            return {"scores": self.activation(self.model(features))}
+
+    return Scoring(), samples
+
+
+def fixed_scores(run, patch_size, waveforms):
+    """Scores of equally long clips by the fixed face, on whatever backend Keras runs.
+
+    Args:
+        run: Run.
+        patch_size: int or (frequency, time).
+        waveforms: float32 (clips, samples).
+
+    Returns:
+        float32 (clips, classes).
+    """
+    from tf_data_pipelines.fbank import log_mel, normalise
+
+    features = normalise(log_mel(waveforms, run.fbank), run.fbank).numpy()
+    model = fixed_model(run.model, patch_size, features.shape[1])
+    return run.scores(model.predict(features, verbose=0))
+
+
+def load_scorer(path):
+    """An exported artefact as a function, run by its own runtime.
+
+    Args:
+        path: a SavedModel folder (TensorFlow), or a `.tflite` file (LiteRT, or else
+            TensorFlow's interpreter).
+
+    Returns:
+        (function from float32 (clips, samples) to scores (clips, classes), samples).
+
+    Raises:
+        FileNotFoundError, ValueError: no such artefact, or of another kind.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected a SavedModel folder or .tflite.")
+    if path.is_dir():
+        return _saved_model_scorer(path)
+    if path.suffix == ".tflite":
+        return _tflite_scorer(path)
+    raise ValueError(f"{path} is neither a SavedModel folder nor a .tflite file.")
+
+
+def _write_saved_model(model, samples, folder, batch=None):
+    import tensorflow as tf
+
+    archive = keras.export.ExportArchive()
+    archive.track(model.model)
+    waveform = tf.TensorSpec([batch, samples], tf.float32, name="waveform")
+    archive.add_endpoint("serving_default", model.__call__, input_signature=[waveform])
+    archive.write_out(str(folder), verbose=False)
+
+
+def _tflite_bytes(model, samples):
+    import tensorflow as tf
+
+    # By way of ExportArchive: the converter freezes the variables only where it tracks them,
+    # and otherwise writes a file that answers nan.
+    with tempfile.TemporaryDirectory() as folder:
+        _write_saved_model(model, samples, folder, batch=1)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        return converter.convert()
+
+
+def _saved_model_scorer(path):
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    serve = loaded.signatures["serving_default"]
+    (spec,) = serve.structured_input_signature[1].values()
+
+    def scores(waveforms, loaded=loaded):  # the signature does not keep its model alive
+        return serve(waveform=tf.constant(waveforms))["scores"].numpy()
+
+    return scores, spec.shape[1]
+
+
+def _tflite_scorer(path):
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        from tensorflow.lite import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=2)
+    interpreter.allocate_tensors()
+    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def scores(waveforms):
+        rows = []
+        for waveform in waveforms:
+            interpreter.set_tensor(given["index"], np.asarray(waveform[None], "float32"))
+            interpreter.invoke()
+            rows.append(interpreter.get_tensor(result["index"])[0].copy())
+        return np.stack(rows)
+
+    return scores, int(given["shape"][1])

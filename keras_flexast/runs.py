@@ -1,0 +1,156 @@
+"""A run on disk: weights, settings and labels in one folder that appears whole or not at all.
+
+RUN/model.keras     the packed model
+RUN/settings.json   how a waveform becomes tokens, and the classes
+RUN/labels.txt      one class a line, in the order of the scores
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+
+import keras
+
+from keras_flexast.models import FlexAST
+from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A packed model with everything that is needed to use it.
+
+    Args:
+        model: FlexAST.
+        fbank: FbankSettings, with the training data's mean and std.
+        patches: PatchSettings of the training.
+        packing: PackSettings of the training.
+        classes: class names in the order of the model's outputs.
+        multi_label: a clip may have several classes: scores are sigmoid, else softmax.
+        clip_seconds: the longest training clip; what an export of fixed length defaults to.
+    """
+
+    model: FlexAST
+    fbank: FbankSettings
+    patches: PatchSettings
+    packing: PackSettings
+    classes: tuple
+    multi_label: bool = False
+    clip_seconds: float = 10.0
+
+    def scores(self, logits):
+        """Logits (..., classes) as scores in [0, 1], NumPy float32: softmax, or sigmoid."""
+        activation = keras.ops.sigmoid if self.multi_label else keras.ops.softmax
+        return keras.ops.convert_to_numpy(activation(logits))
+
+    def patches_at(self, patch_sizes):
+        """The run's PatchSettings with other patch sizes, at the filterbank's own shift."""
+        return dataclasses.replace(self.patches, patch_sizes=tuple(patch_sizes), frame_shifts_ms=())
+
+
+def save_run(run, folder):
+    """Write a run into an existing folder, its files replaced one whole at a time."""
+    folder = pathlib.Path(folder)
+    model_path = folder / "model.part.keras"
+    run.model.save(model_path)
+    os.replace(model_path, folder / "model.keras")
+    settings = {
+        "classes": list(run.classes),
+        "multi_label": run.multi_label,
+        "clip_seconds": run.clip_seconds,
+        "fbank": run.fbank.to_dict(),
+        "patches": run.patches.to_dict(),
+        "packing": run.packing.to_dict(),
+    }
+    write_whole(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
+    write_whole(folder / "labels.txt", "".join(f"{name}\n" for name in run.classes))
+
+
+def load_run(folder):
+    """Read a run written on any backend.
+
+    Raises:
+        FileNotFoundError: the folder, or one of its files, is missing.
+        ValueError: settings.json is damaged, or does not fit the model.
+    """
+    folder = pathlib.Path(folder)
+    for path in (folder, folder / "settings.json", folder / "model.keras"):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} does not exist, so {folder} is not a run. `flexast train` and "
+                f"`flexast demo` write one."
+            )
+    try:
+        settings = json.loads((folder / "settings.json").read_text())
+        fbank = FbankSettings.from_dict(settings["fbank"])
+        patches = PatchSettings.from_dict(settings["patches"])
+        packing = PackSettings.from_dict(settings["packing"])
+        classes, multi_label = tuple(settings["classes"]), settings["multi_label"]
+        clip_seconds = settings["clip_seconds"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'settings.json'} is damaged: {error!r}.") from error
+    try:
+        model = keras.saving.load_model(folder / "model.keras", compile=False)
+    except Exception as error:  # Keras raises whatever zipfile, json or h5py met
+        raise ValueError(f"{folder / 'model.keras'} cannot be loaded: {error}") from error
+    if model.num_classes != len(classes):
+        raise ValueError(
+            f"{folder}: the model has {model.num_classes} classes, settings.json "
+            f"{len(classes)}. They are from different runs; train or convert again."
+        )
+    return Run(model, fbank, patches, packing, classes, multi_label, clip_seconds)
+
+
+@contextlib.contextmanager
+def whole_folder(folder, overwrite=False, keep_partial=False):
+    """A folder that appears whole or not at all.
+
+    Args:
+        folder: where it is to appear.
+        overwrite: replace what is there; otherwise that is an error.
+        keep_partial: after an interruption leave the unfinished folder, `FOLDER.partial`.
+
+    Yields:
+        pathlib.Path of the folder to write into, renamed at the end.
+
+    Raises:
+        FileExistsError: `folder` exists and overwrite is False.
+    """
+    folder = pathlib.Path(folder)
+    check_free(folder, overwrite)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        os.replace(partial, folder)
+    finally:
+        if not keep_partial:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_free(path, overwrite=False):
+    """Raise FileExistsError when an output is already there (an empty folder is free)."""
+    path = pathlib.Path(path)
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty and not overwrite:
+        raise FileExistsError(f"{path} exists already. Choose another --out, or pass --overwrite.")
+
+
+def write_whole(path, content):
+    """Write text or bytes to a file that appears whole or not at all."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        if isinstance(content, str):
+            partial.write_text(content)
+        else:
+            partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,228 @@
+"""Training with plain `compile` and `fit`: loss, schedule, callbacks, and a run at the end."""
+
+import dataclasses
+import math
+
+import keras
+
+from keras_flexast.evaluation import clip_outputs, score_clips
+from keras_flexast.models import FlexAST
+from keras_flexast.runs import Run, save_run, whole_folder
+from tf_data_pipelines.settings import BASE_PATCH, PATCH_SIZES, PackSettings, PatchSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How long and how fast.
+
+    Args:
+        epochs: passes over the training clips.
+        learning_rate: at the end of the warm-up; a cosine takes it to zero.
+        warmup: share of the steps.
+        weight_decay: Adam's decoupled weight decay.
+        seed: of the weights, the order and the draws.
+    """
+
+    epochs: int = 20
+    learning_rate: float = 1e-3
+    warmup: float = 0.1
+    weight_decay: float = 5e-7
+    seed: int = 1337
+
+
+def packed_loss(multi_label=False):
+    """Loss over the clips of a packed batch, divided by the number of clips.
+
+    The default reduction would divide by rows x segments: the learning rate would shrink
+    with every empty slot.
+    """
+    losses = keras.losses
+    kind = losses.BinaryCrossentropy if multi_label else losses.SparseCategoricalCrossentropy
+    return kind(from_logits=True, reduction="mean_with_sample_weight")
+
+
+def compile_packed(model, learning_rate, multi_label=False, weight_decay=5e-7):
+    """Compile a packed model: Adam, the loss above, accuracy of single-label clips, XLA.
+
+    Args:
+        model: FlexAST.
+        learning_rate: float or schedule.
+        multi_label: the labels are (rows, segments, classes).
+        weight_decay: of the optimizer.
+    """
+    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    model.compile(
+        keras.optimizers.Adam(learning_rate, 0.95, 0.999, weight_decay=weight_decay),
+        packed_loss(multi_label),
+        weighted_metrics=[] if multi_label else [accuracy],
+        jit_compile=True,
+    )
+
+
+@keras.saving.register_keras_serializable(package="keras_flexast")
+class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up and cosine decay to zero, once for each stage of a training.
+
+    Args:
+        learning_rate: at the end of each warm-up.
+        stages: steps of each stage; several restart the schedule without compiling again.
+        warmup: share of a stage's steps.
+    """
+
+    def __init__(self, learning_rate, stages, warmup=0.1):
+        self.learning_rate = learning_rate
+        self.stages = tuple(stages)
+        self.warmup = warmup
+
+    def __call__(self, step):
+        ops = keras.ops
+        step = ops.cast(step, "float32")
+        value, start = ops.zeros(()), 0
+        for steps in self.stages:
+            rise = max(1.0, self.warmup * steps)
+            done = step - start
+            part = ops.clip((done - rise) / max(1.0, steps - rise), 0, 1)
+            here = ops.minimum((done + 1) / rise, 0.5 * (1 + ops.cos(math.pi * part)))
+            value = ops.where(done >= 0, self.learning_rate * here, value)
+            start += steps
+        return value
+
+    def get_config(self):
+        return {
+            "learning_rate": self.learning_rate,
+            "stages": self.stages,
+            "warmup": self.warmup,
+        }
+
+
+class MeanAveragePrecision(keras.callbacks.Callback):
+    """Adds the exact `val_mAP` to the logs at the end of each epoch (multi-label data).
+
+    Args:
+        batches: of `tf_data_pipelines.evaluation_batches`.
+        source: Source of the validation clips.
+    """
+
+    def __init__(self, batches, source):
+        super().__init__()
+        self.batches = batches
+        self.source = source
+
+    def on_epoch_end(self, epoch, logs=None):
+        logits, _ = clip_outputs(self.model, self.batches, len(self.source))
+        logs["val_mAP"] = score_clips(self.source, logits)[1]
+
+
+def steps_per_epoch(survey, fbank, patches, packing):
+    """Batches in one pass over the clips, from their mean tokens over the patch sizes."""
+    from tf_data_pipelines.pipeline import clip_tokens
+
+    tokens = clip_tokens(survey, fbank, patches).mean(0).sum()
+    by_tokens = tokens / (packing.rows * packing.row_length)
+    by_slots = len(survey.source) / (packing.rows * packing.segments)
+    return max(1, math.ceil(max(by_tokens, by_slots)))
+
+
+def fitting_settings(survey, fbank, patches, batch_tokens=4096, row_length=None, segments=16):
+    """Pack settings for a data set: rows that hold its longest clip, and tokens per batch.
+
+    Args:
+        survey: Survey of the training clips.
+        fbank: FbankSettings.
+        patches: PatchSettings.
+        batch_tokens: tokens in a batch.
+        row_length: tokens in a row; None for the longest clip's, at least 256.
+        segments: clip slots in a row.
+    """
+    from tf_data_pipelines.pipeline import clip_tokens
+
+    if row_length is None:
+        most = int(clip_tokens(survey, fbank, patches).max())
+        row_length = min(4096, max(256, -(-most // 64) * 64))
+    return PackSettings(max(1, batch_tokens // row_length), row_length, segments)
+
+
+def train_run(
+    train, validation, out, model=None, patches=None, packing=None, fbank=None,
+    settings=None, overwrite=False, model_options=None, verbose=1,
+):  # fmt: skip
+    """Train a model on surveyed clips and write the run to `out`.
+
+    While it trains, `OUT.partial` holds the best weights so far and the TensorBoard logs;
+    an interrupted run leaves it there.
+
+    Args:
+        train, validation: Surveys of the two splits.
+        out: folder of the run.
+        model: FlexAST to go on with; None for a new one.
+        patches: PatchSettings; None for random sizes of PATCH_SIZES, cover, physical.
+        packing: PackSettings; None for `fitting_settings`.
+        fbank: FbankSettings; the mean and std are the training clips' if None.
+        settings: TrainSettings.
+        overwrite: replace an existing run.
+        model_options: keyword arguments of a new FlexAST, such as size or pooling.
+        verbose: of `model.fit`; 1 shows its progress bar.
+
+    Returns:
+        Run with the best weights on the validation clips, as saved, and Keras's History.
+    """
+    from tf_data_pipelines.pipeline import evaluation_batches, training_batches
+    from tf_data_pipelines.settings import FbankSettings
+
+    settings = settings or TrainSettings()
+    source = train.source
+    fbank = fbank or FbankSettings(mean=train.mean, std=train.std)
+    options = {"size": "tiny", **(model_options or {})}
+    keras.utils.set_random_seed(settings.seed)
+    patches = patches or PatchSettings(patch_sizes=PATCH_SIZES)
+    if model is None:
+        options.setdefault("grid", (fbank.mel_bins // BASE_PATCH, time_cells(train, fbank)))
+        options.setdefault("segments", packing.segments if packing else 16)
+        options.update(
+            remainder=patches.remainder, position=patches.position, resize=patches.resize
+        )
+        model = FlexAST(len(source.classes), **options)
+    patches = dataclasses.replace(patches, grid=model.grid, prefix_tokens=model.prefix_tokens)
+    packing = packing or fitting_settings(train, fbank, patches, segments=model.segments)
+
+    steps = steps_per_epoch(train, fbank, patches, packing)
+    batches = training_batches(train, fbank, patches, packing, settings.seed)
+    held_out = evaluation_batches(validation, fbank, patches, packing, settings.seed)
+    schedule = WarmupCosine(settings.learning_rate, [steps * settings.epochs], settings.warmup)
+    compile_packed(model, schedule, source.multi_label, settings.weight_decay)
+    with whole_folder(out, overwrite, keep_partial=True) as folder:
+        best = folder / "best.weights.h5"
+        metric = "val_mAP" if source.multi_label else "val_accuracy"
+        callbacks = [
+            keras.callbacks.ModelCheckpoint(
+                best, metric, save_best_only=True, save_weights_only=True, mode="max"
+            ),
+            keras.callbacks.TensorBoard(folder / "logs", write_graph=False),
+        ]
+        if source.multi_label:
+            callbacks.insert(0, MeanAveragePrecision(held_out, validation.source))
+        history = model.fit(
+            batches,
+            steps_per_epoch=steps,
+            epochs=settings.epochs,
+            validation_data=held_out.map(
+                lambda inputs, labels, weights, _: (inputs, labels, weights)
+            ),
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=verbose,
+        )
+        model.load_weights(best)
+        best.unlink()
+        run = Run(
+            model, fbank, patches, packing, source.classes, source.multi_label,
+            clip_seconds=round(float(max(train.durations)), 3),
+        )  # fmt: skip
+        save_run(run, folder)
+    return run, history
+
+
+def time_cells(survey, fbank):
+    """Time cells of a position table that covers the longest clip, at least 64."""
+    seconds = float(max(survey.durations))
+    return max(64, math.ceil(seconds * 1000 / (fbank.frame_shift_ms * BASE_PATCH)))

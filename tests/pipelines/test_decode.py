@@ -1,0 +1,270 @@
+"""Properties of decoding, and one message for each kind of bad file."""
+
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+import tensorflow as tf
+
+from tf_data_pipelines import decode
+from tf_data_pipelines.decode import AudioError, decode_audio, read_audio
+
+RATE = 16000
+FORMATS = [
+    ("wav", "PCM_U8", 2**-7),
+    ("wav", "PCM_16", 2**-15),
+    ("wav", "PCM_24", 1e-6),
+    ("wav", "PCM_32", 1e-6),
+    ("wav", "FLOAT", 1e-6),
+    ("wav", "DOUBLE", 1e-6),
+    ("flac", "PCM_16", 2**-15),
+    ("flac", "PCM_24", 1e-6),
+    ("aiff", "PCM_16", 2**-15),
+    ("ogg", "VORBIS", 0.03),
+    ("ogg", "OPUS", 0.05),
+    ("mp3", "MPEG_LAYER_III", 0.03),
+]
+
+
+def tone(rate=RATE, seconds=0.5, hertz=441.0, channels=1):
+    """float64 (samples, channels): a sine at 0.5, each further channel half as loud."""
+    times = np.arange(round(rate * seconds)) / rate
+    return 0.5 * np.sin(2 * np.pi * hertz * times)[:, None] * 0.5 ** np.arange(channels)
+
+
+def write(path, samples=None, rate=RATE, **kwargs):
+    soundfile.write(path, tone(rate) if samples is None else samples, rate, **kwargs)
+    return str(path)
+
+
+def through_map(paths, sample_rate=RATE, surveyed=False):
+    """The clips after tf.data's parallel map, and the dataset's static shape."""
+    dataset = tf.data.Dataset.from_tensor_slices(paths)
+    dataset = dataset.map(
+        lambda path: decode_audio(path, sample_rate, surveyed), num_parallel_calls=2
+    )
+    return list(dataset.as_numpy_iterator()), dataset.element_spec.shape.as_list()
+
+
+def riff(*chunks, size=None):
+    body = b"WAVE" + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(body) if size is None else size) + body
+
+
+def chunk(name, body, size=None):
+    return name + struct.pack("<I", len(body) if size is None else size) + body
+
+
+FMT = chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, RATE, 2 * RATE, 2, 16))
+PCM = (1000 * np.sin(np.arange(1009))).astype("<i2")
+
+
+@pytest.mark.parametrize(("extension", "subtype", "tolerance"), FORMATS)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_formats_keep_the_samples(tmp_path, extension, subtype, tolerance, channels):
+    samples = tone(channels=channels)
+    path = write(tmp_path / f"a.{extension}", samples, subtype=subtype)
+    wave = read_audio(path)
+    assert wave.dtype == np.float32 and wave.shape == (len(samples),)
+    margin = 200  # lossy codecs smear the ends
+    error = np.abs(wave - samples.mean(1))
+    assert error[margin:-margin].max() <= tolerance
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+def test_resampling_keeps_frequency_amplitude_and_length(tmp_path, rate):
+    wave = read_audio(write(tmp_path / "a.wav", tone(rate, seconds=1.0), rate, subtype="FLOAT"))
+    assert abs(len(wave) - RATE) <= 1
+    inner = slice(400, 15600)
+    assert np.abs(wave[inner] - tone(RATE, 1.0)[inner, 0]).max() < 1e-3
+
+
+def test_three_channels_are_averaged(tmp_path):
+    path = write(tmp_path / "a.wav", tone(channels=3), subtype="FLOAT")
+    np.testing.assert_allclose(read_audio(path), tone()[:, 0] * 1.75 / 3, atol=1e-6)
+
+
+def test_content_decides_the_format(tmp_path):
+    path = write(tmp_path / "a.wav", format="FLAC")
+    np.testing.assert_array_equal(decode_audio(path), read_audio(path))
+    np.testing.assert_allclose(read_audio(path), tone()[:, 0], atol=2**-15)
+
+
+def test_eager_and_map_agree_with_read_audio(tmp_path):
+    paths = []
+    for extension, subtype, _ in FORMATS:
+        for channels, rate in ((1, RATE), (2, RATE), (2, 48000)):
+            path = tmp_path / f"{subtype}{channels}{rate}.{extension}"
+            paths.append(write(path, tone(rate, channels=channels), rate, subtype=subtype))
+    mapped, shape = through_map(paths, surveyed=True)
+    assert shape == [None]
+    for path, wave in zip(paths, mapped, strict=True):
+        np.testing.assert_array_equal(decode_audio(path, surveyed=True), wave)
+        np.testing.assert_array_equal(decode_audio(path), read_audio(path))
+        # tensorflow-io's Vorbis rounds differently from libsndfile's
+        np.testing.assert_allclose(wave, read_audio(path), atol=2e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 22050])
+def test_other_sample_rates(tmp_path, sample_rate):
+    paths = [write(tmp_path / name) for name in ("a.wav", "a.flac")]
+    paths.append(write(tmp_path / "b.wav", tone(sample_rate), sample_rate))
+    for path, wave in zip(paths, through_map(paths, sample_rate)[0], strict=True):
+        np.testing.assert_array_equal(wave, read_audio(path, sample_rate))
+        assert len(wave) == sample_rate // 2
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        riff(FMT, chunk(b"data", PCM.tobytes())),
+        riff(FMT, chunk(b"LIST", b"abcdef"), chunk(b"data", PCM.tobytes())),
+        riff(FMT, chunk(b"LIST", b"abcde", 5) + b"\0", chunk(b"data", PCM.tobytes())),
+        riff(FMT, chunk(b"data", PCM.tobytes()), chunk(b"LIST", b"abcd")),
+        riff(FMT, chunk(b"data", PCM.tobytes())) + b"xyz",
+        riff(FMT, chunk(b"data", PCM.tobytes(), 0), size=0),
+        riff(FMT, chunk(b"data", PCM.tobytes(), 0), size=36),
+        riff(FMT, chunk(b"data", PCM.tobytes(), 0xFFFFFFFF), size=0xFFFFFFFF),
+        riff(FMT, chunk(b"data", PCM.tobytes(), 0x7FFFF000), size=0x7FFFF024),
+    ],
+    ids=[
+        "plain",
+        "list",
+        "odd_list",
+        "tail",
+        "garbage",
+        "stream0",
+        "stream36",
+        "streamF",
+        "stream7",
+    ],
+)
+def test_wav_chunks_and_streamed_sizes(tmp_path, contents):
+    path = tmp_path / "a.wav"
+    path.write_bytes(contents)
+    np.testing.assert_array_equal(read_audio(path), PCM / np.float32(2**15))
+    np.testing.assert_array_equal(decode_audio(str(path)), PCM / np.float32(2**15))
+
+
+def test_16_bit_wav_needs_no_python(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.wav", tone(channels=2))
+    expected = read_audio(path)
+
+    def refuse(*args):
+        raise AssertionError("Python was called")
+
+    monkeypatch.setattr(decode, "_decode", refuse)
+    np.testing.assert_array_equal(through_map([path])[0][0], expected)
+
+
+def test_tensorflow_io_needs_no_python(tmp_path, monkeypatch):
+    if decode._tensorflow_io() is None:
+        pytest.skip("tensorflow-io is missing, or compiled for another TensorFlow")
+    paths = [
+        write(
+            tmp_path / f"{subtype}{channels}.{extension}", tone(channels=channels), subtype=subtype
+        )
+        for extension, subtype, _ in FORMATS
+        if (extension, subtype) != ("ogg", "OPUS") and extension in ("flac", "ogg")
+        for channels in (1, 2)
+    ]
+    expected = [read_audio(path) for path in paths]
+    monkeypatch.setattr(decode, "_decode", None)
+    for wave, reference in zip(through_map(paths * 5, surveyed=True)[0], expected * 5, strict=True):
+        np.testing.assert_allclose(wave, reference, atol=2e-6)
+
+
+def bad_files(folder):
+    """{name: (path, what the message says)}: every kind of file that cannot be used."""
+    noise = np.random.default_rng(5).normal(0, 0.1, 5 * RATE)
+    bad = {}
+
+    def add(name, message, contents=None, samples=None, **kwargs):
+        path = folder / name
+        if contents is not None:
+            path.write_bytes(contents)
+        elif samples is not None:
+            write(path, samples, **kwargs)
+        bad[name] = str(path), message
+
+    def cut(name, message, share, **kwargs):
+        path = folder / name
+        write(path, noise, **kwargs)
+        whole = path.read_bytes()
+        add(name, message, whole[: int(len(whole) * share)])
+
+    add("c.m4a", r"none of the known extensions \.wav, .*ffmpeg", b"some")
+    add("empty.wav", r"is empty \(0 bytes\)", b"")
+    add("text.wav", "cannot be decoded: Format not recognised.*ffmpeg", b"not a sound " * 50)
+    add("short_header.wav", "cannot be decoded", b"RIFF")
+    cut("cut.wav", "truncated: its header promises 160,000 bytes.* has 79,978", 0.5)
+    cut("cut24.wav", "truncated: its header promises 240,000", 0.5, subtype="PCM_24")
+    write(folder / "whole.flac", noise)
+    flac = bytearray((folder / "whole.flac").read_bytes())
+    flac[21] &= 0xF0
+    flac[22:26] = bytes(4)  # STREAMINFO: 36 bits of length
+    add("streamed.flac", "header has no length.*ffmpeg", bytes(flac))
+    nan = tone()
+    nan[7] = np.nan
+    nan[8] = np.inf
+    add("nan.wav", "2 NaN or infinite of 8,000 samples", samples=nan, subtype="FLOAT")
+    add("silent.wav", "silent: all 8,000 samples", samples=np.zeros(8000))
+    add("constant.flac", "silent.* are 0.25", samples=np.full(8000, 0.25))
+    add("antiphase.wav", "silent.*2 channel", samples=tone() * [1, -1], subtype="FLOAT")
+    add("short.wav", r"lasts 0\.0249 s \(399 samples.* at least 25 ms", samples=tone()[:399])
+    add("short.flac", r"lasts 0\.0063 s \(100 .* at least 25 ms", samples=tone()[1:101])
+    add("no_samples.wav", r"lasts 0\.0000 s \(0 samples", samples=np.zeros(0))
+    return bad
+
+
+def test_bad_files_are_named(tmp_path):
+    for path, message in bad_files(tmp_path).values():
+        with pytest.raises(AudioError, match=message) as caught:
+            read_audio(path)
+        assert path in str(caught.value)
+        with pytest.raises(AudioError, match=message):
+            decode_audio(path)
+    for name in ("nan.wav", "silent.wav", "short.wav", "cut.wav", "text.wav", "c.m4a"):
+        path, message = bad_files(tmp_path)[name]
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            through_map([path])
+
+
+@pytest.mark.parametrize("extension", ["flac", "mp3"])
+def test_cut_compressed_files_are_refused_by_both(tmp_path, extension):
+    path = tmp_path / f"a.{extension}"
+    write(path, np.random.default_rng(5).normal(0, 0.1, 5 * RATE))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(AudioError, match=rf"a\.{extension} is truncated or .* of 80,000"):
+        read_audio(path)
+    with pytest.raises(AudioError, match=rf"a\.{extension} is truncated or .* of 80,000"):
+        decode_audio(str(path))
+
+
+def test_mp3_of_unknown_length_is_not_cut_silently(tmp_path):
+    """libsndfile guesses the length of a variable bit rate MP3 that lost its Xing frame."""
+    path = tmp_path / "a.mp3"
+    noise = np.random.default_rng(5).normal(0, 0.1, 5 * RATE)
+    write(path, noise, bitrate_mode="VARIABLE")
+    whole = path.read_bytes()
+    path.write_bytes(whole[whole.find(whole[:2], 4) :])
+    with pytest.raises(AudioError, match=r"no true length.*ffmpeg"):
+        read_audio(path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(AudioError, match=r"b\.wav does not exist"):
+        read_audio(tmp_path / "b.wav")
+    with pytest.raises(AudioError, match="is a folder"):
+        read_audio(tmp_path)
+    with pytest.raises(tf.errors.NotFoundError, match=r"b\.wav"):
+        decode_audio(str(tmp_path / "b.wav"))
+
+
+def test_min_samples_is_the_shortest_allowed(tmp_path):
+    path = write(tmp_path / "a.wav", tone()[:701])
+    assert read_audio(path, min_samples=701).shape == (701,)
+    with pytest.raises(AudioError, match=r"at least 43\.875 ms \(702 samples"):
+        read_audio(path, min_samples=702)
