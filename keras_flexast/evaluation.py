@@ -35,6 +35,7 @@ def clip_outputs(model, batches, clips, description=None):
             inputs = {name: np.asarray(value) for name, value in inputs.items()}
             output = keras.ops.convert_to_numpy(model.predict_on_batch(inputs))
             real = np.asarray(weights) > 0
+            output = output[:, : real.shape[1]]  # rows may be packed with fewer slots
             ids = np.asarray(clip_ids)[real]
             outputs[ids] = output[real]
             np.add.at(seen, ids, 1)

@@ -4,18 +4,66 @@ Waveform in, scores out: the front end and the score activation are in the graph
 the TensorFlow backend; a model trained on JAX is loaded from its `.keras` file.
 """
 
+import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 
 import keras
 import numpy as np
+from rich.progress import track
 
 from keras_flexast.evaluation import patch_name
 from keras_flexast.models import fixed_model
-from keras_flexast.runs import check_free, whole_folder, write_whole
+from keras_flexast.runs import check_free, load_run, whole_folder, write_whole
 from tf_data_pipelines.settings import check_choice, check_positive, patch_pair
 
 FORMATS = ("saved_model", "tflite")
+
+
+def export_folder(folder, patch_sizes, format, out=None, seconds=None, overwrite=False):
+    """Export a run at several patch sizes, on any backend, with a progress bar.
+
+    On another backend than TensorFlow a process of its own does it.
+
+    Args:
+        folder: of the run.
+        patch_sizes: ints or (frequency, time) pairs, each a model of its own.
+        format, seconds, overwrite: as `export_run`.
+        out: folder; None for FOLDER/export.
+
+    Returns:
+        {patch name: path}, such as {"16": OUT/flexast_16.tflite} or
+        {"16": OUT/saved_model_16}.
+
+    Raises:
+        RuntimeError: the other process failed; its message is given. Else as `export_run`.
+    """
+    check_choice("format", format, FORMATS)
+    out = pathlib.Path(folder, "export") if out is None else pathlib.Path(out)
+    targets = {}
+    for pair in map(patch_pair, patch_sizes):
+        name = patch_name(pair)
+        file = f"flexast_{name}.tflite" if format == "tflite" else f"saved_model_{name}"
+        check_free(out / file, overwrite)
+        targets[name] = out / file
+    if keras.backend.backend() == "tensorflow":
+        run = load_run(folder)
+        for target, pair in track(
+            zip(targets.values(), patch_sizes, strict=True), f"Exporting {format}", len(targets)
+        ):
+            export_run(run, pair, format, target, seconds, overwrite)
+        return targets
+    command = [
+        sys.executable, "-m", "keras_flexast.cli", "export", str(folder), "--format", format,
+        "--patch-size", ",".join(targets), "--out", str(out), "--seconds", str(seconds or 0),
+    ] + ["--overwrite"] * overwrite  # fmt: skip
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the export in a TensorFlow process failed:\n{done.stderr[-2000:]}")
+    return targets
 
 
 def export_run(run, patch_size, format, out, seconds=None, overwrite=False):
@@ -45,8 +93,7 @@ def export_run(run, patch_size, format, out, seconds=None, overwrite=False):
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
             f"Export needs the TensorFlow backend, and Keras runs on {keras.backend.backend()}. "
-            f"Set KERAS_BACKEND=tensorflow, or use `flexast export`: the run's .keras file loads "
-            f"on either."
+            f"Save the run and use `flexast export`, which starts a TensorFlow process."
         )
     seconds = run.clip_seconds if seconds is None else seconds
     check_positive("seconds", seconds)

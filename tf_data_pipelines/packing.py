@@ -173,7 +173,7 @@ class _Packer:
         )
         count = state["count"][row]
         padding = [[0, self.settings.row_length - state["used"][row]]]
-        columns = tf.pad(content.tensor, padding + [[0, 0]])
+        columns = tf.pad(content.tensor, [*padding, [0, 0]])
         segment_ids = tf.repeat(tf.range(1, count + 1), content.lengths)
         return {
             "tokens": columns[:, : self.width],

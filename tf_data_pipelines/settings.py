@@ -44,7 +44,8 @@ def patch_pair(patch_size):
     pair = tuple(patch_size) if isinstance(patch_size, (tuple, list)) else (patch_size, patch_size)
     if len(pair) != 2 or any(isinstance(p, bool) or int(p) != p or p < 1 for p in pair):
         raise ValueError(
-            f"patch_size={patch_size!r} must be one positive whole number, or two (frequency, time)."
+            f"patch_size={patch_size!r} must be one positive whole number, or two: "
+            f"(frequency, time)."
         )
     return int(pair[0]), int(pair[1])
 
@@ -100,7 +101,8 @@ class FbankSettings(Settings):
         check_positive("mel_bins", self.mel_bins, int)
         if not 0 <= self.low_freq < self.sample_rate / 2:
             raise ValueError(
-                f"low_freq={self.low_freq} must lie between 0 and half of sample_rate={self.sample_rate}."
+                f"low_freq={self.low_freq} must lie between 0 and half of "
+                f"sample_rate={self.sample_rate}."
             )
         if self.shift < 1:
             raise ValueError(f"frame_shift_ms={self.frame_shift_ms} is under one sample.")

@@ -349,9 +349,8 @@ def _write_corpus(folder, arguments, engine, progress):
     rng = np.random.default_rng(seed)
     variants = _split_variants(rng)
     plan = list(_plan(words, counts, variants, formats, rng))
-    for split in counts:
-        for word in words:
-            (folder / split / word).mkdir(parents=True)
+    for path, *_ in plan:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
     if progress:
         from rich.console import Console
         from rich.progress import track

@@ -1,0 +1,442 @@
+"""The command line, `flexast`: each command is a few lines over the library."""
+
+import enum
+import json
+import os
+import pathlib
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help=(
+        "Transformer audio classification at any patch size, clip length and frame shift.\n\n"
+        "Start with [bold]flexast demo[/], or with your own sounds, one folder per class:\n\n"
+        "  flexast stats sounds/\n\n"
+        "  flexast train sounds/ --out run\n\n"
+        "  flexast evaluate run sounds/ --patch-sizes 8,16,32,48\n\n"
+        "  flexast predict run new.ogg --patch-size 32\n\n"
+        "  flexast export run --patch-size 16,32 --format tflite\n\n"
+        "KERAS_BACKEND=jax (or tensorflow) chooses what computes."
+    ),
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+class Format(enum.StrEnum):
+    saved_model = "saved_model"
+    tflite = "tflite"
+
+
+class Pooling(enum.StrEnum):
+    attention = "attention"
+    cls = "cls"
+    cls_distillation = "cls_distillation"
+
+
+class Size(enum.StrEnum):
+    nano = "nano"
+    tiny = "tiny"
+    small = "small"
+    base = "base"
+
+
+class Remainder(enum.StrEnum):
+    cover = "cover"
+    crop = "crop"
+    pad = "pad"
+
+
+class Position(enum.StrEnum):
+    physical = "physical"
+    grid = "grid"
+
+
+class Resize(enum.StrEnum):
+    pi = "pi"
+    bilinear = "bilinear"
+
+
+def parse_patch_sizes(text):
+    """ "8,16x24" -> ((8, 8), (16, 24)): frequency x time."""
+    try:
+        sizes = [tuple(int(number) for number in part.split("x")) for part in text.split(",")]
+        if any(len(size) > 2 or min(size) < 1 for size in sizes):
+            raise ValueError
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a list of patch sizes such as 16 or 8,16,24x32 (frequency x time)."
+        ) from None
+    return tuple(size if len(size) == 2 else size * 2 for size in sizes)
+
+
+def parse_numbers(text):
+    """ "10,20" -> (10.0, 20.0)."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 10,20.") from None
+
+
+RunArgument = Annotated[
+    pathlib.Path, typer.Argument(help="Folder that train or demo wrote.", show_default=False)
+]
+DataArgument = Annotated[
+    pathlib.Path,
+    typer.Argument(
+        help="Folder with one folder per class (or train/ validation/ test/ of these), or a CSV "
+        "manifest with the columns path, label and perhaps split.",
+        show_default=False,
+    ),
+]
+FilesArgument = Annotated[
+    list[pathlib.Path], typer.Argument(help="Sound files.", show_default=False)
+]
+PatchSize = Annotated[
+    str, typer.Option(help="Patch size, or frequency x time: 16, 16x24. Larger is faster.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[pathlib.Path, typer.Option(help="Folder to write.")] = pathlib.Path(
+        "flexast-demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Of data, weights and draws.")] = 1337,
+    overwrite: Overwrite = False,
+):
+    """Speak digits, train one flexible model on them, test, export and check it (minutes)."""
+    from keras_flexast.demo import run_demo
+
+    _use_devices()
+    run_demo(out, seed, overwrite)
+
+
+@app.command()
+def train(
+    data: DataArgument,
+    out: Annotated[pathlib.Path, typer.Option(help="Folder of the run.", show_default=False)],
+    size: Annotated[Size, typer.Option(help="Size of the model.")] = Size.tiny,
+    pooling: Annotated[
+        Pooling, typer.Option(help="attention as ElasticAST; cls or cls_distillation as FlexiAST.")
+    ] = Pooling.attention,
+    patch_sizes: Annotated[
+        str, typer.Option(help="Sizes to draw from, one a clip. One size alone is a plain AST.")
+    ] = "8,10,12,16,20,24,30,32,40,48",
+    frame_shifts_ms: Annotated[
+        str, typer.Option(help="Frame shifts to draw from, one a clip: 10,20,40. Empty: 10 only.")
+    ] = "",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training clips.")] = 20,
+    learning_rate: Annotated[
+        float, typer.Option(help="After the warm-up; 1e-5 to 1e-4 for pretrained weights.")
+    ] = 1e-3,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in a batch.")] = 4096,
+    row_length: Annotated[
+        int, typer.Option(min=0, help="Tokens in a row; 0 for the longest clip's.")
+    ] = 0,
+    segments: Annotated[int, typer.Option(min=1, help="Clips in a row at the most.")] = 16,
+    remainder: Annotated[
+        Remainder, typer.Option(help="What happens to bins and frames that no whole patch covers.")
+    ] = Remainder.cover,
+    position: Annotated[
+        Position, typer.Option(help="physical: true pitch and time; grid: as the papers.")
+    ] = Position.physical,
+    resize: Annotated[
+        Resize, typer.Option(help="PI-resize, or the papers' bilinear ablation.")
+    ] = Resize.pi,
+    dropout: Annotated[float, typer.Option(min=0, max=0.9, help="In every block.")] = 0.0,
+    overlong: Annotated[
+        str, typer.Option(help="A clip longer than a row: error, or crop.")
+    ] = "error",
+    seed: Annotated[int, typer.Option(help="Of weights, order and draws.")] = 1337,
+    overwrite: Overwrite = False,
+):
+    """Train a classifier on your sounds. The best epoch on the validation clips is kept.
+
+    Without splits in DATA, a tenth of each class becomes validation and a tenth test.
+    Progress and curves: tensorboard --logdir RUN.partial/logs, later RUN/logs.
+    """
+    import dataclasses
+
+    from keras_flexast.runs import check_free
+    from keras_flexast.training import TrainSettings, fitting_settings, time_cells, train_run
+    from tf_data_pipelines.settings import BASE_PATCH, FbankSettings, PatchSettings
+
+    check_free(out, overwrite)
+    _use_devices()
+    patches = PatchSettings(
+        parse_patch_sizes(patch_sizes),
+        parse_numbers(frame_shifts_ms),
+        remainder.value,
+        position.value,
+        resize.value,
+        {"attention": 0, "cls": 1, "cls_distillation": 2}[pooling.value],
+    )
+    found = _survey(data)
+    training, validation = found.split("train"), found.split("validation")
+    fbank = FbankSettings(mean=found.mean, std=found.std)
+    grid = (fbank.mel_bins // BASE_PATCH, time_cells(training, fbank))
+    packing = fitting_settings(training, fbank, patches, batch_tokens, row_length or None, segments)
+    packing = dataclasses.replace(packing, overlong=overlong)
+    run, history = train_run(
+        training,
+        validation,
+        out,
+        patches=patches,
+        packing=packing,
+        fbank=fbank,
+        settings=TrainSettings(epochs, learning_rate, seed=seed),
+        overwrite=overwrite,
+        model_options={
+            "size": size.value,
+            "pooling": pooling.value,
+            "grid": grid,
+            "segments": segments,
+            "dropout": dropout,
+            "table": "factorized" if pooling == "attention" else "joint",
+        },  # fmt: skip
+    )
+    metric = "val_mAP" if run.multi_label else "val_accuracy"
+    typer.echo(f"Best {metric}: {max(history.history[metric]):.4f}. The run is in {out}.")
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    data: DataArgument,
+    patch_sizes: Annotated[
+        str, typer.Option(help="Sizes to test at, one set of weights for all.")
+    ] = "8,10,12,16,20,24,30,32,40,48",
+    split: Annotated[str, typer.Option(help="train, validation, test, or all.")] = "test",
+    figure: Annotated[
+        pathlib.Path | None, typer.Option(help="Draw the result as PNG.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+):
+    """Accuracy (mAP where clips have several labels) of a run at several patch sizes."""
+    from keras_flexast.evaluation import evaluate_run, patch_name
+    from keras_flexast.figures import accuracy_figure
+    from keras_flexast.runs import load_run
+
+    sizes = parse_patch_sizes(patch_sizes)
+    _use_devices()
+    loaded = load_run(run)
+    found = _survey(data, loaded, split, not as_json)
+    results = evaluate_run(loaded, found, sizes, progress=not as_json)
+    if figure:
+        curve = {patch_name(r["patch_size"]): r["value"] for r in results}
+        metric = results[0]["metric"]
+        accuracy_figure({run.name: curve}, figure, f"{len(found.source)} clips", metric)
+    if as_json:
+        typer.echo(json.dumps(results, indent=2))
+        return
+    table = Table("patch size", results[0]["metric"], "clips", "tokens per clip", "row fill")
+    for r in results:
+        table.add_row(
+            patch_name(r["patch_size"]),
+            f"{100 * r['value']:.1f} %",
+            str(r["clips"]),
+            f"{r['tokens'] / r['clips']:.0f}",
+            f"{100 * r['fill']:.0f} %",
+        )
+    Console().print(table)
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    files: FilesArgument,
+    patch_size: PatchSize = "16",
+    top: Annotated[int, typer.Option(min=1, help="Labels to show.")] = 3,
+    as_json: AsJson = False,
+):
+    """Labels and scores of sound files of any format, rate and length."""
+    loaded, found, logits = _run_files(run, files, patch_size, lambda model: model)
+    scores = loaded.scores(logits)
+    answers = []
+    for clip, score in zip(found.source.clips, scores, strict=True):
+        best = score.argsort()[::-1][:top]
+        labels = [{"label": loaded.classes[k], "score": round(float(score[k]), 6)} for k in best]
+        answers.append({"file": clip.path, "patch_size": patch_size, "top": labels})
+    if as_json:
+        failed = [{"file": path, "error": reason} for path, reason in found.rejected]
+        typer.echo(json.dumps(answers + failed, indent=2))
+    else:
+        table = Table("file", *(f"{place}." for place in range(1, min(top, scores.shape[1]) + 1)))
+        for answer in answers:
+            labels = (f"{one['label']} {one['score']:.3f}" for one in answer["top"])
+            table.add_row(answer["file"], *labels)
+        Console().print(table)
+    _fail_for(found)
+
+
+@app.command()
+def embed(
+    run: RunArgument,
+    files: FilesArgument,
+    out: Annotated[pathlib.Path, typer.Option(help="File to write, .npz.", show_default=False)],
+    patch_size: PatchSize = "16",
+    overwrite: Overwrite = False,
+):
+    """One vector per sound file, what the classifier's head sees, as NumPy's .npz.
+
+    The file holds `files` (names) and `embeddings` float32 (files, width).
+    """
+    import io
+
+    import numpy as np
+
+    from keras_flexast.evaluation import embedding_model
+    from keras_flexast.runs import check_free, write_whole
+
+    if out.suffix != ".npz":
+        raise ValueError(f"--out {out} must end in .npz.")
+    check_free(out, overwrite)
+    _, found, vectors = _run_files(run, files, patch_size, embedding_model)
+    content = io.BytesIO()
+    np.savez(content, files=[clip.path for clip in found.source.clips], embeddings=vectors)
+    write_whole(out, content.getvalue())
+    typer.echo(f"{len(vectors)} embeddings of width {vectors.shape[1]} are in {out}.")
+    _fail_for(found)
+
+
+@app.command()
+def stats(data: DataArgument, as_json: AsJson = False):
+    """Mean and standard deviation of the log-mel values, lengths, and clips per class."""
+    import numpy as np
+
+    found = _survey(data, progress=not as_json)
+    splits = sorted({clip.split for clip in found.source.clips})
+    counts = {name: dict.fromkeys(splits, 0) for name in found.source.classes}
+    for clip in found.source.clips:
+        for label in clip.labels:
+            counts[found.source.classes[label]][clip.split] += 1
+    seconds = found.durations
+    summary = {
+        "clips": len(seconds),
+        "left_out": len(found.rejected),
+        "mean": round(found.mean, 6),
+        "std": round(found.std, 6),
+        "hours": round(float(seconds.sum()) / 3600, 4),
+        "seconds": {
+            name: round(float(np.quantile(seconds, q)), 3)
+            for name, q in (("shortest", 0), ("median", 0.5), ("99 %", 0.99), ("longest", 1))
+        },
+    }
+    if as_json:
+        typer.echo(json.dumps({**summary, "classes": counts}, indent=2))
+        return
+    table = Table(show_header=False)
+    for name, value in summary.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {number}" for key, number in value.items())
+        table.add_row(name, str(value))
+    classes = Table("class", *splits)
+    for name, row in counts.items():
+        classes.add_row(name, *map(str, row.values()))
+    Console().print(table, classes)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    patch_size: Annotated[
+        str, typer.Option(help="One or several, each its own model: 8,16,16x24.")
+    ] = "16",
+    format: Annotated[
+        Format, typer.Option(help="saved_model for TensorFlow and TF Serving, tflite for phones.")
+    ] = Format.saved_model,
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="Folder; RUN/export if not given.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Length of every clip; 0 for the longest training clip.")
+    ] = 0,
+    overwrite: Overwrite = False,
+):
+    """Write models that need neither Keras nor this package: waveform in, scores out."""
+    from keras_flexast.export import export_folder
+
+    sizes = parse_patch_sizes(patch_size)
+    for target in export_folder(run, sizes, format.value, out, seconds or None, overwrite).values():
+        typer.echo(f"Wrote {target}")
+
+
+def main():
+    """Run the command line; errors that say what to do are shown without a traceback."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        app()
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("FLEXAST_DEBUG"):
+            raise
+        errors.print(f"Error: {error}", style="red")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("Stopped.", style="red")
+        sys.exit(130)
+
+
+def _use_devices():
+    """Leave the GPU to JAX: TensorFlow, which only feeds it, would take its memory."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")
+
+
+def _survey(data, run=None, split="all", progress=True):
+    """Survey of DATA, with the run's classes and front end; rejected files are warned of."""
+    from tf_data_pipelines.settings import FbankSettings
+    from tf_data_pipelines.sources import load_source, survey
+
+    source = load_source(data, classes=run and run.classes)
+    if split != "all":
+        source = source.split(split)
+    found = survey(source, run.fbank if run else FbankSettings(), progress)
+    if found.warning():
+        errors.print(f"Warning: {found.warning()}", style="yellow")
+    return found
+
+
+def _run_files(run, files, patch_size, part):
+    """(Run, Survey of the usable files, float32 (files, width) of a part of the model)."""
+    from keras_flexast.evaluation import clip_outputs, fitting_rows
+    from keras_flexast.runs import load_run
+    from tf_data_pipelines.pipeline import evaluation_batches
+    from tf_data_pipelines.sources import Clip, Source, survey
+
+    sizes = parse_patch_sizes(patch_size)
+    if len(sizes) != 1:
+        raise typer.BadParameter(f"--patch-size {patch_size!r} must be one size here.")
+    _use_devices()
+    loaded = load_run(run)
+    clips = tuple(Clip(str(path), (0,), "all") for path in files)
+    found = survey(Source(clips, loaded.classes, False), loaded.fbank, max_rejected=1.0)
+    patches = loaded.patches_at(sizes)
+    packing = fitting_rows(found, loaded.fbank, patches, loaded.packing)
+    batches = evaluation_batches(found, loaded.fbank, patches, packing)
+    return loaded, found, clip_outputs(part(loaded.model), batches, len(found.source))[0]
+
+
+def _fail_for(found):
+    """Name the files that could not be used, and exit with 1 when there are any."""
+    for _, reason in found.rejected:
+        errors.print(f"Error: {reason}", style="red")
+    if found.rejected:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Resize matrices and patch grids: the papers' numbers, the PI identity, the policies."""
+
+import golden
+import numpy as np
+import pytest
+
+from tf_data_pipelines.resize import (
+    axis_grid,
+    bilinear_matrix,
+    kernel_matrix,
+    patch_count,
+    resize_kernel,
+    table_weights,
+    token_count,
+)
+from tf_data_pipelines.settings import patch_pair
+
+SIZES = [(8, 8), (16, 24), (24, 16), (12, 20), (16, 48), (48, 16), (30, 30), (7, 29)]
+LARGER = [size for size in SIZES if min(size) >= 16]
+FILES = ["flexiast_cls", "flexiast_cls_dist"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("resize", ["pi", "bilinear"])
+def test_kernels_equal_the_papers(file, resize):
+    arrays, weights = golden.load(file)
+    expected = golden.sizes(arrays, f"kernel_{resize}")
+    assert len(expected) == 13
+    for size, kernel in expected.items():
+        ours = resize_kernel(golden.base_kernel(weights)[..., :4], size, resize)
+        np.testing.assert_allclose(np.moveaxis(ours, 2, 0), kernel[:, 0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_position_tables_equal_the_papers(file):
+    arrays, weights = golden.load(file)
+    table = weights["pos_embed.pos_embed"][0]
+    prefix = len(table) - 8 * 16
+    for (patch_f, patch_t), expected in golden.sizes(arrays, "position").items():
+        over_f, over_t = (
+            table_weights(*axis_grid(size, patch, "crop", "grid", cells, 16)[1:], cells)
+            for size, patch, cells in ((128, patch_f, 8), (256, patch_t, 16))
+        )
+        ours = np.einsum("fi,tj,ijd->ftd", over_f, over_t, table[prefix:].reshape(8, 16, 48))
+        ours = np.concatenate([table[:prefix], ours.reshape(-1, 48)])
+        np.testing.assert_allclose(ours, expected[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_resizing_the_kernel_is_mapping_the_patch(size):
+    rng = np.random.default_rng(0)
+    patch, kernel = rng.normal(size=size), rng.normal(size=(16, 16))
+    whole = np.kron(bilinear_matrix(16, size[0]), bilinear_matrix(16, size[1]))
+    over_f, over_t = (kernel_matrix(p) for p in size)
+
+    resized = np.linalg.pinv(whole.T) @ kernel.ravel()
+    mapped = np.linalg.pinv(whole) @ patch.ravel()
+    np.testing.assert_allclose(resize_kernel(kernel, size).ravel(), resized, atol=1e-12)
+    np.testing.assert_allclose((over_f.T @ patch @ over_t).ravel(), mapped, atol=1e-12)
+    np.testing.assert_allclose(patch.ravel() @ resized, mapped @ kernel.ravel(), atol=1e-12)
+
+
+@pytest.mark.parametrize("size", LARGER)
+def test_a_larger_patch_of_the_same_picture_embeds_alike(size):
+    rng = np.random.default_rng(1)
+    patch, kernel = rng.normal(size=(16, 16)), rng.normal(size=(16, 16))
+    larger = bilinear_matrix(16, size[0]) @ patch @ bilinear_matrix(16, size[1]).T
+    embedded = np.sum(larger * resize_kernel(kernel, size))
+    np.testing.assert_allclose(embedded, np.sum(patch * kernel), atol=1e-12)
+
+
+@pytest.mark.parametrize("resize", ["pi", "bilinear"])
+def test_the_base_size_is_left_alone(resize):
+    np.testing.assert_allclose(kernel_matrix(16, 16, resize), np.eye(16), atol=1e-12)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("target", [1, 5, 13, 16, 47])
+def test_bilinear_rows_sum_to_one(target, antialias):
+    matrix = bilinear_matrix(16, target, antialias)
+    assert matrix.shape == (target, 16)
+    np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-12)
+    np.testing.assert_allclose(matrix, matrix[::-1, ::-1], atol=1e-12)
+
+
+def test_bilinear_by_hand():
+    # Centres of 2 -> 3: -1/6 (clamped), 1/2, 7/6 (clamped).
+    np.testing.assert_allclose(bilinear_matrix(2, 3), [[1, 0], [0.5, 0.5], [0, 1]], atol=1e-15)
+    # 3 -> 2 looks at 1/4 and 7/4 with a triangle 3/2 wide: 5/6, 1/2, 0 over their sum 4/3.
+    expected = [[0.625, 0.375, 0], [0, 0.375, 0.625]]
+    np.testing.assert_allclose(bilinear_matrix(3, 2, antialias=True), expected, atol=1e-15)
+
+
+def test_table_weights_stop_at_the_ends():
+    weights = table_weights([-9.0, 0, 6, 99], 3.0, 7)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-12)
+    np.testing.assert_array_equal(weights[[0, 3]], weights[[1, 2]])
+
+
+def test_axis_grid_by_hand():
+    def starts(remainder):
+        return axis_grid(53, 11, remainder, "grid", 5, 16)[0].tolist()
+
+    assert starts("crop") == [0, 11, 22, 33]
+    assert starts("pad") == [0, 11, 22, 33, 44]
+    assert starts("cover") == [0, 11, 21, 32, 42]  # 10.5 and 31.5 round up
+    _, centres, extents = axis_grid(53, 11, "crop", "grid", 5, 16)
+    np.testing.assert_allclose(centres, [0.125, 1.375, 2.625, 3.875], atol=1e-12)
+    np.testing.assert_allclose(extents, 1.25, atol=1e-12)
+    _, centres, extents = axis_grid(53, 11, "cover", "physical", 5, 16)
+    np.testing.assert_allclose(centres, (np.array(starts("cover")) + 5.5) / 16 - 0.5, atol=1e-12)
+    np.testing.assert_allclose(extents, 11 / 16, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [48, 53, 128, 1009])
+@pytest.mark.parametrize("patch", [1, 7, 16, 47, 48])
+def test_policies_reach_what_they_promise(size, patch):
+    cells = {}
+    for remainder in ("crop", "pad", "cover"):
+        starts, centres, extents = axis_grid(size, patch, remainder, "physical", 8, 16)
+        assert len(starts) == len(centres) == len(extents)
+        assert len(starts) == patch_count(size, patch, remainder)
+        assert len(starts) == token_count(size, patch, (patch, patch), remainder)
+        assert (np.diff(starts) > 0).all()
+        cells[remainder] = (starts[:, None] + np.arange(patch)).ravel()
+    whole = size // patch * patch
+    np.testing.assert_array_equal(cells["crop"], np.arange(whole))
+    np.testing.assert_array_equal(cells["pad"], np.arange(-(-size // patch) * patch))
+    assert (cells["cover"][0], cells["cover"][-1]) == (0, size - 1)
+    assert len(cells["cover"]) == len(cells["pad"])
+    np.testing.assert_array_equal(np.unique(cells["cover"]), np.arange(size))
+
+
+@pytest.mark.parametrize("position", ["grid", "physical"])
+@pytest.mark.parametrize("remainder", ["crop", "pad", "cover"])
+def test_base_patches_look_whole_cells_up(remainder, position):
+    starts, centres, extents = axis_grid(112, 16, remainder, position, 7, 16)
+    np.testing.assert_array_equal(starts, np.arange(0, 112, 16))
+    np.testing.assert_allclose(table_weights(centres, extents, 7), np.eye(7), atol=1e-12)
+
+
+def test_a_short_clip_counts_as_one_patch():
+    assert token_count(np.array([1, 16, 17]), 48, (24, 16), "cover", 2).tolist() == [4, 4, 6]
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r"13 along time, larger than the spectrogram's 11"):
+        axis_grid(11, 13, "cover", "grid", 5, 16, "time")
+    with pytest.raises(ValueError, match=r"resize='nearest' is unknown.*'pi', 'bilinear'"):
+        kernel_matrix(8, 16, "nearest")
+    for wrong in (0, -3, 2.5, (8,), (8, 8, 8), True):
+        with pytest.raises(ValueError, match="patch_size="):
+            patch_pair(wrong)
