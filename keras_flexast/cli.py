@@ -59,6 +59,11 @@ class Position(enum.StrEnum):
     grid = "grid"
 
 
+class Overlong(enum.StrEnum):
+    error = "error"
+    crop = "crop"
+
+
 class Resize(enum.StrEnum):
     pi = "pi"
     bilinear = "bilinear"
@@ -101,6 +106,10 @@ FilesArgument = Annotated[
 ]
 PatchSize = Annotated[
     str, typer.Option(help="Patch size, or frequency x time: 16, 16x24. Larger is faster.")
+]
+FrameShift = Annotated[
+    float,
+    typer.Option(min=0, help="Milliseconds a frame; 0 for that of training. Longer is faster."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -155,8 +164,8 @@ def train(
     ] = Resize.pi,
     dropout: Annotated[float, typer.Option(min=0, max=0.9, help="In every block.")] = 0.0,
     overlong: Annotated[
-        str, typer.Option(help="A clip longer than a row: error, or crop.")
-    ] = "error",
+        Overlong, typer.Option(help="A clip longer than a row: an error, or cut.")
+    ] = Overlong.error,
     seed: Annotated[int, typer.Option(help="Of weights, order and draws.")] = 1337,
     overwrite: Overwrite = False,
 ):
@@ -185,8 +194,9 @@ def train(
     training, validation = found.split("train"), found.split("validation")
     fbank = FbankSettings(mean=found.mean, std=found.std)
     grid = (fbank.mel_bins // BASE_PATCH, time_cells(training, fbank))
+    table = "factorized" if pooling == "attention" else "joint"
     packing = fitting_settings(training, fbank, patches, batch_tokens, row_length or None, segments)
-    packing = dataclasses.replace(packing, overlong=overlong)
+    packing = dataclasses.replace(packing, overlong=overlong.value)
     run, history = train_run(
         training,
         validation,
@@ -202,7 +212,7 @@ def train(
             "grid": grid,
             "segments": segments,
             "dropout": dropout,
-            "table": "factorized" if pooling == "attention" else "joint",
+            "table": table,
         },  # fmt: skip
     )
     metric = "val_mAP" if run.multi_label else "val_accuracy"
@@ -217,6 +227,7 @@ def evaluate(
         str, typer.Option(help="Sizes to test at, one set of weights for all.")
     ] = "8,10,12,16,20,24,30,32,40,48",
     split: Annotated[str, typer.Option(help="train, validation, test, or all.")] = "test",
+    frame_shift_ms: FrameShift = 0,
     figure: Annotated[
         pathlib.Path | None, typer.Option(help="Draw the result as PNG.", show_default=False)
     ] = None,
@@ -231,7 +242,7 @@ def evaluate(
     _use_devices()
     loaded = load_run(run)
     found = _survey(data, loaded, split, not as_json)
-    results = evaluate_run(loaded, found, sizes, progress=not as_json)
+    results = evaluate_run(loaded, found, sizes, frame_shift_ms or None, not as_json)
     if figure:
         curve = {patch_name(r["patch_size"]): r["value"] for r in results}
         metric = results[0]["metric"]
@@ -256,11 +267,14 @@ def predict(
     run: RunArgument,
     files: FilesArgument,
     patch_size: PatchSize = "16",
+    frame_shift_ms: FrameShift = 0,
     top: Annotated[int, typer.Option(min=1, help="Labels to show.")] = 3,
     as_json: AsJson = False,
 ):
     """Labels and scores of sound files of any format, rate and length."""
-    loaded, found, logits = _run_files(run, files, patch_size, lambda model: model)
+    loaded, found, logits = _run_files(
+        run, files, patch_size, frame_shift_ms, lambda model: model, not as_json
+    )
     scores = loaded.scores(logits)
     answers = []
     for clip, score in zip(found.source.clips, scores, strict=True):
@@ -285,6 +299,7 @@ def embed(
     files: FilesArgument,
     out: Annotated[pathlib.Path, typer.Option(help="File to write, .npz.", show_default=False)],
     patch_size: PatchSize = "16",
+    frame_shift_ms: FrameShift = 0,
     overwrite: Overwrite = False,
 ):
     """One vector per sound file, what the classifier's head sees, as NumPy's .npz.
@@ -301,7 +316,7 @@ def embed(
     if out.suffix != ".npz":
         raise ValueError(f"--out {out} must end in .npz.")
     check_free(out, overwrite)
-    _, found, vectors = _run_files(run, files, patch_size, embedding_model)
+    _, found, vectors = _run_files(run, files, patch_size, frame_shift_ms, embedding_model, True)
     content = io.BytesIO()
     np.savez(content, files=[clip.path for clip in found.source.clips], embeddings=vectors)
     write_whole(out, content.getvalue())
@@ -361,13 +376,17 @@ def export(
     seconds: Annotated[
         float, typer.Option(min=0, help="Length of every clip; 0 for the longest training clip.")
     ] = 0,
+    frame_shift_ms: FrameShift = 0,
     overwrite: Overwrite = False,
 ):
     """Write models that need neither Keras nor this package: waveform in, scores out."""
     from keras_flexast.export import export_folder
 
     sizes = parse_patch_sizes(patch_size)
-    for target in export_folder(run, sizes, format.value, out, seconds or None, overwrite).values():
+    targets = export_folder(
+        run, sizes, format.value, out, seconds or None, frame_shift_ms or None, overwrite
+    )
+    for target in targets.values():
         typer.echo(f"Wrote {target}")
 
 
@@ -410,7 +429,7 @@ def _survey(data, run=None, split="all", progress=True):
     return found
 
 
-def _run_files(run, files, patch_size, part):
+def _run_files(run, files, patch_size, frame_shift_ms, part, progress):
     """(Run, Survey of the usable files, float32 (files, width) of a part of the model)."""
     from keras_flexast.evaluation import clip_outputs, fitting_rows
     from keras_flexast.runs import load_run
@@ -423,11 +442,14 @@ def _run_files(run, files, patch_size, part):
     _use_devices()
     loaded = load_run(run)
     clips = tuple(Clip(str(path), (0,), "all") for path in files)
-    found = survey(Source(clips, loaded.classes, False), loaded.fbank, max_rejected=1.0)
-    patches = loaded.patches_at(sizes)
+    progress = progress and len(files) > 20
+    source = Source(clips, loaded.classes, False)
+    found = survey(source, loaded.fbank, progress, max_rejected=1.0)
+    patches = loaded.patches_at(sizes, frame_shift_ms or None)
     packing = fitting_rows(found, loaded.fbank, patches, loaded.packing)
     batches = evaluation_batches(found, loaded.fbank, patches, packing)
-    return loaded, found, clip_outputs(part(loaded.model), batches, len(found.source))[0]
+    text = "Classifying" if progress else None
+    return loaded, found, clip_outputs(part(loaded.model), batches, len(found.source), text)[0]
 
 
 def _fail_for(found):

@@ -119,7 +119,7 @@ def run_demo(out="flexast-demo", seed=1337, overwrite=False):
             packed, alone = (
                 clip_outputs(
                     model,
-                    evaluation_batches(sample, fbank, fixed, how),
+                    evaluation_batches(sample, fbank, flexible, how),
                     ARTEFACT_CLIPS,
                     text,
                 )[0]
@@ -139,7 +139,7 @@ def run_demo(out="flexast-demo", seed=1337, overwrite=False):
                     "random patch sizes (FlexiAST)": curves["flexible"],
                 },
                 folder / "accuracy.png",
-                f"One set of weights, ten patch sizes: {len(test.source)} spoken digits, new voices",
+                f"One model, ten patch sizes: {len(test.source)} spoken digits by new voices",
             )
         with stage("export", "7  Exporting: SavedModel, and a .tflite for each of three sizes"):
             artefacts = {}

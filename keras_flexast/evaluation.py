@@ -52,13 +52,14 @@ def clip_outputs(model, batches, clips, description=None):
     return outputs, {"rows": rows, "tokens": tokens, "fill": tokens / places}
 
 
-def evaluate_run(run, survey, patch_sizes, progress=False):
+def evaluate_run(run, survey, patch_sizes, frame_shift_ms=None, progress=False):
     """Accuracy (or mAP) at each patch size, with one set of weights.
 
     Args:
         run: Run.
         survey: Survey of the clips; its classes are the run's.
         patch_sizes: ints or (frequency, time) pairs.
+        frame_shift_ms: milliseconds; None for the filterbank's own.
         progress: show a bar for each size.
 
     Returns:
@@ -69,7 +70,7 @@ def evaluate_run(run, survey, patch_sizes, progress=False):
 
     results = []
     for size in patch_sizes:
-        patches = run.patches_at([size])
+        patches = run.patches_at([size], frame_shift_ms)
         packing = fitting_rows(survey, run.fbank, patches, run.packing)
         (pair,) = patches.patch_sizes
         logits, counts = clip_outputs(

@@ -27,7 +27,7 @@ def accuracy_figure(curves, path, title, metric="accuracy"):
         )
     axes.set_xticks(range(len(names)), [str(name) for name in names])
     axes.set(xlabel="patch size (mel bins x frames)", ylabel=f"{metric} (%)", title=title)
-    axes.set_ylim(0, 104)
+    axes.set(ylim=(0, 104), xlim=(-0.3, len(names) - 0.3))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     content = io.BytesIO()

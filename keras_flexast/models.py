@@ -178,7 +178,8 @@ class FlexAST(keras.Model):
             "norm_epsilon", "head_norm_epsilon",
         )  # fmt: skip
         config = {name: getattr(self, name) for name in names}
-        return {"name": self.name, "trainable": self.trainable, **config}
+        dtype = keras.dtype_policies.serialize(self.get_layer("patch_embed").dtype_policy)
+        return {"name": self.name, "trainable": self.trainable, "dtype": dtype, **config}
 
     @classmethod
     def from_config(cls, config):

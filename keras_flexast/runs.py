@@ -45,9 +45,17 @@ class Run:
         activation = keras.ops.sigmoid if self.multi_label else keras.ops.softmax
         return keras.ops.convert_to_numpy(activation(logits))
 
-    def patches_at(self, patch_sizes):
-        """The run's PatchSettings with other patch sizes, at the filterbank's own shift."""
-        return dataclasses.replace(self.patches, patch_sizes=tuple(patch_sizes), frame_shifts_ms=())
+    def patches_at(self, patch_sizes, frame_shift_ms=None):
+        """The run's PatchSettings at other patch sizes and one frame shift.
+
+        Args:
+            patch_sizes: ints or (frequency, time) pairs.
+            frame_shift_ms: milliseconds; None for the filterbank's own.
+        """
+        shifts = () if frame_shift_ms is None else (frame_shift_ms,)
+        return dataclasses.replace(
+            self.patches, patch_sizes=tuple(patch_sizes), frame_shifts_ms=shifts
+        )
 
 
 def save_run(run, folder):

@@ -89,4 +89,6 @@ def put_attention(layer, weights, prefix):
     denses = (layer.query_dense, layer.key_dense, layer.value_dense)
     for dense, k, b in zip(denses, np.split(kernel, 3), np.split(bias, 3), strict=True):
         dense.set_weights([k.T, b])
-    layer.output_dense.set_weights([weights[f"{prefix}proj.weight"].T, weights[f"{prefix}proj.bias"]])
+    layer.output_dense.set_weights(
+        [weights[f"{prefix}proj.weight"].T, weights[f"{prefix}proj.bias"]]
+    )

@@ -63,7 +63,9 @@ def _log_mel(waveform, settings, shift, block):
     frames -= tf.reduce_mean(frames, -1, keepdims=True)
     previous = tf.concat([frames[..., :1], frames[..., :-1]], -1)
     frames = (frames - settings.preemphasis * previous) * _hann(settings.window)
-    spectrum = tf.signal.rfft(frames, [settings.fft_length])
+    # Padded here: tf.signal.rfft refuses no frames at all when it has to pad them itself.
+    padding = [[0, 0]] * (frames.shape.rank - 1) + [[0, settings.fft_length - settings.window]]
+    spectrum = tf.signal.rfft(tf.pad(frames, padding), [settings.fft_length])
     power = tf.math.real(spectrum) ** 2 + tf.math.imag(spectrum) ** 2
     mel = tf.matmul(power, _mel_matrix(settings))
     return tf.math.log(tf.maximum(mel, LOG_FLOOR))

@@ -89,6 +89,16 @@ def check_lengths(survey, fbank, patches, packing):
             f"{tokens[size, clip]:,} tokens at patch {patch_f}x{patch_t}, more than the row "
             f'length {packing.row_length:,}. Raise row_length, or pass overlong="crop".'
         )
+    for patch_f, patch_t in patches.patch_sizes:
+        column = token_count(
+            patch_t, fbank.mel_bins, (patch_f, patch_t), patches.remainder, patches.prefix_tokens
+        )
+        if column > packing.row_length:  # cropping shortens a clip to one column at best
+            raise ValueError(
+                f"the {fbank.mel_bins} mel bins give {column:,} tokens at patch "
+                f"{patch_f}x{patch_t} in a single column, more than the row length "
+                f"{packing.row_length:,}. Raise row_length, or choose larger patches."
+            )
 
 
 def _waveforms(survey, fbank, seed=None):

@@ -39,7 +39,8 @@ PITCHES = (20, 80)
 GAINS_DB = (-12.0, 0.0)  # of a clip's peak, against full scale
 SHARES = {"test": 0.2, "validation": 0.1}  # of the variants; the rest train
 OTHER_FORMATS = 0.1  # share of clips that are not WAV, so that every decoder is used
-MIN_SECONDS = 0.3  # shorter clips get silence around them
+MIN_SECONDS = 0.3  # shorter clips get silence behind them
+WINDOW_SECONDS = 1.2  # every second clip gets silence too, to somewhere within such a window
 TRIM_DB = -50.0  # of the peak; quieter ends are cut
 MARGIN_SECONDS = 0.02  # kept around what is louder
 VOLUME = 40  # of 100; the loudest variants overflow 16 bits above this
@@ -210,7 +211,7 @@ def _split_variants(rng):
 
 
 def _plan(words, counts, variants, formats, rng):
-    """Yield (path, word, voice, rate, pitch, gain) of every clip.
+    """Yield (path, word, voice, rate, pitch, gain, seconds at least) of every clip.
 
     Each voice says all words in turn, then the next voice does; variants and accents take
     turns so that accents x variants rounds use every voice once.
@@ -226,7 +227,8 @@ def _plan(words, counts, variants, formats, rng):
             other = rng.random() < OTHER_FORMATS
             form = formats[rng.integers(len(formats))] if other else "wav"
             name = f"{voice.replace(' ', '-')}_{number:05d}.{form}"
-            yield Path(split, words[spoken], name), words[spoken], voice, rate, pitch, gain
+            window = rng.uniform(-WINDOW_SECONDS, WINDOW_SECONDS)  # half of them below zero: none
+            yield Path(split, words[spoken], name), words[spoken], voice, rate, pitch, gain, window
 
 
 def _encode(waveform, sample_rate, form):
@@ -356,12 +358,11 @@ def _write_corpus(folder, arguments, engine, progress):
         from rich.progress import track
 
         plan = track(plan, description="Speaking", console=Console(stderr=True))
-    shortest = round(MIN_SECONDS * engine.sample_rate)
-    for path, word, voice, rate, pitch, gain in plan:
+    for path, word, voice, rate, pitch, gain, seconds in plan:
         waveform = engine.speak(word, voice, rate, pitch, 50)
         waveform *= gain / np.abs(waveform).max()
-        missing = max(0, shortest - len(waveform))
-        waveform = np.pad(waveform, (missing // 2, missing - missing // 2))
+        window = round(max(MIN_SECONDS, seconds) * engine.sample_rate)
+        waveform = np.pad(waveform, (0, max(0, window - len(waveform))))
         (folder / path).write_bytes(_encode(waveform, engine.sample_rate, path.suffix[1:]))
     record = {"arguments": arguments, "sample_rate": engine.sample_rate, "variants": variants}
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")

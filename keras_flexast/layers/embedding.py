@@ -114,7 +114,8 @@ class PositionEmbedding(keras.layers.Layer):
     """
 
     def __init__(self, dim, grid=(8, 64), table="joint", **kwargs):
-        super().__init__(**kwargs)
+        # Inputs stay float32 in mixed precision: 200.5 has no bfloat16.
+        super().__init__(autocast=False, **kwargs)
         check_choice("table", table, ("joint", "factorized"))
         self.dim = dim
         self.grid = tuple(grid)
@@ -135,16 +136,19 @@ class PositionEmbedding(keras.layers.Layer):
         self.built = True
 
     def call(self, positions):
-        # Weights in float32: centres such as 100.5 have no exact bfloat16.
         positions = ops.cast(positions, "float32")
         over_f = self._weights(positions[..., 0], positions[..., 2], self.grid[0])
         over_t = self._weights(positions[..., 1], positions[..., 3], self.grid[1])
+
+        def table(weight):
+            return ops.cast(ops.reshape(weight, (-1, self.dim)), self.compute_dtype)
+
         if self.table == "factorized":
-            return ops.matmul(over_f, self.freq) + ops.matmul(over_t, self.time)
+            return ops.matmul(over_f, table(self.freq)) + ops.matmul(over_t, table(self.time))
         freq, time = self.grid
         both = over_f[..., :, None] * over_t[..., None, :]
         both = ops.reshape(both, (*ops.shape(positions)[:2], freq * time))
-        return ops.matmul(both, ops.reshape(self.joint, (freq * time, self.dim)))
+        return ops.matmul(both, table(self.joint))
 
     def _weights(self, centres, extents, cells):
         """(batch, tokens) -> (batch, tokens, cells); rows sum to 1."""

@@ -1,0 +1,166 @@
+"""Log-mel equals Kaldi's at every frame shift, eagerly, in tf.data and in a batch."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_data_pipelines.fbank import LOG_FLOOR, log_mel, log_mel_at, normalise
+from tf_data_pipelines.settings import FbankSettings
+
+REFERENCE = np.load(pathlib.Path(__file__).parents[1] / "data" / "fbank.npz")
+CLIPS = ("speech", "chirp_noise", "quiet")
+SHIFTS_MS = (10, 12, 16, 20, 40)
+KALDI = 1e-3  # Kaldi's own float32 rounding, in natural log
+FLOAT32 = 2e-5  # the same operations in another order
+
+
+def noise(*shape, seed=7):
+    return np.random.default_rng(seed).normal(0, 0.1, shape).astype("float32")
+
+
+def through_data(waveforms, function):
+    """`function` of each waveform inside tf.data, where the length is unknown."""
+    signature = tf.TensorSpec([None], tf.float32)
+    dataset = tf.data.Dataset.from_generator(lambda: waveforms, output_signature=signature)
+    dataset = dataset.map(function, tf.data.AUTOTUNE)
+    return list(dataset.as_numpy_iterator())
+
+
+def assert_kaldi(found, clip, shift_ms):
+    expected = REFERENCE[f"{clip}/fbank_shift_{shift_ms}ms"]
+    assert found.shape == expected.shape
+    above = expected > np.log(LOG_FLOOR) + KALDI
+    assert above.mean() > 0.5
+    np.testing.assert_allclose(found[above], expected[above], rtol=0, atol=KALDI)
+    assert (found[~above] < np.log(LOG_FLOOR) + 2 * KALDI).all()
+
+
+@pytest.mark.parametrize("shift_ms", SHIFTS_MS)
+def test_is_kaldi(shift_ms):
+    settings = FbankSettings(frame_shift_ms=shift_ms)
+    waveforms = [REFERENCE[f"{clip}/waveform"] for clip in CLIPS]
+    mapped = through_data(waveforms, lambda waveform: log_mel(waveform, settings))
+    for clip, waveform, inside in zip(CLIPS, waveforms, mapped, strict=True):
+        found = log_mel(waveform, settings)
+        assert found.dtype == tf.float32
+        assert_kaldi(found.numpy(), clip, shift_ms)
+        assert_kaldi(inside, clip, shift_ms)
+
+
+def test_a_drawn_shift_is_kaldi():
+    settings = FbankSettings(frame_shift_ms=17)  # not used
+    waveform = REFERENCE["speech/waveform"]
+    draws = tf.data.Dataset.range(len(SHIFTS_MS), output_type=tf.int32)
+    mapped = draws.map(lambda choice: log_mel_at(waveform, settings, choice, SHIFTS_MS))
+    unknown = through_data(
+        [REFERENCE["quiet/waveform"]], lambda w: log_mel_at(w, settings, tf.constant(3), SHIFTS_MS)
+    )
+    for choice, (shift_ms, inside) in enumerate(zip(SHIFTS_MS, mapped, strict=True)):
+        eager = log_mel_at(waveform, settings, tf.constant(choice), SHIFTS_MS)
+        assert_kaldi(eager.numpy(), "speech", shift_ms)
+        assert_kaldi(inside.numpy(), "speech", shift_ms)
+    assert_kaldi(unknown[0], "quiet", SHIFTS_MS[3])
+
+
+def test_batch_is_the_clips_one_by_one():
+    waveforms = np.stack([REFERENCE[f"{clip}/waveform"][:8999] for clip in CLIPS])
+    settings = FbankSettings(frame_shift_ms=12)
+    alone = [log_mel(waveform, settings) for waveform in waveforms]
+    dynamic = tf.function(
+        lambda batch: log_mel(batch, settings), [tf.TensorSpec([None, None], tf.float32)]
+    )
+    for batch in (log_mel(waveforms, settings), dynamic(waveforms)):
+        assert batch.shape == (3, 45, 128)
+        np.testing.assert_allclose(batch, alone, rtol=0, atol=KALDI)
+    drawn = log_mel_at(waveforms, settings, tf.constant(1), SHIFTS_MS)
+    np.testing.assert_allclose(drawn, alone, rtol=0, atol=KALDI)
+
+
+def test_batch_mates_do_not_matter():
+    waveform, settings = noise(2003), FbankSettings()
+    among_loud = log_mel(np.stack([0.9 + noise(2003, seed=1), waveform]), settings)
+    among_silent = log_mel(np.stack([np.zeros_like(waveform), waveform]), settings)
+    np.testing.assert_allclose(among_loud[1], among_silent[1], rtol=0, atol=FLOAT32)
+    np.testing.assert_allclose(among_silent[0], np.log(LOG_FLOOR), rtol=1e-6)
+
+
+def test_other_settings_against_the_formula():
+    """One frame at 8 kHz, 37 bins and a window of 152 samples, in float64 and in Hz."""
+    settings = FbankSettings(
+        frame_shift_ms=7, window_ms=19, mel_bins=37, sample_rate=8000, low_freq=50, preemphasis=0.9
+    )
+    waveform = noise(1009)
+    frame = waveform[3 * 56 : 3 * 56 + 152].astype("float64")
+    frame -= frame.mean()
+    frame = frame - 0.9 * np.concatenate([frame[:1], frame[:-1]])
+    frame *= 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(152) / 151)
+    power = np.abs(np.fft.rfft(frame, 256)) ** 2
+    mels = 1127 * np.log(1 + np.arange(129) * 8000 / 256 / 700)
+    ends = 1127 * np.log(1 + np.array([50, 4000]) / 700)
+    step = (ends[1] - ends[0]) / 38
+    centres = ends[0] + step * np.arange(1, 38)
+    triangles = np.maximum(0, 1 - np.abs(mels[:, None] - centres) / step)
+    expected = np.log(np.maximum(power @ triangles, LOG_FLOOR))
+    found = log_mel(waveform, settings)
+    assert found.shape == (16, 37)
+    np.testing.assert_allclose(found[3], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("samples", "frames"), [(1, 0), (399, 0), (400, 1), (559, 1), (560, 2), (16000, 98)]
+)
+def test_number_of_frames(samples, frames):
+    settings = FbankSettings()
+    assert settings.frames(samples) == frames
+    waveform = noise(samples)
+    mapped = through_data([waveform], lambda waveform: log_mel(waveform, settings))
+    assert mapped[0].shape == log_mel(waveform, settings).shape == (frames, 128)
+    assert log_mel(np.stack([waveform] * 3), settings).shape == (3, frames, 128)
+
+
+def test_normalise():
+    settings = FbankSettings(mean=-4.0, std=2.5)
+    np.testing.assert_array_equal(normalise(np.float32([-4.0, 1.0, -14.0]), settings), [0, 1, -2])
+    audioset = normalise(np.float32([-4.2677393, 4.8702555]), FbankSettings())
+    np.testing.assert_allclose(audioset, [0, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("waveform", "message"),
+    [
+        (np.zeros([3, 500, 2], "float32"), r"shape \(3, 500, 2\); expected floats .*one channel"),
+        (np.zeros(500, "int16"), r"waveform has dtype int16 and shape \(500,\)"),
+        (np.float32(0.5), r"shape \(\)"),
+    ],
+)
+def test_refuses_what_is_no_waveform(waveform, message):
+    with pytest.raises(ValueError, match=message):
+        log_mel(waveform, FbankSettings())
+    with pytest.raises(ValueError, match=message):
+        log_mel_at(waveform, FbankSettings(), tf.constant(0), SHIFTS_MS)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"frame_shift_ms": 0.01}, "frame_shift_ms=0.01 is under one sample"),
+        ({"frame_shift_ms": -10}, "frame_shift_ms=-10 must be a positive number"),
+        ({"std": 0.0}, "std=0.0 must be a positive number"),
+        ({"mel_bins": 12.5}, "mel_bins=12.5 must be a positive number"),
+        ({"low_freq": 8000}, "low_freq=8000 must lie between 0 and half of sample_rate=16000"),
+    ],
+)
+def test_settings_mistakes(values, message):
+    with pytest.raises(ValueError, match=message):
+        FbankSettings(**values)
+
+
+def test_settings_survive_a_dictionary():
+    settings = FbankSettings(frame_shift_ms=12, mel_bins=37, mean=-3.25)
+    assert FbankSettings.from_dict(settings.to_dict()) == settings
+    assert dataclasses.replace(settings, mean=0.0) != settings
+    with pytest.raises(ValueError, match="FbankSettings has no setting hop; it has frame_shift_ms"):
+        FbankSettings.from_dict({"hop": 10})

@@ -1,0 +1,212 @@
+"""Every clip in exactly one row, whole and in its own slot; rows that are nearly full."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_data_pipelines.packing import batch_rows, pack
+from tf_data_pipelines.settings import PackSettings
+
+WIDTH = 3
+LENGTH = 53
+
+
+def lengths_of(clips, seed=3):
+    """Random lengths, of one token and of a full row included."""
+    lengths = np.random.default_rng(seed).integers(1, LENGTH // 2, clips)
+    lengths[[0, clips // 2, clips - 1]] = 1, LENGTH, LENGTH
+    return lengths
+
+
+def clips_of(lengths, classes=0):
+    """Clips whose numbers tell where they come from; a graph without Python in it."""
+    lengths = tf.constant(lengths, tf.int32)
+
+    def clip(clip_id):
+        index = tf.cast(tf.range(lengths[clip_id]), tf.float32)
+        place = tf.cast(clip_id, tf.float32) + 0 * index
+        label = tf.cast(clip_id % 11, tf.int32)
+        return {
+            "tokens": tf.stack([place, index, place + 1000 * index], -1),
+            "positions": tf.stack([place + 0.5, -index, index * index, place - index], -1),
+            "label": tf.one_hot([clip_id % classes], classes)[0] if classes else label,
+            "clip_id": clip_id,
+        }
+
+    return tf.data.Dataset.range(len(lengths)).map(clip)
+
+
+def rows_of(lengths, settings):
+    return list(pack(clips_of(lengths), settings).as_numpy_iterator())
+
+
+def fill_of(rows):
+    return np.mean([np.mean(row["segment_ids"] > 0) for row in rows])
+
+
+@pytest.mark.parametrize("open_rows", [1, 2, 7])
+@pytest.mark.parametrize("segments", [1, 4, 13])
+def test_every_clip_is_once_and_whole(open_rows, segments):
+    lengths = lengths_of(97)
+    settings = PackSettings(row_length=LENGTH, segments=segments, open_rows=open_rows)
+    rows = rows_of(lengths, settings)
+    seen = []
+    for row in rows:
+        ids, segment_ids = row["clip_ids"], row["segment_ids"]
+        count = np.sum(ids >= 0)
+        assert 1 <= count <= segments
+        used = np.sum(lengths[ids[:count]])
+        np.testing.assert_array_equal(ids[count:], -1)
+        np.testing.assert_array_equal(row["labels"], np.where(ids >= 0, ids % 11, 0))
+        np.testing.assert_array_equal(row["weights"], ids >= 0)
+        # 1, 1, ..., 2, 2, ... without a gap, then 0.
+        np.testing.assert_array_equal(
+            segment_ids,
+            np.pad(np.repeat(np.arange(1, count + 1), lengths[ids[:count]]), (0, LENGTH - used)),
+        )
+        for slot, clip_id in enumerate(ids[:count]):
+            inside = segment_ids == slot + 1
+            index = np.arange(lengths[clip_id])
+            place = clip_id + 0.0 * index
+            np.testing.assert_array_equal(
+                row["tokens"][inside], np.stack([place, index, place + 1000 * index], -1)
+            )
+            np.testing.assert_array_equal(
+                row["positions"][inside],
+                np.stack([place + 0.5, -index, index * index, place - index], -1),
+            )
+        assert not row["tokens"][used:].any() and not row["positions"][used:].any()
+        seen += ids[:count].tolist()
+    assert sorted(seen) == list(range(97))
+    assert sum(row["weights"].sum() for row in rows) == 97
+
+
+def test_best_fit_by_hand():
+    """Rows of 10: the 4 joins the 6 (fullest that has room), the 5 the other 5."""
+    rows = rows_of([6, 5, 4, 5, 9, 2], PackSettings(row_length=10, segments=3, open_rows=2))
+    found = [row["clip_ids"][row["clip_ids"] >= 0].tolist() for row in rows]
+    assert found == [[0, 2], [1, 3], [4], [5]]
+
+
+def test_open_rows_raise_the_fill():
+    lengths = np.random.default_rng(1).integers(1, 40, 250)
+    fills = [
+        fill_of(rows_of(lengths, PackSettings(row_length=LENGTH, segments=64, open_rows=n)))
+        for n in (1, 4, 16)
+    ]
+    assert fills[0] < fills[1] < fills[2] and fills[2] > 0.95
+
+
+def test_an_endless_dataset_gives_rows():
+    clips = clips_of(lengths_of(7)).repeat()
+    settings = PackSettings(rows=2, row_length=LENGTH, segments=5, open_rows=3)
+    batches = batch_rows(pack(clips, settings), settings, partial=False)
+    batches = list(batches.take(9).as_numpy_iterator())
+    assert len(batches) == 9
+    ids = np.concatenate([batch["clip_ids"].ravel() for batch in batches])
+    counts = np.bincount(ids[ids >= 0], minlength=7)
+    assert counts.min() >= counts.max() - 2  # those of the open rows are not out yet
+
+
+def test_multi_label_targets():
+    settings = PackSettings(row_length=LENGTH, segments=4, open_rows=2)
+    rows = pack(clips_of(lengths_of(31), classes=5), settings, (5,), tf.float32)
+    assert rows.element_spec["labels"] == tf.TensorSpec([4, 5], tf.float32)
+    targets = np.concatenate([np.eye(5, dtype="float32"), np.zeros([1, 5], "float32")])
+    for row in rows.as_numpy_iterator():
+        index = np.where(row["clip_ids"] >= 0, row["clip_ids"] % 5, 5)
+        np.testing.assert_array_equal(row["labels"], targets[index])
+
+
+def test_a_clip_that_is_too_long_is_named():
+    rows = pack(clips_of([5, 54, 7]), PackSettings(row_length=LENGTH, open_rows=2))
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        list(rows)
+    words = " ".join(str(error.value).replace("[", " ").replace("]", " ").split())
+    assert "clip 1 has 54 tokens, more than the row length 53" in words
+    assert "Raise row_length" in words
+
+
+def test_nothing_gives_no_rows():
+    assert rows_of(np.zeros([0], int), PackSettings()) == []
+
+
+def test_static_shapes():
+    settings = PackSettings(rows=6, row_length=LENGTH, segments=4)
+    rows = pack(clips_of(lengths_of(9)), settings)
+    expected = {
+        "tokens": tf.TensorSpec([LENGTH, WIDTH], tf.float32),
+        "positions": tf.TensorSpec([LENGTH, 4], tf.float32),
+        "segment_ids": tf.TensorSpec([LENGTH], tf.int32),
+        "labels": tf.TensorSpec([4], tf.int32),
+        "weights": tf.TensorSpec([4], tf.float32),
+        "clip_ids": tf.TensorSpec([4], tf.int64),
+    }
+    assert rows.element_spec == expected
+    for partial in (True, False):
+        for name, spec in batch_rows(rows, settings, partial).element_spec.items():
+            assert spec == tf.TensorSpec([6, *expected[name].shape], expected[name].dtype)
+
+
+def test_the_last_batch_is_filled_up_or_dropped():
+    lengths = np.full(20, LENGTH)  # 20 rows
+    settings = PackSettings(rows=8, row_length=LENGTH, segments=3, open_rows=2)
+    rows = pack(clips_of(lengths), settings)
+    padded = list(batch_rows(rows, settings).as_numpy_iterator())
+    assert len(padded) == 3 and len(list(batch_rows(rows, settings, partial=False))) == 2
+    together = {name: np.concatenate([b[name] for b in padded]) for name in padded[0]}
+    assert together["tokens"].shape == (24, LENGTH, WIDTH)
+    assert together["weights"].sum() == 20
+    np.testing.assert_array_equal(together["clip_ids"][20:], -1)
+    for name in ("tokens", "positions", "segment_ids", "labels", "weights"):
+        assert not together[name][20:].any(), name
+
+
+def test_same_seed_same_rows():
+    def rows(seed):
+        clips = clips_of(lengths_of(61)).shuffle(61, seed)
+        packed = pack(clips, PackSettings(row_length=LENGTH, segments=9, open_rows=4))
+        return np.stack([row["clip_ids"] for row in packed.as_numpy_iterator()])
+
+    first = rows(1)
+    np.testing.assert_array_equal(first, rows(1))
+    other = rows(2)
+    assert first.shape != other.shape or (first != other).any()
+
+
+def operations(function):
+    """Names of every operation in a function's graph and in all that it calls."""
+    graph = tf.function(function).get_concrete_function().graph.as_graph_def()
+    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    return {node.op for node in nodes}
+
+
+def test_the_packer_is_a_pure_graph():
+    settings = PackSettings(rows=2, row_length=LENGTH, segments=5, open_rows=3)
+
+    def tokens():
+        batches = batch_rows(pack(clips_of(lengths_of(9)), settings), settings)
+        return batches.reduce(0.0, lambda total, batch: total + tf.reduce_sum(batch["tokens"]))
+
+    def with_python():
+        clips = tf.data.Dataset.range(3)
+        clips = clips.map(lambda i: tf.numpy_function(lambda i: i, [i], tf.int64))
+        return clips.reduce(tf.constant(0, tf.int64), lambda total, i: total + i)
+
+    assert "ScanDataset" in operations(tokens)
+    assert not {name for name in operations(tokens) if "PyFunc" in name}
+    assert {name for name in operations(with_python) if "PyFunc" in name}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rows": 0}, "rows=0 must be a positive number"),
+        ({"row_length": 25.5}, r"row_length=25\.5 must be"),
+        ({"segments": True}, "segments=True must be"),
+        ({"overlong": "split"}, "overlong='split' is unknown. Choose one of 'error', 'crop'"),
+    ],
+)
+def test_settings_mistakes(values, message):
+    with pytest.raises(ValueError, match=message):
+        PackSettings(**values)

@@ -1,0 +1,311 @@
+"""Sound files of four formats to packed batches; what is inside a batch and in which order."""
+
+import dataclasses
+import itertools
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import tensorflow as tf
+
+import tf_data_pipelines
+from tf_data_pipelines import pipeline
+from tf_data_pipelines.decode import read_audio
+from tf_data_pipelines.fbank import log_mel, normalise
+from tf_data_pipelines.patches import patch_tokens
+from tf_data_pipelines.pipeline import clip_tokens, evaluation_batches, training_batches
+from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
+from tf_data_pipelines.sources import load_source, survey
+
+PACKAGE = pathlib.Path(tf_data_pipelines.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+HERTZ = {"low": 311, "middle": 1201, "top": 3001}
+FORMATS = [("wav", 16000, 1), ("wav", 8000, 1), ("ogg", 16000, 2), ("mp3", 44100, 1)]
+PATCHES = PatchSettings(((12, 20),), remainder="cover", prefix_tokens=1, grid=(4, 8))
+DRAWN = PatchSettings((8, 16, (16, 24)), frame_shifts_ms=(10, 12.5, 20), grid=(4, 8))
+PACKING = PackSettings(rows=3, row_length=89, segments=5, open_rows=2)
+VORBIS = 2e-3  # tensorflow-io's decoder against libsndfile's, in normalised log-mel
+
+
+def write_sine(path, hertz, seconds, rate, channels, seed):
+    """A sine in noise; each further channel half as loud."""
+    rng = np.random.default_rng(seed)
+    times = np.arange(round(rate * seconds)) / rate
+    wave = 0.3 * np.sin(2 * np.pi * hertz * times) + rng.normal(0, 0.03, len(times))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, wave[:, None] * 0.5 ** np.arange(channels), rate)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Three classes, four formats and rates each, 0.15 to 0.8 s, all of them different."""
+    root = tmp_path_factory.mktemp("corpus")
+    for number, (name, (extension, rate, channels)) in enumerate(itertools.product(HERTZ, FORMATS)):
+        path = root / name / f"{rate}.{extension}"
+        write_sine(path, HERTZ[name], 0.15 + 0.059 * number, rate, channels, number)
+    return root
+
+
+@pytest.fixture(scope="session")
+def surveyed(corpus):
+    return survey(load_source(corpus, validation=0, test=0), FbankSettings(mel_bins=64))
+
+
+@pytest.fixture(scope="session")
+def fbank(surveyed):
+    return FbankSettings(mel_bins=64, mean=surveyed.mean, std=surveyed.std)
+
+
+def clips_in(batches):
+    """{clip id: (tokens, positions, label)} of evaluation batches; each clip only once."""
+    found = {}
+    for inputs, labels, weights, clip_ids in batches.as_numpy_iterator():
+        np.testing.assert_array_equal(weights, clip_ids >= 0)
+        for row, slot in np.argwhere(clip_ids >= 0):
+            inside = inputs["segment_ids"][row] == slot + 1
+            assert clip_ids[row, slot] not in found and inside.any()
+            found[int(clip_ids[row, slot])] = (
+                inputs["tokens"][row][inside],
+                inputs["positions"][row][inside],
+                labels[row, slot],
+            )
+    return found
+
+
+def direct(path, fbank, patches, frame_shift_ms=None):
+    """Tokens and positions of one clip without tf.data and without packing."""
+    settings = dataclasses.replace(fbank, frame_shift_ms=frame_shift_ms or fbank.frame_shift_ms)
+    features = normalise(log_mel(read_audio(path), settings), fbank)
+    return patch_tokens(
+        features, patches, frame_shift_scale=settings.frame_shift_ms / fbank.frame_shift_ms
+    )
+
+
+def assert_equal_batches(one, other):
+    for left, right in zip(tf.nest.flatten(one), tf.nest.flatten(other), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def take(dataset, batches):
+    return list(dataset.take(batches).as_numpy_iterator())
+
+
+def test_survey_of_mixed_files(surveyed):
+    assert len(surveyed.source) == 12 and surveyed.rejected == ()
+    expected = [0.15 + 0.059 * number for number in range(12)]
+    by_class = {name: [] for name in HERTZ}
+    for clip, seconds in zip(surveyed.source.clips, surveyed.durations, strict=True):
+        by_class[surveyed.source.classes[clip.labels[0]]].append(seconds)
+    for name, wanted in zip(HERTZ, np.reshape(expected, [3, 4]), strict=True):
+        np.testing.assert_allclose(np.sort(by_class[name]), wanted, atol=0.04)  # mp3 adds delay
+
+
+def test_training_batches_keep_the_contract(surveyed, fbank):
+    batches = training_batches(surveyed, fbank, PATCHES, PACKING)
+    inputs = {
+        "tokens": tf.TensorSpec([3, 89, 256], tf.float32),
+        "positions": tf.TensorSpec([3, 89, 4], tf.float32),
+        "segment_ids": tf.TensorSpec([3, 89], tf.int32),
+    }
+    labels, weights = tf.TensorSpec([3, 5], tf.int32), tf.TensorSpec([3, 5], tf.float32)
+    assert batches.element_spec == (inputs, labels, weights)
+    for found, label, weight in take(batches, 5):
+        np.testing.assert_array_equal(weight.sum(1), found["segment_ids"].max(1))
+        assert (weight.sum(1) >= 1).all()
+        assert set(label[weight > 0]) <= {0, 1, 2} and not label[weight == 0].any()
+        padding = found["segment_ids"] == 0
+        assert np.isfinite(found["tokens"]).all() and not found["tokens"][padding].any()
+
+
+def test_evaluation_holds_every_clip_once(surveyed, fbank):
+    packing = dataclasses.replace(PACKING, rows=5, segments=1)
+    batches = evaluation_batches(surveyed, fbank, PATCHES, packing)
+    assert batches.element_spec[3] == tf.TensorSpec([5, 1], tf.int64)
+    weights = [batch[2] for batch in batches.as_numpy_iterator()]
+    assert [w.sum() for w in weights] == [5, 5, 2]  # the last is filled up with empty rows
+    clips = clips_in(batches)
+    assert sorted(clips) == list(range(12))
+    counts = clip_tokens(surveyed, fbank, PATCHES)[0]
+    for clip_id, (tokens, _, label) in clips.items():
+        assert len(tokens) == counts[clip_id]
+        assert (label,) == surveyed.source.clips[clip_id].labels
+
+
+def test_tokens_are_those_of_the_clip_alone(surveyed, fbank):
+    clips = clips_in(evaluation_batches(surveyed, fbank, PATCHES, PACKING))
+    for clip_id, (tokens, positions, _) in clips.items():
+        path = surveyed.source.clips[clip_id].path
+        expected = direct(path, fbank, PATCHES)
+        scale = VORBIS if path.endswith("ogg") else 1e-4
+        np.testing.assert_allclose(tokens, expected[0], rtol=0, atol=scale)
+        np.testing.assert_allclose(positions, expected[1], rtol=1e-6)
+
+
+def test_drawn_sizes_and_shifts(surveyed, fbank):
+    """The extents tell what a clip drew; its tokens are those of that size and shift."""
+    packing = PackSettings(rows=2, row_length=401, segments=16, open_rows=2)
+    extents = {
+        (size[0] / 16, size[1] * shift / 160): (size, shift)
+        for size in DRAWN.patch_sizes
+        for shift in DRAWN.frame_shifts_ms
+    }
+    batches = evaluation_batches(surveyed, fbank, DRAWN, packing, seed=5)
+    clips = clips_in(batches)
+    draws = {}
+    for clip_id, (tokens, positions, _) in clips.items():
+        assert (positions[:, 2:] == positions[0, 2:]).all()
+        draws[clip_id] = size, shift = extents[tuple(positions[0, 2:].tolist())]
+        path = surveyed.source.clips[clip_id].path
+        alone = dataclasses.replace(DRAWN, patch_sizes=(size,), frame_shifts_ms=())
+        expected = direct(path, fbank, alone, shift)
+        atol = VORBIS if path.endswith("ogg") else 1e-4
+        np.testing.assert_allclose(tokens, expected[0], rtol=0, atol=atol)
+        np.testing.assert_allclose(positions, expected[1], rtol=1e-6, atol=1e-6)
+    assert {size for size, _ in draws.values()} == set(DRAWN.patch_sizes)
+    assert {shift for _, shift in draws.values()} == set(DRAWN.frame_shifts_ms)
+    again = clips_in(batches)
+    assert all(len(again[clip_id][0]) == len(clips[clip_id][0]) for clip_id in clips)
+    other = clips_in(evaluation_batches(surveyed, fbank, DRAWN, packing, seed=6))
+    assert any(len(other[clip_id][0]) != len(clips[clip_id][0]) for clip_id in clips)
+
+
+def test_one_training_batch_mixes_sizes(surveyed, fbank):
+    packing = PackSettings(rows=2, row_length=401, segments=16, open_rows=2)
+    for inputs, _, _ in take(training_batches(surveyed, fbank, DRAWN, packing), 2):
+        extents = inputs["positions"][inputs["segment_ids"] > 0][:, 2:]
+        assert len(np.unique(extents, axis=0)) >= 4
+
+
+def test_a_run_repeats_exactly(surveyed, fbank):
+    def batches(seed):
+        packing = dataclasses.replace(PACKING, row_length=401)
+        return take(training_batches(surveyed, fbank, DRAWN, packing, seed), 2)
+
+    first = batches(7)
+    assert_equal_batches(first, batches(7))
+    assert any(
+        not np.array_equal(one[0]["tokens"], other[0]["tokens"])
+        for one, other in zip(first, batches(8), strict=True)
+    )
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_each_pass_has_every_clip_in_a_new_order(surveyed, fbank, monkeypatch, in_memory):
+    if not in_memory:
+        monkeypatch.setattr(pipeline, "CACHE_SECONDS", 0)
+    # One clip a row and twelve rows a batch: a batch is a pass, in order.
+    packing = PackSettings(rows=12, row_length=89, segments=1, open_rows=1)
+    expected = [direct(clip.path, fbank, PATCHES)[0] for clip in surveyed.source.clips]
+    orders = []
+    for inputs, labels, _ in take(training_batches(surveyed, fbank, PATCHES, packing), 3):
+        order = []
+        for row, segment_ids, label in zip(
+            inputs["tokens"], inputs["segment_ids"], labels[:, 0], strict=True
+        ):
+            tokens = row[segment_ids == 1]
+            (clip_id,) = (
+                i
+                for i, other in enumerate(expected)
+                if other.shape == tokens.shape and np.abs(tokens - other).max() < VORBIS
+            )
+            assert (label,) == surveyed.source.clips[clip_id].labels
+            order.append(clip_id)
+        assert sorted(order) == list(range(12))
+        orders.append(order)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+@pytest.mark.parametrize("batches_of", [training_batches, evaluation_batches])
+def test_a_clip_too_long_for_a_row_is_named_first(surveyed, fbank, batches_of):
+    counts = clip_tokens(surveyed, fbank, PATCHES)[0]
+    longest = surveyed.source.clips[np.argmax(counts)]
+    packing = dataclasses.replace(PACKING, row_length=int(counts.max()) - 1)
+    gone = [dataclasses.replace(c, path=f"{c.path}.gone") for c in surveyed.source.clips]
+    source = dataclasses.replace(surveyed.source, clips=tuple(gone))
+    lost = dataclasses.replace(surveyed, source=source)  # the check opens no file
+    with pytest.raises(ValueError, match='Raise row_length, or pass overlong="crop"') as error:
+        batches_of(lost, fbank, PATCHES, packing)
+    for part in (f"{longest.path}.gone", f"{counts.max()} tokens at patch 12x20", "more than"):
+        assert part in str(error.value)
+
+
+def test_overlong_crop(surveyed, fbank):
+    packing = PackSettings(rows=2, row_length=19, segments=3, open_rows=2, overlong="crop")
+    counts = clip_tokens(surveyed, fbank, PATCHES)[0]
+    assert counts.min() <= 19 < counts.max()
+    clips = clips_in(evaluation_batches(surveyed, fbank, PATCHES, packing))
+    assert sorted(clips) == list(range(12))
+    for clip_id, (tokens, _, _) in clips.items():
+        # Six bands of patches and a prefix token: three columns make 19 tokens.
+        assert len(tokens) == min(counts[clip_id], 19)
+    assert len(take(training_batches(surveyed, fbank, PATCHES, packing), 9)) == 9
+    small = dataclasses.replace(packing, row_length=6)
+    with pytest.raises(ValueError, match="64 mel bins give 7 tokens at patch 12x20 in a single"):
+        training_batches(surveyed, fbank, PATCHES, small)
+
+
+def test_multi_label_manifest(corpus):
+    manifest = corpus.parent / f"{corpus.name}.csv"
+    rows = [("low/16000.wav", "wind;rain"), ("top/8000.wav", "rain"), ("top/44100.mp3", "bird")]
+    lines = [f"{corpus.name}/{path},{labels}" for path, labels in rows]
+    manifest.write_text("\n".join(["path,label", *lines]))
+    fbank = FbankSettings(mel_bins=64)
+    found = survey(load_source(manifest, validation=0, test=0), fbank)
+    batches = evaluation_batches(found, fbank, PATCHES, PACKING)
+    assert batches.element_spec[1] == tf.TensorSpec([3, 5, 3], tf.float32)
+    labels = {clip_id: label.tolist() for clip_id, (*_, label) in clips_in(batches).items()}
+    assert found.source.classes == ("bird", "rain", "wind")
+    assert labels == {0: [0, 1, 1], 1: [0, 1, 0], 2: [1, 0, 0]}
+    training = training_batches(found, fbank, PATCHES, PACKING)
+    assert training.element_spec[1] == tf.TensorSpec([3, 5, 3], tf.float32)
+    for _, targets, weights in take(training, 2):
+        np.testing.assert_array_equal(targets.any(-1), weights > 0)
+
+
+def test_a_corrupt_file_is_left_out(tmp_path):
+    for number, name in enumerate(["a/0", "a/1", "a/2", "b/0", "b/1", "b/2"]):
+        write_sine(tmp_path / f"{name}.wav", 500 + 100 * number, 0.3, 16000, 1, number)
+    truncated = tmp_path / "a" / "1.wav"
+    truncated.write_bytes(truncated.read_bytes()[:2000])
+    (tmp_path / "b" / "2.wav").write_bytes(b"not a sound")
+    fbank = FbankSettings(mel_bins=64)
+    found = survey(load_source(tmp_path, validation=0, test=0), fbank)
+    warning = found.warning()
+    assert warning.startswith("2 of 6 clips are left out")
+    assert str(truncated) in warning and str(tmp_path / "b" / "2.wav") in warning
+    clips = clips_in(evaluation_batches(found, fbank, PATCHES, PACKING))
+    paths = {found.source.clips[clip_id].path for clip_id in clips}
+    kept = {"a/0", "a/2", "b/0", "b/1"}
+    assert paths == {str(tmp_path / f"{name}.wav") for name in kept}
+    assert len(take(training_batches(found, fbank, PATCHES, PACKING), 4)) == 4
+
+
+def loaded_by(statement):
+    """Names of the modules that a fresh Python has after the statement."""
+    command = f"import sys; {statement}; print(*sys.modules)"
+    run = [sys.executable, "-c", command]
+    done = subprocess.run(run, cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_never_loads_keras_flexast():
+    imports = ", ".join(f"tf_data_pipelines.{name}" for name in MODULES)
+    loaded = loaded_by(f"import {imports}")
+    assert {f"tf_data_pipelines.{name}" for name in MODULES} <= loaded
+    assert not {name for name in loaded if name.split(".")[0] == "keras_flexast"}
+    for name in ["__init__", *MODULES]:
+        text = (PACKAGE / f"{name}.py").read_text()
+        for word in ("import keras", "from keras", "tf.keras", "import keras_flexast"):
+            assert word not in text, (name, word)
+
+
+def test_settings_and_matrices_need_numpy_only():
+    loaded = loaded_by("import tf_data_pipelines.settings, tf_data_pipelines.resize")
+    assert not {"tensorflow", "soundfile", "soxr"} & loaded
+    for name in tf_data_pipelines.__all__:
+        assert getattr(tf_data_pipelines, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'fit'"):
+        tf_data_pipelines.fit  # noqa: B018

@@ -1,0 +1,328 @@
+"""Models: the papers' numbers, one model with two faces, training and round trips."""
+
+import itertools
+
+import golden
+import keras
+import numpy as np
+import pytest
+
+from keras_flexast import FlexAST, FlexiAST, fixed_model
+from keras_flexast.training import compile_packed, packed_loss
+from tf_data_pipelines.patches import patch_tokens
+from tf_data_pipelines.settings import PatchSettings
+
+GRID = (3, 5)  # of 48 mel bins by 80 frames
+POOLINGS = {"attention": 0, "cls": 1, "cls_distillation": 2}
+POLICIES = [(r, p) for r in ("crop", "pad", "cover") for p in ("grid", "physical")]
+PATCH_SIZES = [((16, 16), (13, 19)), ((24, 11), (16, 16)), ((13, 19), (24, 11))]
+OTHER_BACKEND = {"tensorflow": "jax", "jax": "tensorflow"}[keras.backend.backend()]
+
+
+def build(pooling="attention", **options):
+    table = "factorized" if pooling == "attention" else "joint"
+    options = {"mlp_ratio": 3, "table": table, "grid": GRID, "segments": 3, **options}
+    return FlexAST(5, 22, 1, 2, pooling=pooling, **options)
+
+
+def spectrogram(frames, seed=0, mel_bins=48):
+    return np.random.default_rng(seed).normal(size=(frames, mel_bins)).astype("float32")
+
+
+def cut(features, patch_size, **options):
+    """A clip's (tokens, positions) as the pipeline makes them."""
+    settings = PatchSettings((patch_size,), **{"grid": GRID, **options})
+    return tuple(x.numpy() for x in patch_tokens(features, settings))
+
+
+def fixed_logits(model, features, patch_size, **options):
+    fixed = fixed_model(model, patch_size, features.shape[0], **options)
+    return fixed.predict_on_batch(features[None])[0]
+
+
+def clips_and_targets(pack_rows):
+    """Two rows of mixed patch sizes and the labels and weights of their five clips."""
+    sizes = [(16, 16), (8, 8), (24, 30), (12, 20), (16, 40)]
+    clips = [cut(spectrogram(31 + 11 * i, i), size) for i, size in enumerate(sizes)]
+    batch = pack_rows([clips[:3], clips[3:]], 64, 3)
+    labels = np.array([[0, 3, 2], [4, 1, 0]], "int32")
+    weights = np.array([[1, 1, 1], [1, 1, 0]], "float32")
+    return batch, labels, weights, clips
+
+
+# === The papers' numbers ===
+
+
+@pytest.mark.parametrize("file", ["flexiast_cls", "flexiast_cls_dist"])
+def test_flexiast_equals_the_papers(file):
+    arrays, weights = golden.load(file)
+    model, inputs = golden.flexiast(weights), arrays["input_batch_time_freq"]
+    expected = golden.sizes(arrays, "logits")
+    assert len(expected) == 13
+    for size, logits in expected.items():
+        ours = fixed_model(model, size, inputs.shape[1]).predict_on_batch(inputs)
+        np.testing.assert_allclose(ours, logits, rtol=0, atol=1e-4, err_msg=str(size))
+
+
+def test_elasticast_equals_the_papers(pack_rows):
+    arrays, weights = golden.load("elasticast")
+    model, expected = golden.elasticast(weights), arrays["logits"]
+    clips = [arrays[f"input_{i}_freq_time"].T for i in range(7)]
+    for features, logits in zip(clips, expected, strict=True):
+        ours = fixed_logits(model, features, 16)
+        np.testing.assert_allclose(ours, logits, rtol=0, atol=1e-4)
+
+    tokens = [cut(features, 16, grid=(8, 32)) for features in clips]
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        rows = np.split(rng.permutation(7), np.sort(rng.choice(range(1, 7), 2, replace=False)))
+        batch = pack_rows([[tokens[i] for i in row] for row in rows], 577, 7)
+        output = model.predict_on_batch(batch)
+        for row, chosen in enumerate(rows):
+            ours = output[row, : len(chosen)]
+            np.testing.assert_allclose(ours, expected[chosen], rtol=0, atol=1e-4)
+
+
+# === Two faces ===
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_the_packed_face_equals_the_fixed_face(pooling, pack_rows, randomise):
+    model = randomise(build(pooling))
+    prefix = {"prefix_tokens": POOLINGS[pooling]}
+    features = spectrogram(53)
+    cases = [
+        {"patch_size": size, "remainder": remainder, "position": position}
+        for (remainder, position), sizes in zip(
+            POLICIES, itertools.cycle(PATCH_SIZES), strict=False
+        )
+        for size in sizes
+    ]
+    rows = [[cut(features, **case, **prefix)] for case in cases]
+    packed = model.predict_on_batch(pack_rows(rows, 31, 3))[:, 0]
+    for case, logits in zip(cases, packed, strict=True):
+        fixed = fixed_logits(model, features, **case)
+        np.testing.assert_allclose(fixed, logits, rtol=0, atol=2e-5, err_msg=str(case))
+
+
+@pytest.mark.parametrize("resize", ["pi", "bilinear"])
+def test_the_fixed_face_follows_the_training_and_its_frame_shift(resize, pack_rows, randomise):
+    policies = {"resize": resize, "remainder": "pad", "position": "physical"}
+    model = randomise(build(**policies))
+    features = spectrogram(37)
+    settings = PatchSettings((19,), grid=GRID, **policies)
+    clip = tuple(x.numpy() for x in patch_tokens(features, settings, frame_shift_scale=2.0))
+    packed = model.predict_on_batch(pack_rows([[clip]], 31, 3))[0, 0]
+    fixed = fixed_logits(model, features, 19, frame_shift_scale=2.0)
+    np.testing.assert_allclose(fixed, packed, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_clip_does_not_care_about_its_neighbours(pooling, pack_rows, randomise):
+    model = randomise(build(pooling))
+    prefix = POOLINGS[pooling]
+    sizes = [(16, 16), (8, 12), (24, 30), (12, 20)]  # mixed in one row
+    clips = [
+        cut(spectrogram(41 + 7 * i, i), size, prefix_tokens=prefix) for i, size in enumerate(sizes)
+    ]
+    layouts = [[[0], [1], [2], [3]], [[0, 1], [2], [3], []], [[3, 0], [], [2, 1], []],
+               [[1, 3, 2], [0], [], []]]  # fmt: skip
+    seen = []
+    for layout in layouts:
+        batch = pack_rows([[clips[i] for i in row] for row in layout], 71, 3)
+        output = model.predict_on_batch(batch)
+        assert np.isfinite(output).all()
+        seen.append({i: output[r, s] for r, row in enumerate(layout) for s, i in enumerate(row)})
+    for logits in seen:
+        for clip in range(4):
+            np.testing.assert_allclose(logits[clip], seen[0][clip], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["attention", "cls"])
+def test_mixed_precision_gives_float32_logits(pooling, pack_rows):
+    batch = pack_rows([[cut(spectrogram(53), 16, prefix_tokens=POOLINGS[pooling])]], 31, 3)
+    half, full = (build(pooling, dtype=dtype) for dtype in ("mixed_bfloat16", "float32"))
+    half.set_weights(full.get_weights())
+    assert {w.dtype for w in half.weights} == {"float32"}
+    logits = half.predict_on_batch(batch)
+    fixed = fixed_logits(half, spectrogram(53), 16)
+    assert logits.dtype == fixed.dtype == np.float32
+    np.testing.assert_allclose(logits, full.predict_on_batch(batch), atol=0.1)
+    np.testing.assert_allclose(fixed, logits[0, 0], atol=0.1)
+
+
+# === Training ===
+
+
+def test_the_loss_divides_by_clips(pack_rows):
+    _, labels, weights, _ = clips_and_targets(pack_rows)
+    logits = np.random.default_rng(0).normal(size=(2, 3, 5)).astype("float32")
+    log_softmax = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    each = -np.take_along_axis(log_softmax, labels[..., None], -1)[..., 0]
+    np.testing.assert_allclose(
+        packed_loss()(labels, logits, weights), each[weights > 0].mean(), rtol=1e-6
+    )
+    targets = (np.random.default_rng(1).random((2, 3, 5)) < 0.4).astype("float32")
+    each = np.mean(np.logaddexp(0, logits) - targets * logits, -1)
+    np.testing.assert_allclose(
+        packed_loss(multi_label=True)(targets, logits, weights), each[weights > 0].mean(), rtol=1e-6
+    )
+    for more in ([0, 7], [3, 0], [2, 5]):  # empty rows and slots
+        padding = [[0, m] for m in more]
+        np.testing.assert_allclose(
+            packed_loss()(
+                np.pad(labels, padding),
+                np.pad(logits, [*padding, [0, 0]], constant_values=9),
+                np.pad(weights, padding),
+            ),
+            packed_loss()(labels, logits, weights),
+            rtol=1e-6,
+        )
+
+
+def test_the_packed_gradient_is_the_mean_of_the_clips(pack_rows, randomise):
+    batch, labels, weights, clips = clips_and_targets(pack_rows)
+    model = randomise(build(), scale=0.1)
+    model.compile(keras.optimizers.SGD(1.0), packed_loss())
+    start = model.get_weights()
+
+    def gradients(batch, labels, weights):
+        model.set_weights(start)
+        model.train_on_batch(batch, labels, sample_weight=weights)
+        return [before - after for before, after in zip(start, model.get_weights(), strict=True)]
+
+    packed = gradients(batch, labels, weights)
+    alone = []
+    for clip, label in zip(clips, labels[weights > 0], strict=True):
+        single = np.array([[label, 0, 0], [0, 0, 0]], "int32")
+        weight = np.array([[1, 0, 0], [0, 0, 0]], "float32")
+        alone.append(gradients(pack_rows([[clip], []], 64, 3), single, weight))
+    for together, each in zip(packed, zip(*alone, strict=True), strict=True):
+        np.testing.assert_allclose(together, np.mean(each, 0), rtol=0, atol=1e-5)
+
+
+def test_one_compilation_trains_every_patch_size(pack_rows):
+    keras.utils.set_random_seed(0)
+    batch, labels, weights, _ = clips_and_targets(pack_rows)
+    model, traces = build(), []
+    compile_packed(model, 3e-3)
+    compute_loss = model.compute_loss
+
+    def counted(*args, **kwargs):
+        traces.append(1)
+        return compute_loss(*args, **kwargs)
+
+    model.compute_loss = counted
+    first = model.train_on_batch(batch, labels, sample_weight=weights)[0]
+    count = len(traces)
+    for size in [(16, 16), (8, 8), (24, 30), (12, 20), (48, 48)]:
+        clips = [cut(spectrogram(frames), size) for frames in (41, 53)]
+        other = pack_rows([clips[:1], clips[1:]], 64, 3)
+        model.train_on_batch(other, labels, sample_weight=weights * [[1, 0, 0]])
+    for _ in range(40):
+        last = model.train_on_batch(batch, labels, sample_weight=weights, return_dict=True)
+        model.reset_metrics()
+    assert len(traces) == count
+    assert last["loss"] < first / 3
+    assert last["accuracy"] == 1
+
+
+def test_jax_trains_without_tensorflow(python, tmp_path, pack_rows):
+    batch, labels, weights, _ = clips_and_targets(pack_rows)
+    np.savez(tmp_path / "batch.npz", labels=labels, weights=weights, **batch)
+    code = """
+        import sys
+        import keras_flexast
+        assert not [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]
+        sys.modules["tensorflow"] = None
+        import numpy as np
+        from keras_flexast.training import compile_packed
+        data = dict(np.load(sys.argv[1]))
+        labels, weights = data.pop("labels"), data.pop("weights")
+        model = keras_flexast.FlexAST(5, 22, 1, 2, grid=(3, 5), segments=3)
+        compile_packed(model, 1e-3)
+        history = model.fit(data, labels, sample_weight=weights, batch_size=2, verbose=0)
+        print(history.history["loss"][0])
+    """
+    assert np.isfinite(float(python(code, tmp_path / "batch.npz", backend="jax")))
+
+
+# === Round trips ===
+
+
+@pytest.mark.parametrize("pooling", ["attention", "cls_distillation"])
+def test_saved_on_one_backend_and_loaded_on_the_other(
+    pooling, python, tmp_path, pack_rows, randomise
+):
+    model = randomise(build(pooling, attention_scale=0.5, norm_epsilon=1e-4))
+    prefix = POOLINGS[pooling]
+    batch = pack_rows([[cut(spectrogram(53), 13, prefix_tokens=prefix)]], 31, 3)
+    model.save(tmp_path / "model.keras")
+    logits = model.predict_on_batch(batch)
+
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.get_config() == model.get_config()
+    for ours, theirs in zip(again.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(again.predict_on_batch(batch), logits)
+
+    np.savez(tmp_path / "batch.npz", **batch)
+    code = """
+        import sys
+        import keras, numpy as np
+        import keras_flexast
+        model = keras.saving.load_model(sys.argv[1] + "/model.keras")
+        logits = model.predict_on_batch(dict(np.load(sys.argv[1] + "/batch.npz")))
+        np.savez(sys.argv[1] + "/other.npz", logits, *model.get_weights())
+        print(keras.backend.backend())
+    """
+    assert python(code, tmp_path, backend=OTHER_BACKEND).split()[-1] == OTHER_BACKEND
+    with np.load(tmp_path / "other.npz") as other:
+        other_logits, *weights = other.values()
+    for ours, theirs in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(other_logits, logits, rtol=0, atol=1e-5)
+
+
+# === Arguments ===
+
+
+def test_sizes_and_names():
+    model = FlexiAST(7, "nano")
+    assert (model.dim, model.depth, model.num_heads, model.prefix_tokens) == (96, 4, 4, 1)
+    assert (model.mel_bins, model.table, model.head_norm_epsilon) == (128, "joint", 1e-5)
+    assert FlexAST(7, size="tiny", depth=1).get_config()["depth"] == 1
+    assert model.output_shape == (None, 16, 7)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"size": "huge"}, "size='huge' is unknown.*'nano', 'tiny', 'small', 'base'"),
+        ({"dim": None}, "dim=None, depth=1, num_heads=2: give all three, or size="),
+        ({"pooling": "mean"}, "pooling='mean' is unknown.*'cls_distillation'"),
+        ({"remainder": "drop"}, "remainder='drop' is unknown.*'crop', 'pad', 'cover'"),
+        ({"position": "time"}, "position='time' is unknown.*'grid', 'physical'"),
+        ({"table": "sine"}, "table='sine' is unknown"),
+        ({"resize": "cubic"}, "resize='cubic' is unknown"),
+        ({"num_heads": 3}, "dim=22 is not a multiple of num_heads=3"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        FlexAST(**{"num_classes": 5, "dim": 22, "depth": 1, "num_heads": 2, **options})
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"patch_size": 49}, "49 along frequency, larger than the spectrogram's 48"),
+        ({"patch_size": (16, 54)}, "54 along time, larger than the spectrogram's 53"),
+        ({"patch_size": (16, 16, 16)}, "patch_size="),
+        ({"remainder": "drop"}, "remainder='drop' is unknown"),
+        ({"position": "time"}, "position='time' is unknown"),
+    ],
+)
+def test_fixed_model_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        fixed_model(build(), **{"patch_size": 16, "frames": 53, **options})

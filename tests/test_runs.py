@@ -1,0 +1,171 @@
+"""Runs on disk: the same model and settings come back, and nothing half-written stays."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+
+from keras_flexast import FlexAST
+from keras_flexast.runs import Run, check_free, load_run, save_run, whole_folder, write_whole
+from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
+
+BATCH = {
+    "tokens": np.random.default_rng(0).normal(size=(2, 7, 256)).astype("float32"),
+    "positions": np.ones((2, 7, 4), "float32"),
+    "segment_ids": np.array([[1, 1, 2, 2, 2, 3, 0]] * 2, "int32"),
+}
+
+
+@pytest.fixture(scope="module")
+def run():
+    return Run(
+        FlexAST(3, 22, 1, 2, grid=(3, 5), segments=3),
+        FbankSettings(frame_shift_ms=12.5, mel_bins=48, mean=-3.25, std=2.5),
+        PatchSettings((8, (16, 24)), (10.0, 20.0), "pad", "grid", "bilinear", 0, (3, 5)),
+        PackSettings(3, 61, 3, 5, "crop"),
+        ("bird", "dog", "été"),
+        multi_label=True,
+        clip_seconds=1.7,
+    )
+
+
+@pytest.fixture
+def folder(run, tmp_path):
+    save_run(run, tmp_path)
+    return tmp_path
+
+
+def test_a_run_comes_back(run, folder):
+    assert sorted(os.listdir(folder)) == ["labels.txt", "model.keras", "settings.json"]
+    assert (folder / "labels.txt").read_text().split() == list(run.classes)
+    again = load_run(folder)
+    for field in dataclasses.fields(Run):
+        if field.name != "model":
+            assert getattr(again, field.name) == getattr(run, field.name)
+    outputs = [r.model.predict_on_batch(BATCH) for r in (again, run)]
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_saving_again_replaces(run, folder):
+    save_run(dataclasses.replace(run, classes=("a", "b", "c")), folder)
+    assert load_run(folder).classes == ("a", "b", "c")
+    assert sorted(os.listdir(folder)) == ["labels.txt", "model.keras", "settings.json"]
+
+
+def test_scores(run):
+    logits = np.array([[0, np.log(2), np.log(5)]], "float32")
+    np.testing.assert_allclose(run.scores(logits), [[1 / 2, 2 / 3, 5 / 6]], rtol=1e-6)
+    single = dataclasses.replace(run, multi_label=False)
+    np.testing.assert_allclose(single.scores(logits), [[1 / 8, 2 / 8, 5 / 8]], rtol=1e-6)
+
+
+def test_patches_at(run):
+    patches = run.patches_at([(16, 40), 12])
+    assert (patches.patch_sizes, patches.frame_shifts_ms) == (((16, 40), (12, 12)), ())
+    assert (patches.remainder, patches.grid) == ("pad", (3, 5))
+    assert run.patches_at([8], 20.0).frame_shifts_ms == (20.0,)
+
+
+@pytest.mark.parametrize("missing", ["settings.json", "model.keras"])
+def test_missing_files_are_named(folder, missing):
+    (folder / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{missing} does not exist.*is not a run"):
+        load_run(folder)
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        load_run(folder / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda s: "{",
+        lambda s: "[]",
+        lambda s: json.dumps({k: v for k, v in s.items() if k != "classes"}),
+        lambda s: json.dumps({**s, "fbank": {"frames": 3}}),
+        lambda s: json.dumps({**s, "patches": {**s["patches"], "remainder": "drop"}}),
+        lambda s: json.dumps({**s, "packing": None}),
+    ],
+    ids=["cut off", "a list", "no classes", "unknown name", "unknown policy", "null"],
+)
+def test_damaged_settings_are_named(folder, damage):
+    path = folder / "settings.json"
+    path.write_text(damage(json.loads(path.read_text())))
+    with pytest.raises(ValueError, match=r"settings\.json is damaged"):
+        load_run(folder)
+
+
+def test_damaged_models_are_named(folder):
+    path = folder / "model.keras"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model\.keras cannot be loaded"):
+        load_run(folder)
+
+
+def test_files_of_different_runs_are_told_apart(folder):
+    path = folder / "settings.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "classes": ["a", "b"]}))
+    with pytest.raises(ValueError, match=r"the model has 3 classes, settings\.json 2"):
+        load_run(folder)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(KeyboardInterrupt), whole_folder(out) as partial:
+        (partial / "file").write_text("half")
+        assert not out.exists()
+        raise KeyboardInterrupt
+    assert os.listdir(out.parent) == []
+
+    with whole_folder(out) as partial:
+        (partial / "file").write_text("first")
+    assert os.listdir(out.parent) == ["out"]
+
+    with pytest.raises(FileExistsError, match="out exists already"), whole_folder(out):
+        raise AssertionError("the body must not run")
+    with pytest.raises(OSError), whole_folder(out, overwrite=True):
+        raise OSError
+    assert (out / "file").read_text() == "first"
+
+    with whole_folder(out, overwrite=True) as partial:
+        (partial / "other").write_text("second")
+    assert os.listdir(out) == ["other"]
+
+
+def test_an_unfinished_folder_can_be_kept(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), whole_folder(out, keep_partial=True) as partial:
+        (partial / "file").write_text("half")
+        raise KeyboardInterrupt
+    assert (tmp_path / "out.partial" / "file").read_text() == "half"
+    with whole_folder(out) as partial:
+        assert not any(partial.iterdir())
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_empty_folder_is_free(tmp_path):
+    check_free(tmp_path)
+    check_free(tmp_path / "new")
+    (tmp_path / "file").touch()
+    for taken in (tmp_path, tmp_path / "file"):
+        with pytest.raises(FileExistsError, match="--overwrite"):
+            check_free(taken)
+        check_free(taken, overwrite=True)
+
+
+@pytest.mark.parametrize("content", ["naïve", b"\x00\xff"])
+def test_a_file_appears_whole_or_not_at_all(tmp_path, content, monkeypatch):
+    path = tmp_path / "deep" / "file"
+    write_whole(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+
+    def fail(*_):
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_whole(path, "other")
+    assert os.listdir(path.parent) == ["file"]
+    assert path.read_bytes() != b"other"
