@@ -154,7 +154,7 @@ def test_errors_leave_nothing_behind(folder, case, kind, message):
 
 def test_export_refuses_other_backends_and_formats(folder, monkeypatch):
     run = load_run(folder / "run")
-    with pytest.raises(ValueError, match="format='onnx' is unknown.*'saved_model', 'tflite'"):
+    with pytest.raises(ValueError, match=r"format='onnx' is unknown.*'saved_model', 'tflite'"):
         export_run(run, 8, "onnx", folder / "new")
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(RuntimeError, match="needs the TensorFlow backend, and Keras runs on jax"):

@@ -179,7 +179,7 @@ def test_self_attention_equals_numpy_clip_by_clip(scale, randomise):
     output = arrays(randomise(layer)(EMBEDDED, SEGMENT_IDS))[0]
     assert np.isfinite(output).all()
     for segment in (1, 2, 3):
-        mine = SEGMENT_IDS == segment
+        mine = segment == SEGMENT_IDS
         clip = EMBEDDED[mine].astype("float64")
         np.testing.assert_allclose(output[mine], attend(layer, clip, clip), atol=1e-5)
         alone = arrays(layer(EMBEDDED[mine][None]))[0][0]
@@ -195,7 +195,7 @@ def test_attention_pooling_equals_numpy_clip_by_clip(scale, randomise):
     assert output.shape == (1, 5, DIM)
     assert np.isfinite(output).all()  # slots 4 and 5 are empty
     for segment in (1, 2, 3):
-        clip = EMBEDDED[SEGMENT_IDS == segment]
+        clip = EMBEDDED[segment == SEGMENT_IDS]
         expected = attend(layer, query, clip.astype("float64"))[0]
         np.testing.assert_allclose(output[0, segment - 1], expected, atol=1e-5)
         np.testing.assert_allclose(arrays(layer(clip[None]))[0][0, 0], expected, atol=1e-5)

@@ -214,11 +214,11 @@ def test_one_compilation_trains_every_patch_size(pack_rows):
 
     model.compute_loss = counted
     first = model.train_on_batch(batch, labels, sample_weight=weights)[0]
-    count = len(traces)
+    count, firsts = len(traces), np.float32([[1, 0, 0], [1, 0, 0]])
     for size in [(16, 16), (8, 8), (24, 30), (12, 20), (48, 48)]:
         clips = [cut(spectrogram(frames), size) for frames in (41, 53)]
         other = pack_rows([clips[:1], clips[1:]], 64, 3)
-        model.train_on_batch(other, labels, sample_weight=weights * [[1, 0, 0]])
+        model.train_on_batch(other, labels, sample_weight=firsts)
     for _ in range(40):
         last = model.train_on_batch(batch, labels, sample_weight=weights, return_dict=True)
         model.reset_metrics()
@@ -250,48 +250,50 @@ def test_jax_trains_without_tensorflow(python, tmp_path, pack_rows):
 # === Round trips ===
 
 
-@pytest.mark.parametrize("pooling", ["attention", "cls_distillation"])
-def test_saved_on_one_backend_and_loaded_on_the_other(
-    pooling, python, tmp_path, pack_rows, randomise
-):
-    model = randomise(build(pooling, attention_scale=0.5, norm_epsilon=1e-4))
-    prefix = POOLINGS[pooling]
-    batch = pack_rows([[cut(spectrogram(53), 13, prefix_tokens=prefix)]], 31, 3)
-    model.save(tmp_path / "model.keras")
-    logits = model.predict_on_batch(batch)
+def test_saved_on_one_backend_and_loaded_on_the_other(python, tmp_path, pack_rows, randomise):
+    models = {}
+    for pooling, prefix in POOLINGS.items():
+        model = randomise(build(pooling, attention_scale=0.5, norm_epsilon=1e-4))
+        batch = pack_rows([[cut(spectrogram(53), 13, prefix_tokens=prefix)]], 31, 3)
+        logits = model.predict_on_batch(batch)
+        models[pooling] = model, logits
+        model.save(tmp_path / f"{pooling}.keras")
+        np.savez(tmp_path / f"{pooling}.batch.npz", **batch)
 
-    again = keras.saving.load_model(tmp_path / "model.keras")
-    assert again.get_config() == model.get_config()
-    for ours, theirs in zip(again.get_weights(), model.get_weights(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    np.testing.assert_array_equal(again.predict_on_batch(batch), logits)
+        again = keras.saving.load_model(tmp_path / f"{pooling}.keras")
+        assert again.get_config() == model.get_config()
+        for ours, theirs in zip(again.get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(again.predict_on_batch(batch), logits)
 
-    np.savez(tmp_path / "batch.npz", **batch)
     code = """
-        import sys
+        import pathlib, sys
         import keras, numpy as np
         import keras_flexast
-        model = keras.saving.load_model(sys.argv[1] + "/model.keras")
-        logits = model.predict_on_batch(dict(np.load(sys.argv[1] + "/batch.npz")))
-        np.savez(sys.argv[1] + "/other.npz", logits, *model.get_weights())
-        print(keras.backend.backend())
+        assert keras.backend.backend() == sys.argv[2]
+        for path in pathlib.Path(sys.argv[1]).glob("*.keras"):
+            model = keras.saving.load_model(path)
+            logits = model.predict_on_batch(dict(np.load(path.with_suffix(".batch.npz"))))
+            np.savez(path.with_suffix(".other.npz"), logits, *model.get_weights())
     """
-    assert python(code, tmp_path, backend=OTHER_BACKEND).split()[-1] == OTHER_BACKEND
-    with np.load(tmp_path / "other.npz") as other:
-        other_logits, *weights = other.values()
-    for ours, theirs in zip(model.get_weights(), weights, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    np.testing.assert_allclose(other_logits, logits, rtol=0, atol=1e-5)
+    python(code, tmp_path, OTHER_BACKEND, backend=OTHER_BACKEND)
+    for pooling, (model, logits) in models.items():
+        with np.load(tmp_path / f"{pooling}.other.npz") as other:
+            other_logits, *weights = other.values()
+        for ours, theirs in zip(model.get_weights(), weights, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_allclose(other_logits, logits, rtol=0, atol=1e-5)
 
 
 # === Arguments ===
 
 
 def test_sizes_and_names():
-    model = FlexiAST(7, "nano")
-    assert (model.dim, model.depth, model.num_heads, model.prefix_tokens) == (96, 4, 4, 1)
+    model = FlexiAST(7, "nano", depth=2)
+    assert (model.dim, model.depth, model.num_heads, model.prefix_tokens) == (96, 2, 4, 1)
     assert (model.mel_bins, model.table, model.head_norm_epsilon) == (128, "joint", 1e-5)
-    assert FlexAST(7, size="tiny", depth=1).get_config()["depth"] == 1
+    shallow = FlexAST(7, size="tiny", depth=1)
+    assert (shallow.dim, shallow.depth, shallow.num_heads) == (192, 1, 3)
     assert model.output_shape == (None, 16, 7)
 
 

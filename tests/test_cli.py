@@ -1,0 +1,210 @@
+"""The command line on real files: train, evaluate, predict, embed, export, and wrong uses."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from keras_flexast import cli
+from keras_flexast.runs import load_run
+
+RATE = 44100
+PITCHES = {"low": 220, "middle": 660, "high": 1980}
+FAST = ("--size", "nano", "--batch-tokens", "1024", "--learning-rate", "0.003")
+
+
+def run(*arguments):
+    """(exit code, stdout, message) of `flexast ARGUMENTS`, as `main` would end it."""
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    expected = (ValueError, OSError, ImportError, RuntimeError, SystemExit, type(None))
+    assert isinstance(result.exception, expected), result.exception
+    return result.exit_code, result.stdout, f"{result.exception} {result.stderr}"
+
+
+def write_tone(path, hertz, seconds, rng):
+    """A stereo file at 44.1 kHz: a tone of one class in faint noise."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    tone = 0.4 * np.sin(2 * np.pi * hertz * time + rng.uniform(0, 6))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.stack([tone, 0.5 * tone], 1) + rng.normal(0, 0.01, (len(time), 2)), RATE)
+
+
+@pytest.fixture(scope="session")
+def sounds(tmp_path_factory):
+    """A folder of ogg and mp3 files at 44.1 kHz stereo, one folder per class."""
+    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "sounds"
+    for name, hertz in PITCHES.items():
+        for number in range(10):
+            suffix = "ogg" if number % 2 else "mp3"
+            write_tone(root / name / f"{number}.{suffix}", hertz, rng.uniform(0.4, 0.8), rng)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(sounds, tmp_path_factory):
+    """A run trained on `sounds`, by the command line."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    (sounds / "low" / "broken.wav").write_bytes(b"not audio")
+    code, _, message = run("train", sounds, "--out", out, *FAST, "--epochs", 8)
+    (sounds / "low" / "broken.wav").unlink()
+    assert code == 0, message
+    assert "1 of 31 clips are left out" in message and "broken.wav" in message
+    return out
+
+
+def test_a_run_has_model_settings_labels_and_logs(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert names == {"model.keras", "settings.json", "labels.txt", "logs"}
+    assert not trained.with_name("run.partial").exists()
+    assert (trained / "labels.txt").read_text().split() == ["high", "low", "middle"]
+    assert any(path.is_file() for path in (trained / "logs").rglob("*"))
+
+
+def test_it_learns_and_works_at_every_patch_size(trained, sounds, tmp_path):
+    figure = tmp_path / "accuracy.png"
+    code, out, message = run(
+        "evaluate", trained, sounds, "--split", "all", "--patch-sizes", "8,16,16x24,48",
+        "--figure", figure, "--json",
+    )  # fmt: skip
+    assert code == 0, message
+    results = json.loads(out)
+    assert [tuple(r["patch_size"]) for r in results] == [(8, 8), (16, 16), (16, 24), (48, 48)]
+    assert all(r["clips"] == 30 and r["metric"] == "accuracy" for r in results)
+    assert all(r["value"] > 0.8 for r in results), results
+    assert figure.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_predict_names_the_class_and_the_bad_file(trained, sounds, tmp_path):
+    empty = tmp_path / "empty.wav"
+    empty.touch()
+    files = [sounds / "high" / "0.mp3", empty, sounds / "low" / "1.ogg"]
+    code, out, message = run("predict", trained, *files, "--patch-size", 24, "--top", 2, "--json")
+    assert code == 1 and "empty.wav is empty" in message
+    first, second, failed = json.loads(out)
+    assert (first["top"][0]["label"], second["top"][0]["label"]) == ("high", "low")
+    assert len(first["top"]) == 2 and failed["file"] == str(empty)
+
+
+def test_predict_takes_another_frame_shift_and_a_long_file(trained, tmp_path):
+    write_tone(tmp_path / "long.ogg", PITCHES["middle"], 6.0, np.random.default_rng(1))
+    for shift in (0, 20):
+        code, out, message = run(
+            "predict", trained, tmp_path / "long.ogg", "--frame-shift-ms", shift, "--json"
+        )
+        assert code == 0, message
+        assert json.loads(out)[0]["top"][0]["label"] == "middle"
+
+
+def test_embed_writes_one_vector_per_file(trained, sounds, tmp_path):
+    files = sorted((sounds / "low").iterdir())
+    code, _, message = run("embed", trained, *files, "--out", tmp_path / "vectors.npz")
+    assert code == 0, message
+    content = np.load(tmp_path / "vectors.npz")
+    assert content["embeddings"].shape == (10, load_run(trained).model.dim)
+    assert content["files"].tolist() == [str(path) for path in files]
+
+
+def test_stats_measures_the_data(sounds):
+    code, out, message = run("stats", sounds, "--json")
+    assert code == 0, message
+    summary = json.loads(out)
+    assert summary["clips"] == 30 and 0.4 <= summary["seconds"]["shortest"] < 0.5
+    assert sum(summary["classes"]["low"].values()) == 10
+
+
+def test_export_on_either_backend(trained, tmp_path):
+    code, out, message = run(
+        "export", trained, "--patch-size", "16x24", "--format", "tflite", "--out", tmp_path / "x"
+    )
+    assert code == 0, message
+    assert (tmp_path / "x" / "flexast_16x24.tflite").stat().st_size > 100_000
+    assert (tmp_path / "x" / "flexast_16x24.labels.txt").read_text().split()[0] == "high"
+
+
+def test_multi_label_manifests_train_and_score_by_map(sounds, tmp_path):
+    lines = ["path,labels,split"]
+    for name in PITCHES:
+        for number, path in enumerate(sorted((sounds / name).iterdir())):
+            split = ("train", "validation", "test")[max(0, number - 7)]
+            lines.append(f"{path},{name};{'ogg' if path.suffix == '.ogg' else 'mp3'},{split}")
+    manifest = tmp_path / "clips.csv"
+    manifest.write_text("\n".join(lines) + "\n")
+    out = tmp_path / "run"
+    code, stdout, message = run(
+        "train", manifest, "--out", out, *FAST, "--epochs", 2, "--patch-sizes", "16,32",
+        "--pooling", "cls", "--frame-shifts-ms", "10,20",
+    )  # fmt: skip
+    assert code == 0, message
+    assert "val_mAP" in stdout
+    assert load_run(out).multi_label and load_run(out).model.prefix_tokens == 1
+    code, stdout, message = run("evaluate", out, manifest, "--patch-sizes", "16", "--json")
+    assert code == 0, message
+    (result,) = json.loads(stdout)
+    assert result["metric"] == "mAP" and 0 < result["value"] <= 1 and result["clips"] == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["train", "{tmp}/absent", "--out", "{tmp}/o"], "does not exist"),
+        (["train", "{tmp}", "--out", "{tmp}/o"], "is empty"),
+        (["train", "{sounds}", "--out", "{tmp}/o", "--patch-sizes", "200"], "200"),
+        (["train", "{sounds}", "--out", "{tmp}/o", "--row-length", "64"], "more than the row"),
+        (["train", "{sounds}", "--out", "{run}"], "exists already"),
+        (["predict", "{run}", "{tmp}/absent.wav"], "does not exist"),
+        (["predict", "{tmp}", "{tmp}/absent.wav"], "is not a run"),
+        (["evaluate", "{run}", "{sounds}", "--split", "dev"], "'dev'"),
+        (["export", "{run}", "--patch-size", "99x500"], "larger than the spectrogram"),
+        (["embed", "{run}", "{tmp}/x.wav", "--out", "{tmp}/x.txt"], "must end in .npz"),
+    ],
+)
+def test_wrong_uses_end_in_one_error_and_write_nothing(trained, sounds, tmp_path, arguments, text):
+    before = sorted(tmp_path.rglob("*"))
+    values = {"tmp": tmp_path, "sounds": sounds, "run": trained}
+    code, _, message = run(*(argument.format(**values) for argument in arguments))
+    assert code != 0 and text in message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "x"], ["predict"], ["demo", "--epochs", "3"], ["export", "x", "--format", "h5"]]
+)
+def test_unknown_options_end_in_usage(arguments):
+    code, _, message = run(*arguments)
+    assert code == 2 and "Usage" in message
+
+
+def test_main_prints_one_line_without_a_traceback(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.argv", ["flexast", "predict", str(tmp_path / "no"), "a.wav"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    message = capsys.readouterr().err
+    assert message.startswith("Error: ") and "Traceback" not in message
+
+
+def test_the_demo_end_to_end_in_small(monkeypatch, tmp_path):
+    pytest.importorskip("espeakng_loader")
+    from keras_flexast import demo
+
+    for name, value in {
+        "TRAIN_CLIPS": 60, "TEST_CLIPS": 30, "FIXED_STEPS": 2, "FLEXIBLE_STEPS": 2,
+        "EPOCH_STEPS": 2, "PATCH_SIZES": (12, 48), "EXPORT_PATCHES": (32,), "ARTEFACT_CLIPS": 10,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(demo, name, value)
+    code, out, message = run("demo", "--out", tmp_path / "demo")
+    assert code == 0, message
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert report["backend"] == keras.backend.backend()
+    assert set(report["accuracy"]["flexible"]) == {"12", "48"}
+    assert report["clips"] == 90 and 0.9 < report["row_fill"] <= 1
+    assert report["packed_max_abs_difference"] < 1e-4
+    assert set(report["export"]["max_abs_difference"]) == {"saved_model_16", "tflite_32"}
+    assert max(report["export"]["max_abs_difference"].values()) < 1e-4
+    assert "Accuracy on held-out voices" in out
+    assert load_run(tmp_path / "demo").model.segments == 16
+    code, _, message = run("demo", "--out", tmp_path / "demo")
+    assert code != 0 and "exists already" in message
