@@ -174,11 +174,9 @@ def train(
     Without splits in DATA, a tenth of each class becomes validation and a tenth test.
     Progress and curves: tensorboard --logdir RUN.partial/logs, later RUN/logs.
     """
-    import dataclasses
-
     from keras_flexast.runs import check_free
-    from keras_flexast.training import TrainSettings, fitting_settings, time_cells, train_run
-    from tf_data_pipelines.settings import BASE_PATCH, FbankSettings, PatchSettings
+    from keras_flexast.training import TrainSettings, train_run
+    from tf_data_pipelines.settings import PatchSettings
 
     check_free(out, overwrite)
     _use_devices()
@@ -188,32 +186,20 @@ def train(
         remainder.value,
         position.value,
         resize.value,
-        {"attention": 0, "cls": 1, "cls_distillation": 2}[pooling.value],
     )
+    settings = TrainSettings(
+        epochs,
+        learning_rate,
+        seed=seed,
+        batch_tokens=batch_tokens,
+        row_length=row_length or None,
+        segments=segments,
+        overlong=overlong.value,
+    )
+    options = {"size": size.value, "pooling": pooling.value, "dropout": dropout}
     found = _survey(data)
-    training, validation = found.split("train"), found.split("validation")
-    fbank = FbankSettings(mean=found.mean, std=found.std)
-    grid = (fbank.mel_bins // BASE_PATCH, time_cells(training, fbank))
-    table = "factorized" if pooling == "attention" else "joint"
-    packing = fitting_settings(training, fbank, patches, batch_tokens, row_length or None, segments)
-    packing = dataclasses.replace(packing, overlong=overlong.value)
     run, history = train_run(
-        training,
-        validation,
-        out,
-        patches=patches,
-        packing=packing,
-        fbank=fbank,
-        settings=TrainSettings(epochs, learning_rate, seed=seed),
-        overwrite=overwrite,
-        model_options={
-            "size": size.value,
-            "pooling": pooling.value,
-            "grid": grid,
-            "segments": segments,
-            "dropout": dropout,
-            "table": table,
-        },  # fmt: skip
+        found.split("train"), found.split("validation"), out, patches, settings, options, overwrite
     )
     metric = "val_mAP" if run.multi_label else "val_accuracy"
     typer.echo(f"Best {metric}: {max(history.history[metric]):.4f}. The run is in {out}.")

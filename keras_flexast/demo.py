@@ -166,7 +166,7 @@ def run_demo(out="flexast-demo", seed=1337, overwrite=False):
     _print_table(console, report)
     console.print(
         f"\nThe run is in [bold]{out}[/]. Now try:\n"
-        f"  flexast predict {out} {out}/speech/test/*/*_0.wav --patch-size 24\n"
+        f"  flexast predict {out} {out}/speech/test/seven/*.wav --patch-size 24\n"
         f"  flexast export {out} --patch-size 20 --format tflite\n"
         f"  tensorboard --logdir {out}/logs\n",
         highlight=False,
@@ -212,12 +212,11 @@ def _check_artefacts(run, survey, artefacts):
 
 def _print_table(console, report):
     table = Table(title="Accuracy on held-out voices (%)", title_justify="left")
-    table.add_column("patch size")
+    for column in ("patch size", f"trained at {BASE_PATCH}", "random patch sizes"):
+        table.add_column(column, justify="right")
     curves = report["accuracy"]
-    for name in curves["fixed"]:
-        table.add_column(name, justify="right")
-    for title, key in (("fixed at 16", "fixed"), ("flexible", "flexible")):
-        table.add_row(title, *(f"{100 * value:.1f}" for value in curves[key].values()))
+    for name, value in curves["fixed"].items():
+        table.add_row(name, f"{100 * value:.1f}", f"{100 * curves['flexible'][name]:.1f}")
     console.print(table)
     facts = Table(show_header=False)
     facts.add_row("row fill in training", f"{100 * report['row_fill']:.1f} %")

@@ -169,7 +169,7 @@ def fixed_scores(run, patch_size, waveforms, frame_shift_ms=None):
     fbank, scale = _front_end(run, frame_shift_ms)
     features = normalise(log_mel(waveforms, fbank), fbank).numpy()
     model = fixed_model(run.model, patch_size, features.shape[1], frame_shift_scale=scale)
-    return run.scores(model.predict(features, verbose=0))
+    return run.scores(model(features))
 
 
 def _front_end(run, frame_shift_ms):

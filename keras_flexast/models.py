@@ -36,7 +36,8 @@ class FlexAST(keras.Model):
         mlp_ratio: hidden width of a block over dim.
         pooling: "attention" (one learned query a clip), "cls" or "cls_distillation" (the
             mean of one or two prefix tokens).
-        table: position table, "joint" or "factorized".
+        table: position table, "joint" or "factorized"; None for what the papers have with
+            that pooling: factorized with attention, joint with prefix tokens.
         grid: (frequency, time) cells of the position table; a cell is 16 bins by 16
             frames. Later positions share the last cell.
         segments: clip slots in a row.
@@ -69,7 +70,7 @@ class FlexAST(keras.Model):
         size=None,
         mlp_ratio=4,
         pooling="attention",
-        table="factorized",
+        table=None,
         grid=(8, 64),
         segments=16,
         resize="pi",
@@ -97,6 +98,7 @@ class FlexAST(keras.Model):
         check_choice("remainder", remainder, REMAINDERS)
         check_choice("position", position, POSITIONS)
         prefix = PREFIX_TOKENS[pooling]
+        table = table or ("joint" if prefix else "factorized")
         dtype = kwargs.pop("dtype", None)
 
         # === Layers ===
@@ -200,7 +202,7 @@ def FlexiAST(num_classes, size="base", pooling="cls", **kwargs):
 
     Reference: FlexiAST, Feng et al. 2023 (arXiv:2307.09286).
     """
-    kwargs = {"table": "joint", "head_norm_epsilon": 1e-5, **kwargs}
+    kwargs = {"head_norm_epsilon": 1e-5, **kwargs}
     return FlexAST(num_classes, size=size, pooling=pooling, **kwargs)
 
 
@@ -217,7 +219,7 @@ def ElasticAST(num_classes, size="base", **kwargs):
 
     Reference: ElasticAST, Feng et al. 2024 (arXiv:2407.08691).
     """
-    kwargs = {"pooling": "attention", "table": "factorized", "grid": (8, 192), **kwargs}
+    kwargs = {"pooling": "attention", "grid": (8, 192), **kwargs}
     return FlexAST(num_classes, size=size, **kwargs)
 
 

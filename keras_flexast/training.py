@@ -8,12 +8,18 @@ import keras
 from keras_flexast.evaluation import clip_outputs, score_clips
 from keras_flexast.models import FlexAST
 from keras_flexast.runs import Run, save_run, whole_folder
-from tf_data_pipelines.settings import BASE_PATCH, PATCH_SIZES, PackSettings, PatchSettings
+from tf_data_pipelines.settings import (
+    BASE_PATCH,
+    PATCH_SIZES,
+    FbankSettings,
+    PackSettings,
+    PatchSettings,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """How long and how fast.
+    """How long, how fast, and in batches of what shape.
 
     Args:
         epochs: passes over the training clips.
@@ -21,6 +27,10 @@ class TrainSettings:
         warmup: share of the steps.
         weight_decay: Adam's decoupled weight decay.
         seed: of the weights, the order and the draws.
+        batch_tokens: tokens in a batch.
+        row_length: tokens in a row; None for the longest clip's, 256 to 4,096.
+        segments: clip slots in a row.
+        overlong: "error" or "crop", for clips longer than a row.
     """
 
     epochs: int = 20
@@ -28,6 +38,21 @@ class TrainSettings:
     warmup: float = 0.1
     weight_decay: float = 5e-7
     seed: int = 1337
+    batch_tokens: int = 4096
+    row_length: int | None = None
+    segments: int = 16
+    overlong: str = "error"
+
+    def packing(self, survey, fbank, patches):
+        """PackSettings for these clips."""
+        from tf_data_pipelines.pipeline import clip_tokens
+
+        row_length = self.row_length
+        if row_length is None:
+            most = int(clip_tokens(survey, fbank, patches).max())
+            row_length = min(4096, max(256, -(-most // 64) * 64))
+        rows = max(1, self.batch_tokens // row_length)
+        return PackSettings(rows, row_length, self.segments, overlong=self.overlong)
 
 
 def packed_loss(multi_label=False):
@@ -123,30 +148,10 @@ def steps_per_epoch(survey, fbank, patches, packing):
     return max(1, math.ceil(max(by_tokens, by_slots)))
 
 
-def fitting_settings(survey, fbank, patches, batch_tokens=4096, row_length=None, segments=16):
-    """Pack settings for a data set: rows that hold its longest clip, and tokens per batch.
-
-    Args:
-        survey: Survey of the training clips.
-        fbank: FbankSettings.
-        patches: PatchSettings.
-        batch_tokens: tokens in a batch.
-        row_length: tokens in a row; None for the longest clip's, at least 256.
-        segments: clip slots in a row.
-    """
-    from tf_data_pipelines.pipeline import clip_tokens
-
-    if row_length is None:
-        most = int(clip_tokens(survey, fbank, patches).max())
-        row_length = min(4096, max(256, -(-most // 64) * 64))
-    return PackSettings(max(1, batch_tokens // row_length), row_length, segments)
-
-
 def train_run(
-    train, validation, out, model=None, patches=None, packing=None, fbank=None,
-    settings=None, overwrite=False, model_options=None, verbose=1,
-):  # fmt: skip
-    """Train a model on surveyed clips and write the run to `out`.
+    train, validation, out, patches=None, settings=None, model_options=None, overwrite=False
+):
+    """Train a new model on surveyed clips and write the run to `out`.
 
     While it trains, `OUT.partial` holds the best weights so far and the TensorBoard logs;
     an interrupted run leaves it there.
@@ -154,36 +159,38 @@ def train_run(
     Args:
         train, validation: Surveys of the two splits.
         out: folder of the run.
-        model: FlexAST to go on with; None for a new one.
-        patches: PatchSettings; None for random sizes of PATCH_SIZES, cover, physical.
-        packing: PackSettings; None for `fitting_settings`.
-        fbank: FbankSettings; the mean and std are the training clips' if None.
+        patches: PatchSettings; None for random sizes of PATCH_SIZES, cover, physical. Its
+            grid and prefix tokens follow from the model.
         settings: TrainSettings.
+        model_options: keyword arguments of FlexAST, such as size or pooling.
         overwrite: replace an existing run.
-        model_options: keyword arguments of a new FlexAST, such as size or pooling.
-        verbose: of `model.fit`; 1 shows its progress bar.
 
     Returns:
         Run with the best weights on the validation clips, as saved, and Keras's History.
+
+    Raises:
+        FileExistsError: `out` exists.
+        ValueError: a clip is longer than a row, or a patch larger than a spectrogram.
     """
     from tf_data_pipelines.pipeline import evaluation_batches, training_batches
-    from tf_data_pipelines.settings import FbankSettings
 
     settings = settings or TrainSettings()
-    source = train.source
-    fbank = fbank or FbankSettings(mean=train.mean, std=train.std)
-    options = {"size": "tiny", **(model_options or {})}
-    keras.utils.set_random_seed(settings.seed)
     patches = patches or PatchSettings(patch_sizes=PATCH_SIZES)
-    if model is None:
-        options.setdefault("grid", (fbank.mel_bins // BASE_PATCH, time_cells(train, fbank)))
-        options.setdefault("segments", packing.segments if packing else 16)
-        options.update(
-            remainder=patches.remainder, position=patches.position, resize=patches.resize
-        )
-        model = FlexAST(len(source.classes), **options)
+    source = train.source
+    fbank = FbankSettings(mean=train.mean, std=train.std)
+    keras.utils.set_random_seed(settings.seed)
+    options = {
+        "size": "tiny",
+        "grid": (fbank.mel_bins // BASE_PATCH, time_cells(train, fbank)),
+        "segments": settings.segments,
+        "remainder": patches.remainder,
+        "position": patches.position,
+        "resize": patches.resize,
+        **(model_options or {}),
+    }
+    model = FlexAST(len(source.classes), **options)
     patches = dataclasses.replace(patches, grid=model.grid, prefix_tokens=model.prefix_tokens)
-    packing = packing or fitting_settings(train, fbank, patches, segments=model.segments)
+    packing = settings.packing(train, fbank, patches)
 
     steps = steps_per_epoch(train, fbank, patches, packing)
     batches = training_batches(train, fbank, patches, packing, settings.seed)
@@ -205,12 +212,9 @@ def train_run(
             batches,
             steps_per_epoch=steps,
             epochs=settings.epochs,
-            validation_data=held_out.map(
-                lambda inputs, labels, weights, _: (inputs, labels, weights)
-            ),
+            validation_data=held_out.map(lambda *batch: batch[:3]),
             callbacks=callbacks,
             shuffle=False,
-            verbose=verbose,
         )
         model.load_weights(best)
         best.unlink()

@@ -29,7 +29,8 @@ def write_tone(path, hertz, seconds, rng):
     time = np.arange(round(seconds * RATE)) / RATE
     tone = 0.4 * np.sin(2 * np.pi * hertz * time + rng.uniform(0, 6))
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.stack([tone, 0.5 * tone], 1) + rng.normal(0, 0.01, (len(time), 2)), RATE)
+    channels = np.stack([tone, 0.5 * tone], 1)
+    soundfile.write(path, channels + rng.normal(0, 0.01, channels.shape), RATE)
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +117,7 @@ def test_stats_measures_the_data(sounds):
 
 
 def test_export_on_either_backend(trained, tmp_path):
-    code, out, message = run(
+    code, _, message = run(
         "export", trained, "--patch-size", "16x24", "--format", "tflite", "--out", tmp_path / "x"
     )
     assert code == 0, message
@@ -170,7 +171,8 @@ def test_wrong_uses_end_in_one_error_and_write_nothing(trained, sounds, tmp_path
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train", "x"], ["predict"], ["demo", "--epochs", "3"], ["export", "x", "--format", "h5"]]
+    "arguments",
+    [["train", "x"], ["predict"], ["demo", "--epochs", "3"], ["export", "x", "--format", "h5"]],
 )
 def test_unknown_options_end_in_usage(arguments):
     code, _, message = run(*arguments)

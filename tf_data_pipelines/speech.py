@@ -14,7 +14,6 @@ import os
 import shutil
 import tempfile
 import threading
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +43,6 @@ WINDOW_SECONDS = 1.2  # every second clip gets silence too, to somewhere within 
 TRIM_DB = -50.0  # of the peak; quieter ends are cut
 MARGIN_SECONDS = 0.02  # kept around what is louder
 VOLUME = 40  # of 100; the loudest variants overflow 16 bits above this
-REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 RECORD = "corpus.json"
 CALLBACK = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
@@ -232,41 +230,13 @@ def _plan(words, counts, variants, formats, rng):
 
 
 def _encode(waveform, sample_rate, form):
-    """The bytes of an audio file, the same for the same samples."""
+    """The bytes of an audio file."""
     import soundfile
 
     stream = io.BytesIO()
     subtype = "PCM_16" if form in ("wav", "flac") else None
     soundfile.write(stream, waveform, sample_rate, format=form.upper(), subtype=subtype)
-    return _fix_serial(stream.getvalue()) if form == "ogg" else stream.getvalue()
-
-
-def _fix_serial(data):
-    """An Ogg file with its random serial number set to 1 and its checksums redone.
-
-    Source: RFC 3533, section 6. Ogg's CRC-32 is zlib's with the bits of every byte reversed,
-    starting from 0 and not inverted at the end.
-    """
-    data, start = bytearray(data), 0
-    while start < len(data):
-        segments = data[start + 26]
-        table = start + 27
-        end = table + segments + sum(data[table : table + segments])
-        data[start + 14 : start + 18] = (1).to_bytes(4, "little")
-        data[start + 22 : start + 26] = bytes(4)  # the checksum counts itself as zero
-        page = data[start:end].translate(REVERSED_BITS)
-        crc = zlib.crc32(page, 0xFFFFFFFF) ^ 0xFFFFFFFF
-        data[start + 22 : start + 26] = int(f"{crc:032b}"[::-1], 2).to_bytes(4, "little")
-        start = end
-    return bytes(data)
-
-
-def _is_complete(folder, arguments):
-    """Whether `folder` holds the corpus of these arguments."""
-    try:
-        return json.loads((folder / RECORD).read_text())["arguments"] == arguments
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return stream.getvalue()
 
 
 def make_corpus(
@@ -283,9 +253,10 @@ def make_corpus(
     Splits are train, validation and test; a variant of one split never speaks in another.
     Rate, pitch and loudness are drawn per clip; every voice says each word equally often
     (to within one), so classes are balanced. Nine files in ten are 16-bit WAV, the others
-    FLAC, Ogg Vorbis or MP3, mono at 22,050 Hz, 0.3 s or longer. The same arguments give the
-    same bytes with the same versions of eSpeak NG and libsndfile. The corpus is written
-    beside `folder` and renamed when complete, with its arguments in `folder/corpus.json`.
+    FLAC, Ogg Vorbis or MP3, mono at 22,050 Hz, 0.3 s or longer, some with silence at the
+    end. The same arguments give the same samples with the same versions of eSpeak NG and
+    libsndfile. The corpus is written beside `folder` and renamed when complete, with its
+    arguments in `folder/corpus.json`.
 
     Args:
         folder: where to write; made with its parents. If it already holds the corpus of
@@ -366,3 +337,11 @@ def _write_corpus(folder, arguments, engine, progress):
         (folder / path).write_bytes(_encode(waveform, engine.sample_rate, path.suffix[1:]))
     record = {"arguments": arguments, "sample_rate": engine.sample_rate, "variants": variants}
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _is_complete(folder, arguments):
+    """Whether `folder` holds the corpus of these arguments."""
+    try:
+        return json.loads((folder / RECORD).read_text())["arguments"] == arguments
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
