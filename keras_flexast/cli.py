@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 app = typer.Typer(
     help=(
@@ -271,7 +271,9 @@ def predict(
         failed = [{"file": path, "error": reason} for path, reason in found.rejected]
         typer.echo(json.dumps(answers + failed, indent=2))
     else:
-        table = Table("file", *(f"{place}." for place in range(1, min(top, scores.shape[1]) + 1)))
+        table = Table(Column("file", overflow="fold"))
+        for place in range(1, min(top, scores.shape[1]) + 1):
+            table.add_column(f"{place}.")
         for answer in answers:
             labels = (f"{one['label']} {one['score']:.3f}" for one in answer["top"])
             table.add_row(answer["file"], *labels)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 
 import keras
 
@@ -200,22 +201,25 @@ def train_run(
     with whole_folder(out, overwrite, keep_partial=True) as folder:
         best = folder / "best.weights.h5"
         metric = "val_mAP" if source.multi_label else "val_accuracy"
-        callbacks = [
-            keras.callbacks.ModelCheckpoint(
-                best, metric, save_best_only=True, save_weights_only=True, mode="max"
-            ),
-            keras.callbacks.TensorBoard(folder / "logs", write_graph=False),
-        ]
+        checkpoint = keras.callbacks.ModelCheckpoint(
+            best, metric, save_best_only=True, save_weights_only=True, mode="max",
+            initial_value_threshold=0.0,
+        )  # fmt: skip
+        checkpoint.monitor_op = keras.ops.greater_equal  # of equal epochs the last
+        callbacks = [checkpoint, keras.callbacks.TensorBoard(folder / "logs", write_graph=False)]
         if source.multi_label:
             callbacks.insert(0, MeanAveragePrecision(held_out, validation.source))
-        history = model.fit(
-            batches,
-            steps_per_epoch=steps,
-            epochs=settings.epochs,
-            validation_data=held_out.map(lambda *batch: batch[:3]),
-            callbacks=callbacks,
-            shuffle=False,
-        )
+        with warnings.catch_warnings():
+            # Keras takes a validation set of unknown size for one that ended too early.
+            warnings.filterwarnings("ignore", "Your input ran out of data")
+            history = model.fit(
+                batches,
+                steps_per_epoch=steps,
+                epochs=settings.epochs,
+                validation_data=held_out.map(lambda *batch: batch[:3]),
+                callbacks=callbacks,
+                shuffle=False,
+            )
         model.load_weights(best)
         best.unlink()
         run = Run(
