@@ -172,7 +172,8 @@ def train(
     """Train a classifier on your sounds. The best epoch on the validation clips is kept.
 
     Without splits in DATA, a tenth of each class becomes validation and a tenth test.
-    Progress and curves: tensorboard --logdir RUN.partial/logs, later RUN/logs.
+    While it trains, and after an interruption, RUN.partial is a run of the best epoch so far.
+    Curves: tensorboard --logdir RUN.partial/logs, later RUN/logs.
     """
     from keras_flexast.runs import check_free
     from keras_flexast.training import TrainSettings, train_run

@@ -154,8 +154,8 @@ def train_run(
 ):
     """Train a new model on surveyed clips and write the run to `out`.
 
-    While it trains, `OUT.partial` holds the best weights so far and the TensorBoard logs;
-    an interrupted run leaves it there.
+    While it trains, `OUT.partial` is a run of the best weights so far, with the TensorBoard
+    logs; an interrupted training leaves it there.
 
     Args:
         train, validation: Surveys of the two splits.
@@ -198,13 +198,19 @@ def train_run(
     held_out = evaluation_batches(validation, fbank, patches, packing, settings.seed)
     schedule = WarmupCosine(settings.learning_rate, [steps * settings.epochs], settings.warmup)
     compile_packed(model, schedule, source.multi_label, settings.weight_decay)
+    run = Run(
+        model, fbank, patches, packing, source.classes, source.multi_label,
+        clip_seconds=round(float(max(train.durations)), 3),
+    )  # fmt: skip
     with whole_folder(out, overwrite, keep_partial=True) as folder:
-        best = folder / "best.weights.h5"
-        metric = "val_mAP" if source.multi_label else "val_accuracy"
+        save_run(run, folder)  # the checkpoint replaces the model, so it is a run all along
         checkpoint = keras.callbacks.ModelCheckpoint(
-            best, metric, save_best_only=True, save_weights_only=True, mode="max",
+            folder / "model.keras",
+            "val_mAP" if source.multi_label else "val_accuracy",
+            save_best_only=True,
+            mode="max",
             initial_value_threshold=0.0,
-        )  # fmt: skip
+        )
         checkpoint.monitor_op = keras.ops.greater_equal  # of equal epochs the last
         callbacks = [checkpoint, keras.callbacks.TensorBoard(folder / "logs", write_graph=False)]
         if source.multi_label:
@@ -220,13 +226,7 @@ def train_run(
                 callbacks=callbacks,
                 shuffle=False,
             )
-        model.load_weights(best)
-        best.unlink()
-        run = Run(
-            model, fbank, patches, packing, source.classes, source.multi_label,
-            clip_seconds=round(float(max(train.durations)), 3),
-        )  # fmt: skip
-        save_run(run, folder)
+        model.load_weights(folder / "model.keras")
     return run, history
 
 
