@@ -29,7 +29,7 @@ from tf_data_pipelines.settings import (
 )
 
 TRAIN_CLIPS, TEST_CLIPS = 3000, 600
-FIXED_STEPS, FLEXIBLE_STEPS = 300, 850  # of 6 rows x 256 tokens, 45 words or so
+FIXED_STEPS, FLEXIBLE_STEPS = 300, 850  # of 8 rows x 256 tokens, 60 words or so
 EPOCH_STEPS = 50  # a line of progress
 LEARNING_RATE = 1.5e-3
 EXPORT_PATCHES = (8, 16, 32)
@@ -82,7 +82,7 @@ def run_demo(out="flexast-demo", seed=1337, overwrite=False):
 
         keras.utils.set_random_seed(seed)
         fbank = FbankSettings(mean=train.mean, std=train.std)
-        packing = PackSettings(rows=6, row_length=256, segments=16)
+        packing = PackSettings(rows=8, row_length=256, segments=16)
         model = ElasticAST(
             len(train.source.classes),
             size="nano",

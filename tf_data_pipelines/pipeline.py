@@ -9,7 +9,7 @@ from tf_data_pipelines.packing import batch_rows, pack
 from tf_data_pipelines.patches import patch_tokens
 from tf_data_pipelines.resize import token_count
 
-CACHE_SECONDS = 4 * 3600  # waveforms up to 4 hours (0.9 GB of float32) stay in memory
+CACHE_SECONDS = 4 * 3600  # decoded clips up to 4 hours (0.9 GB of float32) stay in memory
 
 
 def training_batches(survey, fbank, patches, packing, seed=1337):
@@ -36,8 +36,8 @@ def training_batches(survey, fbank, patches, packing, seed=1337):
         ValueError: a clip has more tokens than a row; it is named.
     """
     check_lengths(survey, fbank, patches, packing)
-    waveforms = _waveforms(survey, fbank, seed)
-    clips = _tokenise(waveforms.repeat(), fbank, patches, packing, seed)
+    sounds = _sounds(survey, fbank, patches, seed)
+    clips = _tokenise(sounds.repeat(), fbank, patches, packing, seed)
     rows = _pack(survey, clips, packing)
     return batch_rows(rows, packing, partial=False).map(_split_batch).prefetch(tf.data.AUTOTUNE)
 
@@ -53,7 +53,7 @@ def evaluation_batches(survey, fbank, patches, packing, seed=0):
         (rows, segments) index survey.source.clips, -1 for an empty slot.
     """
     check_lengths(survey, fbank, patches, packing)
-    clips = _tokenise(_waveforms(survey, fbank), fbank, patches, packing, seed)
+    clips = _tokenise(_sounds(survey, fbank, patches), fbank, patches, packing, seed)
     batches = batch_rows(_pack(survey, clips, packing), packing)
     return batches.map(lambda batch: (*_split_batch(batch), batch["clip_ids"])).prefetch(
         tf.data.AUTOTUNE
@@ -101,8 +101,11 @@ def check_lengths(survey, fbank, patches, packing):
             )
 
 
-def _waveforms(survey, fbank, seed=None):
-    """(waveform, label, clip_id) of every clip once; shuffled when a seed is given."""
+def _sounds(survey, fbank, patches, seed=None):
+    """(sound, label, clip_id) of every clip once; shuffled when a seed is given.
+
+    A sound is the waveform where frame shifts are drawn, else the normalised log-mel.
+    """
     source = survey.source
     if source.multi_label:
         labels = np.zeros((len(source), len(source.classes)), "float32")
@@ -116,7 +119,10 @@ def _waveforms(survey, fbank, seed=None):
     )
 
     def decode(path, label, clip_id):
-        return decode_audio(path, fbank.sample_rate, surveyed=True), label, clip_id
+        sound = decode_audio(path, fbank.sample_rate, surveyed=True)
+        if not patches.frame_shifts_ms:
+            sound = normalise(log_mel(sound, fbank), fbank)
+        return sound, label, clip_id
 
     small = np.sum(survey.durations) <= CACHE_SECONDS
     if seed is not None and not small:
@@ -127,24 +133,24 @@ def _waveforms(survey, fbank, seed=None):
     return dataset
 
 
-def _tokenise(waveforms, fbank, patches, packing, seed):
+def _tokenise(sounds, fbank, patches, packing, seed):
     max_tokens = packing.row_length if packing.overlong == "crop" else None
     shifts = patches.frame_shifts_ms
 
     def tokenise(count, clip):
-        waveform, label, clip_id = clip
+        sound, label, clip_id = clip
         choice = _draw(len(patches.patch_sizes), seed, 2 * count)
         if shifts:
             shift = _draw(len(shifts), seed, 2 * count + 1)
-            features = log_mel_at(waveform, fbank, shift, shifts)
+            sound = normalise(log_mel_at(sound, fbank, shift, shifts), fbank)
             scale = tf.gather(tf.constant(shifts, tf.float32), shift) / fbank.frame_shift_ms
         else:
-            features, scale = log_mel(waveform, fbank), 1.0
-        features = tf.ensure_shape(normalise(features, fbank), [None, fbank.mel_bins])
-        tokens, positions = patch_tokens(features, patches, choice, scale, max_tokens)
+            scale = 1.0
+        sound = tf.ensure_shape(sound, [None, fbank.mel_bins])
+        tokens, positions = patch_tokens(sound, patches, choice, scale, max_tokens)
         return {"tokens": tokens, "positions": positions, "label": label, "clip_id": clip_id}
 
-    return waveforms.enumerate().map(tokenise, tf.data.AUTOTUNE)
+    return sounds.enumerate().map(tokenise, tf.data.AUTOTUNE)
 
 
 def _draw(choices, seed, count):
