@@ -1,8 +1,6 @@
 """Spoken digits in forty lines: corpus, pipeline, one flexible model, two faces.
 
     pip install -e ".[demo]" && python examples/spoken_digits.py
-
-TIME_AND_SCORE
 """
 
 import keras
