@@ -37,7 +37,7 @@ loss, accuracy = model.evaluate(batches.map(lambda x, y, weights, _: (x, y, weig
 print(f"mixed patch sizes: {100 * accuracy:.1f} % of {len(test.source)} clips by other voices")
 
 # The fixed face: one clip, one patch size, from the same weights.
-clip = test.source.clips[0]
+clip = test.source.clips[int(np.argmax(test.durations))]  # long enough for the widest patch
 features = tdp.normalise(tdp.log_mel(tdp.read_audio(clip.path), fbank), fbank)
 for patch_size in (8, 24, (16, 40)):
     fixed = kf.fixed_model(model, patch_size, frames=features.shape[0])
