@@ -1,6 +1,6 @@
 """Spoken digits in forty lines: corpus, pipeline, one flexible model, two faces.
 
-    pip install -e ".[demo]" && python examples/spoken_digits.py
+pip install -e ".[demo]" && python examples/spoken_digits.py
 """
 
 import keras
