@@ -29,7 +29,7 @@ from tf_data_pipelines.settings import (
 )
 
 TRAIN_CLIPS, TEST_CLIPS = 3000, 600
-FIXED_STEPS, FLEXIBLE_STEPS = 300, 850  # of 8 rows x 256 tokens, 60 words or so
+FIXED_STEPS, FLEXIBLE_STEPS = 200, 900  # of 8 rows x 256 tokens, 60 words or so
 EPOCH_STEPS = 50  # a line of progress
 LEARNING_RATE = 1.5e-3
 EXPORT_PATCHES = (8, 16, 32)
