@@ -22,7 +22,7 @@ packing = tdp.PackSettings(ROWS, ROW_LENGTH, SEGMENTS)
 
 keras.utils.set_random_seed(1337)
 model = kf.ElasticAST(num_classes=10, size="nano", segments=SEGMENTS)
-patches = tdp.PatchSettings(patch_sizes=tdp.PATCH_SIZES, grid=model.grid)
+patches = model.patch_settings(tdp.PATCH_SIZES)
 compile_packed(model, WarmupCosine(1e-3, [STEPS]))
 model.fit(
     tdp.training_batches(train, fbank, patches, packing),

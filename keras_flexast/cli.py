@@ -299,7 +299,7 @@ def embed(
 
     import numpy as np
 
-    from keras_flexast.evaluation import embedding_model
+    from keras_flexast.models import embedding_model
     from keras_flexast.runs import check_free, write_whole
 
     if out.suffix != ".npz":

@@ -25,7 +25,6 @@ from tf_data_pipelines.settings import (
     PATCH_SIZES,
     FbankSettings,
     PackSettings,
-    PatchSettings,
 )
 
 TRAIN_CLIPS, TEST_CLIPS = 3000, 600
@@ -89,8 +88,7 @@ def run_demo(out="flexast-demo", seed=1337, overwrite=False):
             grid=(fbank.mel_bins // BASE_PATCH, time_cells(train, fbank)),
             segments=packing.segments,
         )
-        flexible = PatchSettings(PATCH_SIZES, grid=model.grid)
-        fixed = dataclasses.replace(flexible, patch_sizes=(BASE_PATCH,))
+        flexible, fixed = model.patch_settings(PATCH_SIZES), model.patch_settings()
         run = Run(
             model, fbank, flexible, packing, train.source.classes,
             clip_seconds=round(float(found.durations.max()), 3),

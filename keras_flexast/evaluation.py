@@ -122,11 +122,6 @@ def fitting_rows(survey, fbank, patches, packing):
     return dataclasses.replace(packing, row_length=length, rows=rows)
 
 
-def embedding_model(model):
-    """Packed batches to clip embeddings (rows, segments, dim): what the head looks at."""
-    return keras.Model(model.inputs, model.get_layer("head_norm").output, name="embedding")
-
-
 def patch_name(pair):
     """(16, 16) -> "16"; (16, 24) -> "16x24"."""
     return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"

@@ -5,13 +5,22 @@ import keras
 from keras_flexast.layers import (
     EncoderBlock,
     MaskAttentionPooling,
+    MeanPooling,
     PatchGrid,
     PIResizePatchEmbed,
     PositionEmbedding,
     PrefixPooling,
     PrefixTokens,
 )
-from tf_data_pipelines.settings import BASE_PATCH, POSITIONS, REMAINDERS, check_choice
+from tf_data_pipelines.settings import (
+    BASE_PATCH,
+    POSITIONS,
+    REMAINDERS,
+    RESIZES,
+    PatchSettings,
+    base_and_stride,
+    check_choice,
+)
 
 SIZES = {  # name: (dim, depth, num_heads)
     "nano": (96, 4, 4),
@@ -19,7 +28,7 @@ SIZES = {  # name: (dim, depth, num_heads)
     "small": (384, 12, 6),
     "base": (768, 12, 12),
 }
-PREFIX_TOKENS = {"attention": 0, "cls": 1, "cls_distillation": 2}
+PREFIX_TOKENS = {"attention": 0, "cls": 1, "cls_distillation": 2, "mean": 0}
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
@@ -35,11 +44,17 @@ class FlexAST(keras.Model):
         size: "nano", "tiny", "small" or "base": sets dim, depth and num_heads.
         mlp_ratio: hidden width of a block over dim.
         pooling: "attention" (one learned query a clip), "cls" or "cls_distillation" (the
-            mean of one or two prefix tokens).
+            mean of one or two prefix tokens), or "mean" (of the patches, as SSAST).
+        prefix_tokens: 0, 1 or 2 tokens before each clip; None for what the pooling needs.
         table: position table, "joint" or "factorized"; None for what the papers have with
-            that pooling: factorized with attention, joint with prefix tokens.
-        grid: (frequency, time) cells of the position table; a cell is 16 bins by 16
-            frames. Later positions share the last cell.
+            that pooling: factorized with attention, else joint.
+        grid: (frequency, time) cells of the position table. Later positions share the
+            last cell.
+        base_patch: int or (frequency, time): bins and frames of the patch kernel.
+        stride: int or (frequency, time): bins and frames from one base patch, and one cell
+            of the table, to the next; None for base_patch, without overlap. Standard ASTs
+            have 10. Patches of other sizes overlap by the same share.
+        mel_bins: of the spectrograms; None for what the grid spans.
         segments: clip slots in a row.
         resize: "pi" or "bilinear", how patch sizes other than 16 are treated.
         remainder, position: policies of the patch grid that the model is trained with,
@@ -49,8 +64,8 @@ class FlexAST(keras.Model):
         norm_epsilon, head_norm_epsilon: of the encoder's LayerNorms, and of the head's.
 
     Call arguments:
-        inputs: dictionary of `tokens` float (rows, length, 256), `positions` float
-            (rows, length, 4) and `segment_ids` int (rows, length).
+        inputs: dictionary of `tokens` float (rows, length, 256), the area of the base
+            patch, `positions` float (rows, length, 4) and `segment_ids` int (rows, length).
 
     Output:
         logits float32 (rows, segments, num_classes). Slots without a clip hold finite
@@ -70,8 +85,12 @@ class FlexAST(keras.Model):
         size=None,
         mlp_ratio=4,
         pooling="attention",
+        prefix_tokens=None,
         table=None,
         grid=(8, 64),
+        base_patch=BASE_PATCH,
+        stride=None,
+        mel_bins=None,
         segments=16,
         resize="pi",
         remainder="cover",
@@ -97,17 +116,25 @@ class FlexAST(keras.Model):
         check_choice("pooling", pooling, tuple(PREFIX_TOKENS))
         check_choice("remainder", remainder, REMAINDERS)
         check_choice("position", position, POSITIONS)
-        prefix = PREFIX_TOKENS[pooling]
-        table = table or ("joint" if prefix else "factorized")
+        prefix = PREFIX_TOKENS[pooling] if prefix_tokens is None else prefix_tokens
+        check_choice("prefix_tokens", prefix, (0, 1, 2))
+        if pooling.startswith("cls") and prefix != PREFIX_TOKENS[pooling]:
+            raise ValueError(
+                f"prefix_tokens={prefix} does not fit pooling={pooling!r}; leave it out."
+            )
+        table = table or ("factorized" if pooling == "attention" else "joint")
+        base_patch, stride = base_and_stride(base_patch, stride)
+        if mel_bins is None:
+            mel_bins = (grid[0] - 1) * stride[0] + base_patch[0]
         dtype = kwargs.pop("dtype", None)
 
         # === Layers ===
-        embed = PIResizePatchEmbed(dim, resize=resize, dtype=dtype, name="patch_embed")
+        embed = PIResizePatchEmbed(dim, base_patch, resize, dtype=dtype, name="patch_embed")
         locate = PositionEmbedding(dim, grid, table, dtype=dtype, name="position_embed")
         blocks = [
             EncoderBlock(
                 num_heads,
-                int(dim * mlp_ratio),
+                round(dim * mlp_ratio),
                 dropout,
                 attention_scale,
                 norm_epsilon,
@@ -124,7 +151,7 @@ class FlexAST(keras.Model):
 
         # === Functional model ===
         inputs = {
-            "tokens": keras.Input((None, BASE_PATCH**2), name="tokens"),
+            "tokens": keras.Input((None, base_patch[0] * base_patch[1]), name="tokens"),
             "positions": keras.Input((None, 4), name="positions"),
             "segment_ids": keras.Input((None,), dtype="int32", name="segment_ids"),
         }
@@ -135,14 +162,14 @@ class FlexAST(keras.Model):
         for block in blocks:
             x = block(x, segment_ids)
         x = norm(x)
-        if prefix:
-            pool = PrefixPooling(prefix, segments, dtype=dtype, name="pooling")
-            pooled = pool(x, positions, segment_ids)
-        else:
+        if pooling == "attention":
             pool = MaskAttentionPooling(
                 num_heads, segments, attention_scale, dtype=dtype, name="pooling"
             )
             pooled = pool(x, segment_ids)
+        else:
+            kind = MeanPooling if pooling == "mean" else PrefixPooling
+            pooled = kind(prefix, segments, dtype=dtype, name="pooling")(x, positions, segment_ids)
         super().__init__(inputs=inputs, outputs=head(head_norm(pooled)), **kwargs)
 
         # === Config ===
@@ -152,8 +179,12 @@ class FlexAST(keras.Model):
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
         self.pooling = pooling
+        self.prefix_tokens = prefix
         self.table = table
         self.grid = tuple(grid)
+        self.base_patch = base_patch
+        self.stride = stride
+        self.mel_bins = mel_bins
         self.segments = segments
         self.resize = resize
         self.remainder = remainder
@@ -163,21 +194,26 @@ class FlexAST(keras.Model):
         self.norm_epsilon = norm_epsilon
         self.head_norm_epsilon = head_norm_epsilon
 
-    @property
-    def prefix_tokens(self):
-        """[CLS]-like tokens that the pipeline must put before each clip: 0, 1 or 2."""
-        return PREFIX_TOKENS[self.pooling]
+    def patch_settings(self, patch_sizes=None, **options):
+        """PatchSettings of clips for this model.
 
-    @property
-    def mel_bins(self):
-        """Mel bins that the position table spans."""
-        return self.grid[0] * BASE_PATCH
+        Args:
+            patch_sizes: ints or (frequency, time) pairs to draw from; None for base_patch.
+            **options: PatchSettings' own, such as frame_shifts_ms, or another remainder,
+                position or resize than the model was trained with.
+        """
+        names = (
+            "remainder", "position", "resize", "prefix_tokens", "grid", "base_patch", "stride",
+        )  # fmt: skip
+        own = {name: getattr(self, name) for name in names}
+        return PatchSettings(patch_sizes or (self.base_patch,), **{**own, **options})
 
     def get_config(self):
         names = (
-            "num_classes", "dim", "depth", "num_heads", "mlp_ratio", "pooling", "table", "grid",
-            "segments", "resize", "remainder", "position", "dropout", "attention_scale",
-            "norm_epsilon", "head_norm_epsilon",
+            "num_classes", "dim", "depth", "num_heads", "mlp_ratio", "pooling", "prefix_tokens",
+            "table", "grid", "base_patch", "stride", "mel_bins", "segments", "resize",
+            "remainder", "position", "dropout", "attention_scale", "norm_epsilon",
+            "head_norm_epsilon",
         )  # fmt: skip
         config = {name: getattr(self, name) for name in names}
         dtype = keras.dtype_policies.serialize(self.get_layer("patch_embed").dtype_policy)
@@ -224,8 +260,15 @@ def ElasticAST(num_classes, size="base", **kwargs):
 
 
 def fixed_model(
-    model, patch_size, frames, remainder=None, position=None, frame_shift_scale=1.0
-):  # fmt: skip
+    model,
+    patch_size,
+    frames,
+    remainder=None,
+    position=None,
+    resize=None,
+    frame_shift_scale=1.0,
+    output="logits",
+):
     """The fixed face of a packed model: one patch size, one length, ready to export.
 
     It shares the model's layers: what one learns the other knows. The patch kernel and
@@ -236,12 +279,15 @@ def fixed_model(
         model: FlexAST.
         patch_size: int or (frequency, time).
         frames: frames of every spectrogram.
-        remainder, position: see PatchSettings; None for what the model was trained with.
+        remainder, position, resize: see PatchSettings; None for what the model was trained
+            with.
         frame_shift_scale: the frame shift over that of training.
+        output: "logits", or "embedding": one vector a clip, before the head and its norm.
 
     Returns:
         functional keras.Model from normalised log-mel float32 (batch, frames, mel_bins) to
-        logits float32 (batch, num_classes), equal to the packed model's for the same clip.
+        logits float32 (batch, num_classes), or embeddings (batch, dim), equal to the packed
+        model's for the same clip.
 
     Raises:
         ValueError: the patch is larger than the spectrogram, or a policy is unknown.
@@ -251,24 +297,36 @@ def fixed_model(
     """
     remainder = model.remainder if remainder is None else remainder
     position = model.position if position is None else position
+    resize = model.resize if resize is None else resize
     check_choice("remainder", remainder, REMAINDERS)
     check_choice("position", position, POSITIONS)
+    check_choice("resize", resize, RESIZES)
+    check_choice("output", output, ("logits", "embedding"))
     spectrogram = keras.Input((frames, model.mel_bins), name="spectrogram")
+    embed = model.get_layer("patch_embed")
     cut = PatchGrid(
         patch_size,
         remainder,
         position,
         model.grid,
-        frame_shift_scale=frame_shift_scale,
-        dtype=model.get_layer("patch_embed").dtype_policy,
+        model.base_patch,
+        model.stride,
+        frame_shift_scale,
+        dtype=embed.dtype_policy,
         name="patch_grid",
     )
     patches, positions = cut(spectrogram)
-    x = model.get_layer("patch_embed")(patches) + model.get_layer("position_embed")(positions)
+    x = embed(patches, resize=resize) + model.get_layer("position_embed")(positions)
     if model.prefix_tokens:
         x = model.get_layer("prefix_tokens")(x)
     for index in range(model.depth):
         x = model.get_layer(f"block_{index}")(x)
     pooled = model.get_layer("pooling")(model.get_layer("norm")(x))
-    logits = model.get_layer("head")(model.get_layer("head_norm")(pooled))
-    return keras.Model(spectrogram, logits[:, 0], name=f"{model.name}_fixed")
+    if output == "logits":
+        pooled = model.get_layer("head")(model.get_layer("head_norm")(pooled))
+    return keras.Model(spectrogram, pooled[:, 0], name=f"{model.name}_fixed")
+
+
+def embedding_model(model):
+    """Packed batches to embeddings (rows, segments, dim): a clip's vector before the head."""
+    return keras.Model(model.inputs, model.get_layer("pooling").output, name="embedding")

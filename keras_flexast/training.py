@@ -190,7 +190,7 @@ def train_run(
         **(model_options or {}),
     }
     model = FlexAST(len(source.classes), **options)
-    patches = dataclasses.replace(patches, grid=model.grid, prefix_tokens=model.prefix_tokens)
+    patches = model.patch_settings(patches.patch_sizes, frame_shifts_ms=patches.frame_shifts_ms)
     packing = settings.packing(train, fbank, patches)
 
     steps = steps_per_epoch(train, fbank, patches, packing)

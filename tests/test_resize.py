@@ -9,11 +9,12 @@ from tf_data_pipelines.resize import (
     bilinear_matrix,
     kernel_matrix,
     patch_count,
+    patch_step,
     resize_kernel,
     table_weights,
     token_count,
 )
-from tf_data_pipelines.settings import patch_pair
+from tf_data_pipelines.settings import Axis, PatchSettings, patch_pair
 
 SIZES = [(8, 8), (16, 24), (24, 16), (12, 20), (16, 48), (48, 16), (30, 30), (7, 29)]
 LARGER = [size for size in SIZES if min(size) >= 16]
@@ -38,7 +39,7 @@ def test_position_tables_equal_the_papers(file):
     prefix = len(table) - 8 * 16
     for (patch_f, patch_t), expected in golden.sizes(arrays, "position").items():
         over_f, over_t = (
-            table_weights(*axis_grid(size, patch, "crop", "grid", cells, 16)[1:], cells)
+            table_weights(*axis_grid(size, patch, Axis(16, 16, cells), "crop", "grid")[1:], cells)
             for size, patch, cells in ((128, patch_f, 8), (256, patch_t, 16))
         )
         ours = np.einsum("fi,tj,ijd->ftd", over_f, over_t, table[prefix:].reshape(8, 16, 48))
@@ -99,55 +100,76 @@ def test_table_weights_stop_at_the_ends():
 
 def test_axis_grid_by_hand():
     def starts(remainder):
-        return axis_grid(53, 11, remainder, "grid", 5, 16)[0].tolist()
+        return axis_grid(53, 11, Axis(16, 16, 5), remainder, "grid")[0].tolist()
 
     assert starts("crop") == [0, 11, 22, 33]
     assert starts("pad") == [0, 11, 22, 33, 44]
     assert starts("cover") == [0, 11, 21, 32, 42]  # 10.5 and 31.5 round up
-    _, centres, extents = axis_grid(53, 11, "crop", "grid", 5, 16)
+    _, centres, extents = axis_grid(53, 11, Axis(16, 16, 5), "crop", "grid")
     np.testing.assert_allclose(centres, [0.125, 1.375, 2.625, 3.875], atol=1e-12)
     np.testing.assert_allclose(extents, 1.25, atol=1e-12)
-    _, centres, extents = axis_grid(53, 11, "cover", "physical", 5, 16)
+    _, centres, extents = axis_grid(53, 11, Axis(16, 16, 5), "cover", "physical")
     np.testing.assert_allclose(centres, (np.array(starts("cover")) + 5.5) / 16 - 0.5, atol=1e-12)
     np.testing.assert_allclose(extents, 11 / 16, atol=1e-12)
 
 
+@pytest.mark.parametrize("stride", [16, 10, 3])
 @pytest.mark.parametrize("size", [48, 53, 128, 1009])
 @pytest.mark.parametrize("patch", [1, 7, 16, 47, 48])
-def test_policies_reach_what_they_promise(size, patch):
-    cells = {}
+def test_policies_reach_what_they_promise(size, patch, stride):
+    axis, cells = Axis(16, stride, 8), {}
+    step = patch_step(patch, axis)
     for remainder in ("crop", "pad", "cover"):
-        starts, centres, extents = axis_grid(size, patch, remainder, "physical", 8, 16)
+        starts, centres, extents = axis_grid(size, patch, axis, remainder, "physical")
+        settings = PatchSettings((patch,), remainder=remainder, stride=stride)
         assert len(starts) == len(centres) == len(extents)
-        assert len(starts) == patch_count(size, patch, remainder)
-        assert len(starts) == token_count(size, patch, (patch, patch), remainder)
+        assert len(starts) == patch_count(size, patch, step, remainder)
+        assert len(starts) ** 2 == token_count(size, size, (patch, patch), settings)
         assert (np.diff(starts) > 0).all()
-        cells[remainder] = (starts[:, None] + np.arange(patch)).ravel()
-    whole = size // patch * patch
-    np.testing.assert_array_equal(cells["crop"], np.arange(whole))
-    np.testing.assert_array_equal(cells["pad"], np.arange(-(-size // patch) * patch))
-    assert (cells["cover"][0], cells["cover"][-1]) == (0, size - 1)
+        cells[remainder] = starts[:, None] + np.arange(patch)
+    count = len(range(0, size - patch + 1, step))  # of a VALID convolution
+    np.testing.assert_array_equal(cells["crop"][:, 0], np.arange(count) * step)
+    np.testing.assert_array_equal(cells["pad"][:, 0], np.arange(len(cells["pad"])) * step)
+    assert size <= cells["pad"].max() + 1 < size + step
+    assert (cells["cover"].min(), cells["cover"].max()) == (0, size - 1)
     assert len(cells["cover"]) == len(cells["pad"])
     np.testing.assert_array_equal(np.unique(cells["cover"]), np.arange(size))
+
+
+def test_overlap_by_hand():
+    # AST: 128 mel bins and 1,024 frames at patch 16 and stride 10 are 12 x 101 patches.
+    assert [patch_count(size, 16, 10, "crop") for size in (128, 1024)] == [12, 101]
+    assert [patch_step(patch, Axis(16, 10, 12)) for patch in (8, 12, 16, 24)] == [5, 8, 10, 15]
+    for position in ("grid", "physical"):  # a cell for each patch, whole
+        _, centres, extents = axis_grid(128, 16, Axis(16, 10, 12), "crop", position)
+        np.testing.assert_allclose(centres, np.arange(12), atol=1e-12)
+        np.testing.assert_allclose(extents, 1, atol=1e-12)
+    # Patch 24 of step 15 starts at 0, 15, ...: middles 12, 27, ...; cell j's is 8 + 10 j.
+    _, centres, extents = axis_grid(128, 24, Axis(16, 10, 12), "crop", "physical")
+    np.testing.assert_allclose(centres[:3], [0.4, 1.9, 3.4], atol=1e-12)
+    np.testing.assert_allclose(extents, 1.5, atol=1e-12)
 
 
 @pytest.mark.parametrize("position", ["grid", "physical"])
 @pytest.mark.parametrize("remainder", ["crop", "pad", "cover"])
 def test_base_patches_look_whole_cells_up(remainder, position):
-    starts, centres, extents = axis_grid(112, 16, remainder, position, 7, 16)
+    starts, centres, extents = axis_grid(112, 16, Axis(16, 16, 7), remainder, position)
     np.testing.assert_array_equal(starts, np.arange(0, 112, 16))
     np.testing.assert_allclose(table_weights(centres, extents, 7), np.eye(7), atol=1e-12)
 
 
 def test_a_short_clip_counts_as_one_patch():
-    assert token_count(np.array([1, 16, 17]), 48, (24, 16), "cover", 2).tolist() == [4, 4, 6]
+    settings = PatchSettings(prefix_tokens=2)
+    assert token_count(np.array([1, 16, 17]), 48, (24, 16), settings).tolist() == [4, 4, 6]
 
 
 def test_errors():
     with pytest.raises(ValueError, match=r"13 along time, larger than the spectrogram's 11"):
-        axis_grid(11, 13, "cover", "grid", 5, 16, "time")
+        axis_grid(11, 13, Axis(16, 16, 5), "cover", "grid", "time")
     with pytest.raises(ValueError, match=r"resize='nearest' is unknown.*'pi', 'bilinear'"):
         kernel_matrix(8, 16, "nearest")
+    with pytest.raises(ValueError, match=r"stride=\(17, 17\) is larger than base_patch=\(16, 16\)"):
+        PatchSettings(stride=17)
     for wrong in (0, -3, 2.5, (8,), (8, 8, 8), True):
         with pytest.raises(ValueError, match="patch_size="):
             patch_pair(wrong)

@@ -14,20 +14,21 @@ def log_mel(waveform, settings):
 
     Args:
         waveform: float32 (samples,) or (batch, samples) in [-1, 1], at
-            settings.sample_rate Hz. The clip's mean is removed here.
+            settings.sample_rate Hz. Its mean is removed here if the settings say so.
         settings: FbankSettings; times in milliseconds.
 
     Returns:
         float32 (frames, mel_bins) or (batch, frames, mel_bins), natural log of power,
         not normalised; frames = 1 + (samples - window) // shift, none for a clip under
-        one window.
+        one window; or settings.clip_frames, cut or filled up with zeros.
 
     Raises:
         ValueError: waveform is not floating point, or not of rank 1 or 2.
 
     Source: Kaldi feature-fbank.cc, snip_edges=true, with AST's symmetric Hann window.
     """
-    return _log_mel(waveform, settings, settings.shift, math.gcd(settings.window, settings.shift))
+    block = math.gcd(settings.window, settings.shift)
+    return _fit(_log_mel(waveform, settings, settings.shift, block), settings.clip_frames)
 
 
 def log_mel_at(waveform, settings, choice, frame_shifts_ms):
@@ -40,9 +41,22 @@ def log_mel_at(waveform, settings, choice, frame_shifts_ms):
         frame_shifts_ms: the list, milliseconds.
     """
     shifts = [round(settings.sample_rate * ms / 1000) for ms in frame_shifts_ms]
-    return _log_mel(
-        waveform, settings, tf.gather(shifts, choice), math.gcd(settings.window, *shifts)
-    )
+    block = math.gcd(settings.window, *shifts)
+    mel = _log_mel(waveform, settings, tf.gather(shifts, choice), block)
+    if settings.clip_ms is None:
+        return mel
+    frames = [max(1, round(settings.clip_ms / ms)) for ms in frame_shifts_ms]
+    return _fit(mel, tf.gather(frames, choice))
+
+
+def _fit(mel, frames):
+    """(..., any, mel_bins) -> (..., frames, mel_bins): cut, or zeros at the end."""
+    if frames is None:
+        return mel
+    missing = frames - (mel.shape[-2] or tf.shape(mel)[-2])
+    missing = max(0, missing) if isinstance(missing, int) else tf.maximum(0, missing)
+    padding = [[0, 0]] * (mel.shape.rank - 2) + [[0, missing], [0, 0]]
+    return tf.pad(mel, padding)[..., :frames, :]
 
 
 def normalise(spectrogram, settings):

@@ -1,5 +1,7 @@
 """From a surveyed source of clips to packed batches: decode, fbank, patches, pack, batch."""
 
+import dataclasses
+
 import numpy as np
 import tensorflow as tf
 
@@ -66,15 +68,11 @@ def clip_tokens(survey, fbank, patches):
     Returns:
         int (patch sizes, clips), at the finest of the frame shifts.
     """
-    shift_ms = min(patches.frame_shifts_ms or (fbank.frame_shift_ms,))
-    shift = round(fbank.sample_rate * shift_ms / 1000)
+    finest = min(patches.frame_shifts_ms or (fbank.frame_shift_ms,))
     samples = np.rint(np.asarray(survey.durations) * fbank.sample_rate).astype("int64")
-    frames = np.maximum(0, 1 + (samples - fbank.window) // shift)
+    frames = dataclasses.replace(fbank, frame_shift_ms=finest).frames(samples)
     return np.stack(
-        [
-            token_count(frames, fbank.mel_bins, size, patches.remainder, patches.prefix_tokens)
-            for size in patches.patch_sizes
-        ]
+        [token_count(frames, fbank.mel_bins, size, patches) for size in patches.patch_sizes]
     )
 
 
@@ -90,9 +88,7 @@ def check_lengths(survey, fbank, patches, packing):
             f'length {packing.row_length:,}. Raise row_length, or pass overlong="crop".'
         )
     for patch_f, patch_t in patches.patch_sizes:
-        column = token_count(
-            patch_t, fbank.mel_bins, (patch_f, patch_t), patches.remainder, patches.prefix_tokens
-        )
+        column = token_count(patch_t, fbank.mel_bins, (patch_f, patch_t), patches)
         if column > packing.row_length:  # cropping shortens a clip to one column at best
             raise ValueError(
                 f"the {fbank.mel_bins} mel bins give {column:,} tokens at patch "

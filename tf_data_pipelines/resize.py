@@ -71,7 +71,9 @@ def kernel_matrix(patch, base=BASE_PATCH, resize="pi"):
     Source: FlexiAST, Feng et al. 2023, equation 1; FlexiViT, section 3.4.
     """
     check_choice("resize", resize, ("pi", "bilinear"))
-    if resize == "pi":
+    if patch == base:
+        matrix = np.eye(base)
+    elif resize == "pi":
         matrix = np.linalg.pinv(bilinear_matrix(base, patch)).T
     else:
         matrix = bilinear_matrix(base, patch, antialias=True).copy()
@@ -96,25 +98,30 @@ def resize_kernel(kernel, patch_size, resize="pi"):
     return np.einsum("pf,qt,ft...->pq...", over_f, over_t, kernel)
 
 
-def patch_count(size, patch, remainder):
-    """Patches along an axis of `size` cells. Python ints or integer tensors."""
-    whole = size // patch
-    return whole if remainder == "crop" else whole + (size % patch + patch - 1) // patch
+def patch_step(patch, axis):
+    """Bins or frames from one patch to the next: overlap by the base patch's share."""
+    return max(1, (2 * patch * axis.stride + axis.base) // (2 * axis.base))
 
 
-def patch_start(index, count, size, patch, remainder):
+def patch_count(size, patch, step, remainder):
+    """Patches along an axis of `size >= patch` cells. Python ints or integer tensors."""
+    beyond = 0 if remainder == "crop" else step - 1
+    return (size - patch + beyond) // step + 1
+
+
+def patch_start(index, count, size, patch, step, remainder):
     """First cell of patch `index` of `count`. NumPy or TensorFlow integers alike.
 
     "cover" rounds `index (size - patch) / (count - 1)` half up, in whole numbers, so that
     every backend agrees to the cell.
     """
     if remainder != "cover":
-        return index * patch
+        return index * step
     gaps = count - 1 + (1 // count)  # 1 for a single patch, count - 1 for more
     return (2 * index * (size - patch) + gaps) // (2 * gaps)
 
 
-def patch_centre(index, count, start, patch, position, cells, cell_size):
+def patch_centre(index, count, start, patch, position, axis, scale=1.0):
     """Centre and extent of each patch on the base grid, in cells of the position table.
 
     Args:
@@ -122,36 +129,46 @@ def patch_centre(index, count, start, patch, position, cells, cell_size):
         count: number of patches on the axis.
         patch: bins or frames per patch.
         position: "grid" or "physical".
-        cells: cells of the position table on this axis.
-        cell_size: bins or frames that one cell covers ("physical").
+        axis: Axis.
+        scale: size of this clip's bins or frames over those of the base grid.
 
     Returns:
         (centre, extent), each (count,): a cell's middle has centre 0, 1, 2, ...
     """
     if position == "grid":
-        extent = cells / count
+        extent = axis.cells / count
         return (index + 0.5) * extent - 0.5, extent + 0.0 * index
-    return (start + patch / 2) / cell_size - 0.5, patch / cell_size + 0.0 * index
+    middle = (start + patch / 2) * scale
+    return (middle - axis.base / 2) / axis.stride, patch * scale / axis.base + 0.0 * index
 
 
-def token_count(frames, mel_bins, patch_size, remainder, prefix_tokens=0):
-    """Tokens of a clip; a clip shorter than one patch is padded to one.
+def token_count(frames, mel_bins, patch_size, settings):
+    """Tokens of a clip, prefix tokens included; a clip shorter than one patch has one.
 
     Args:
         frames: int or int array (clips,), frames of each clip.
         mel_bins: bins of its spectrogram.
         patch_size: (frequency, time).
-        remainder: "crop", "pad" or "cover".
-        prefix_tokens: [CLS]-like tokens before each clip.
+        settings: PatchSettings.
     """
-    patch_f, patch_t = patch_size
-    along_freq = patch_count(mel_bins, patch_f, remainder)
-    along_time = patch_count(np.maximum(frames, patch_t), patch_t, remainder)
-    return along_freq * along_time + prefix_tokens
+    sizes = (mel_bins, np.maximum(frames, patch_size[1]))
+    along_freq, along_time = (
+        patch_count(size, patch, patch_step(patch, axis), settings.remainder)
+        for size, patch, axis in zip(sizes, patch_size, settings.axes, strict=True)
+    )
+    return along_freq * along_time + settings.prefix_tokens
 
 
-def axis_grid(size, patch, remainder, position, cells, cell_size, name="axis"):
+def axis_grid(size, patch, axis, remainder, position, name="axis", scale=1.0):
     """One axis of a patch grid, for a size known in advance.
+
+    Args:
+        size: bins or frames of the spectrogram.
+        patch: bins or frames of a patch.
+        axis: Axis.
+        remainder, position: as PatchSettings.
+        name: of the axis, for the error.
+        scale: as `patch_centre`.
 
     Returns:
         starts int64 (count,), centres float64 (count,), extents float64 (count,).
@@ -164,8 +181,9 @@ def axis_grid(size, patch, remainder, position, cells, cell_size, name="axis"):
             f"patch_size is {patch} along {name}, larger than the spectrogram's {size}. "
             f"Choose at most {size}."
         )
-    count = patch_count(size, patch, remainder)
+    step = patch_step(patch, axis)
+    count = patch_count(size, patch, step, remainder)
     index = np.arange(count)
-    starts = patch_start(index, count, size, patch, remainder)
-    centres, extents = patch_centre(index, count, starts, patch, position, cells, cell_size)
+    starts = patch_start(index, count, size, patch, step, remainder)
+    centres, extents = patch_centre(index, count, starts, patch, position, axis, scale)
     return starts, centres, extents

@@ -7,13 +7,16 @@ standard library only.
 
 import dataclasses
 import math
+from typing import NamedTuple
+
+import numpy as np
 
 REMAINDERS = ("crop", "pad", "cover")
 POSITIONS = ("grid", "physical")
 RESIZES = ("pi", "bilinear")
 OVERLONGS = ("error", "crop")
 PATCH_SIZES = (8, 10, 12, 16, 20, 24, 30, 32, 40, 48)  # FlexiAST's sampling set
-BASE_PATCH = 16  # every patch becomes a BASE_PATCH x BASE_PATCH token
+BASE_PATCH = 16  # bins and frames of the papers' kernel
 
 
 def check_choice(name, value, choices):
@@ -35,7 +38,7 @@ def check_positive(name, value, kind=(int, float)):
         raise ValueError(f"{name}={value!r} must be a positive number.")
 
 
-def patch_pair(patch_size):
+def patch_pair(patch_size, name="patch_size"):
     """`24` -> (24, 24); `(16, 24)` -> (16, 24): frequency first, then time.
 
     Raises:
@@ -44,10 +47,42 @@ def patch_pair(patch_size):
     pair = tuple(patch_size) if isinstance(patch_size, (tuple, list)) else (patch_size, patch_size)
     if len(pair) != 2 or any(isinstance(p, bool) or int(p) != p or p < 1 for p in pair):
         raise ValueError(
-            f"patch_size={patch_size!r} must be one positive whole number, or two: "
-            f"(frequency, time)."
+            f"{name}={patch_size!r} must be one positive whole number, or two: (frequency, time)."
         )
     return int(pair[0]), int(pair[1])
+
+
+def base_and_stride(base_patch, stride):
+    """Both as (frequency, time) pairs; a stride of None is the base patch.
+
+    Raises:
+        ValueError: not whole numbers, or a stride beyond the base patch, which would leave
+            bins or frames out.
+    """
+    base = patch_pair(base_patch, "base_patch")
+    stride = base if stride is None else patch_pair(stride, "stride")
+    if stride[0] > base[0] or stride[1] > base[1]:
+        raise ValueError(f"stride={stride} is larger than base_patch={base}; choose at most that.")
+    return base, stride
+
+
+class Axis(NamedTuple):
+    """One axis of the grid that a model's kernel and position table belong to.
+
+    Args:
+        base: bins or frames of the base patch.
+        stride: bins or frames from one base patch, and one cell, to the next.
+        cells: cells of the position table.
+    """
+
+    base: int
+    stride: int
+    cells: int
+
+
+def base_axes(base_patch, stride, grid):
+    """(frequency, time) Axis from pairs."""
+    return tuple(Axis(*axis) for axis in zip(base_patch, stride, grid, strict=True))
 
 
 class Settings:
@@ -80,7 +115,11 @@ class FbankSettings(Settings):
         sample_rate: Hz.
         low_freq: lower edge of the first band, Hz.
         preemphasis: Kaldi's pre-emphasis coefficient.
-        remove_clip_mean: subtract the waveform's mean first, as AST does.
+        remove_clip_mean: subtract the waveform's mean first, as AST does (and Hugging Face's
+            extractor does not).
+        clip_ms: the length that every spectrogram is brought to, in milliseconds (frames
+            times frame shift): cut, or filled up with zeros before normalisation, as AST
+            does. None leaves clips as long as they are.
         mean, std: of the log-mel values over the training data; FbankSettings'
             defaults are AudioSet's (AST). `flexast stats` measures them.
     """
@@ -92,6 +131,7 @@ class FbankSettings(Settings):
     low_freq: float = 20.0
     preemphasis: float = 0.97
     remove_clip_mean: bool = True
+    clip_ms: float | None = None
     mean: float = -4.2677393
     std: float = 4.5689974
 
@@ -99,6 +139,8 @@ class FbankSettings(Settings):
         for name in ("frame_shift_ms", "window_ms", "sample_rate", "std"):
             check_positive(name, getattr(self, name))
         check_positive("mel_bins", self.mel_bins, int)
+        if self.clip_ms is not None:
+            check_positive("clip_ms", self.clip_ms)
         if not 0 <= self.low_freq < self.sample_rate / 2:
             raise ValueError(
                 f"low_freq={self.low_freq} must lie between 0 and half of "
@@ -122,9 +164,18 @@ class FbankSettings(Settings):
         """Window rounded up to a power of two, as Kaldi does."""
         return 1 << (self.window - 1).bit_length()
 
+    @property
+    def clip_frames(self):
+        """Frames that every spectrogram is brought to; None if it stays as it is."""
+        return None if self.clip_ms is None else max(1, round(self.clip_ms / self.frame_shift_ms))
+
     def frames(self, samples):
-        """Frames of a clip of `samples` samples; 0 for a clip under one window."""
-        return max(0, 1 + (samples - self.window) // self.shift)
+        """Frames of a clip of `samples` samples, a number or an array of them.
+
+        Without `clip_ms` there are none for a clip under one window.
+        """
+        whole = np.maximum(0, 1 + (np.asarray(samples) - self.window) // self.shift)
+        return whole if self.clip_ms is None else np.full_like(whole, self.clip_frames)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +193,11 @@ class PatchSettings(Settings):
             papers); "physical" uses the true mel bin and the true time.
         resize: "pi" (FlexiAST) or "bilinear" (the papers' ablation).
         prefix_tokens: [CLS]-like tokens put before each clip: 0, 1 or 2.
-        grid: (frequency, time) cells of the model's position table; one cell is a base
-            patch, 16 bins by 16 frames.
+        grid: (frequency, time) cells of the model's position table.
+        base_patch: int or (frequency, time), the size of the model's own kernel.
+        stride: int or (frequency, time), bins and frames from one base patch, and one cell
+            of the table, to the next; None for base_patch, without overlap. Patches of
+            other sizes overlap by the same share.
     """
 
     patch_sizes: tuple = (BASE_PATCH,)
@@ -153,8 +207,13 @@ class PatchSettings(Settings):
     resize: str = "pi"
     prefix_tokens: int = 0
     grid: tuple = (8, 64)
+    base_patch: tuple = (BASE_PATCH, BASE_PATCH)
+    stride: tuple | None = None
 
     def __post_init__(self):
+        base, stride = base_and_stride(self.base_patch, self.stride)
+        object.__setattr__(self, "base_patch", base)
+        object.__setattr__(self, "stride", stride)
         if not self.patch_sizes:
             raise ValueError("patch_sizes is empty; give at least one size, such as (16,).")
         object.__setattr__(
@@ -168,6 +227,11 @@ class PatchSettings(Settings):
         check_choice("position", self.position, POSITIONS)
         check_choice("resize", self.resize, RESIZES)
         check_choice("prefix_tokens", self.prefix_tokens, (0, 1, 2))
+
+    @property
+    def axes(self):
+        """The base grid's (frequency, time) Axis."""
+        return base_axes(self.base_patch, self.stride, self.grid)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 from keras_flexast.layers.attention import (
     MaskAttentionPooling,
     MaskedSelfAttention,
+    MeanPooling,
     PrefixPooling,
 )
 from keras_flexast.layers.embedding import (
@@ -15,6 +16,7 @@ __all__ = [
     "EncoderBlock",
     "MaskAttentionPooling",
     "MaskedSelfAttention",
+    "MeanPooling",
     "PIResizePatchEmbed",
     "PatchGrid",
     "PositionEmbedding",

@@ -181,10 +181,20 @@ class PrefixPooling(keras.layers.Layer):
 
     def call(self, tokens, positions=None, segment_ids=None):
         if segment_ids is None:
-            return ops.mean(tokens[:, : self.count], 1, keepdims=True)
-        is_prefix = ops.equal(positions[..., 2], 0)[:, None, :]
-        mine = ops.logical_and(slot_mask(segment_ids, self.segments), is_prefix)
-        return ops.matmul(ops.cast(mine, tokens.dtype), tokens) / self.count
+            return ops.mean(self._chosen(tokens), 1, keepdims=True)
+        mine = ops.logical_and(
+            slot_mask(segment_ids, self.segments), self._is_chosen(positions)[:, None, :]
+        )
+        mine = ops.cast(mine, "float32")
+        count = ops.maximum(ops.sum(mine, -1, keepdims=True), 1)
+        pooled = ops.matmul(ops.cast(mine, tokens.dtype), tokens)
+        return pooled / ops.cast(count, tokens.dtype)
+
+    def _chosen(self, tokens):
+        return tokens[:, : self.count]
+
+    def _is_chosen(self, positions):
+        return ops.equal(positions[..., 2], 0)
 
     def compute_output_shape(self, tokens_shape, positions_shape=None, segment_ids_shape=None):
         slots = 1 if segment_ids_shape is None else self.segments
@@ -192,3 +202,19 @@ class PrefixPooling(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "count": self.count, "segments": self.segments}
+
+
+@keras.saving.register_keras_serializable(package="keras_flexast")
+class MeanPooling(PrefixPooling):
+    """One vector per clip: the mean of its tokens, prefix tokens left out.
+
+    Arguments and output as PrefixPooling.
+
+    Reference: SSAST, Gong et al. 2022 (arXiv:2110.09784), its fine-tuning.
+    """
+
+    def _chosen(self, tokens):
+        return tokens[:, self.count :]
+
+    def _is_chosen(self, positions):
+        return ops.not_equal(positions[..., 2], 0)

@@ -5,26 +5,35 @@ import numpy as np
 from keras import ops
 
 from tf_data_pipelines.resize import axis_grid, kernel_matrix
-from tf_data_pipelines.settings import BASE_PATCH, RESIZES, check_choice, patch_pair
+from tf_data_pipelines.settings import (
+    BASE_PATCH,
+    RESIZES,
+    base_and_stride,
+    base_axes,
+    check_choice,
+    patch_pair,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
 class PIResizePatchEmbed(keras.layers.Layer):
-    """Linear embedding of patches of any size, with one 16x16 kernel.
+    """Linear embedding of patches of any size, with one kernel of the base size.
 
-    With `B` the bilinear matrix from 16x16 to p_f x p_t, PI-resize computes the kernel
+    With `B` the bilinear matrix from the base size to p_f x p_t, PI-resize computes the kernel
     `pinv(B^T) w`. The same inner product comes out when the patch is mapped to the base
     size instead, `<x, pinv(B^T) w> = <pinv(B) x, w>`; so this layer takes either.
 
     Args:
         dim: width of the embedding.
-        base_patch: side of the base kernel.
-        resize: "pi", or "bilinear" (the papers' ablation). It must match the pipeline's.
+        base_patch: int or (frequency, time), the size of the base kernel.
+        resize: "pi", or "bilinear" (the papers' ablation), for raw patches; tokens are
+            resized in the pipeline.
 
     Call arguments:
         patches: tokens already mapped to the base size, float (batch, tokens, 256),
             frequency-major inside a patch; or raw patches (batch, tokens, p_f, p_t),
             for which the kernel is resized.
+        resize: as above, for this call; None for the layer's own.
 
     Output:
         float (batch, tokens, dim).
@@ -41,38 +50,41 @@ class PIResizePatchEmbed(keras.layers.Layer):
         super().__init__(**kwargs)
         check_choice("resize", resize, RESIZES)
         self.dim = dim
-        self.base_patch = base_patch
+        self.base_patch = patch_pair(base_patch, "base_patch")
         self.resize = resize
 
     def build(self, input_shape):
-        side = self.base_patch
-        if len(input_shape) not in (3, 4) or (len(input_shape) == 3 and input_shape[-1] != side**2):
+        area = self.base_patch[0] * self.base_patch[1]
+        if len(input_shape) not in (3, 4) or (len(input_shape) == 3 and input_shape[-1] != area):
             raise ValueError(
                 f"patches have shape {tuple(input_shape)}; expected tokens "
-                f"(batch, tokens, {side**2}) or raw patches (batch, tokens, p_f, p_t)."
+                f"(batch, tokens, {area}) or raw patches (batch, tokens, p_f, p_t)."
             )
         self.kernel = self.add_weight(
-            shape=(side, side, self.dim),
-            initializer=keras.initializers.RandomUniform(-1 / side, 1 / side),
+            shape=(*self.base_patch, self.dim),
+            initializer=keras.initializers.RandomUniform(-(area**-0.5), area**-0.5),
             name="kernel",
         )
         self.bias = self.add_weight(shape=(self.dim,), initializer="zeros", name="bias")
         self.built = True
 
-    def call(self, patches):
-        kernel, size = self.kernel, (self.base_patch, self.base_patch)
+    def call(self, patches, resize=None):
+        kernel, size = self.kernel, self.base_patch
         if len(patches.shape) == 4:
             size = tuple(patches.shape[2:])
-            kernel = self.resized_kernel(size)
+            kernel = self.resized_kernel(size, resize)
             patches = ops.reshape(patches, (-1, patches.shape[1], size[0] * size[1]))
         kernel = ops.reshape(kernel, (size[0] * size[1], self.dim))
         return ops.matmul(patches, kernel) + self.bias
 
-    def resized_kernel(self, patch_size):
+    def resized_kernel(self, patch_size, resize=None):
         """The kernel at (p_f, p_t), (p_f, p_t, dim); the base kernel itself at the base size."""
-        if tuple(patch_size) == (self.base_patch, self.base_patch):
+        if tuple(patch_size) == self.base_patch:
             return self.kernel
-        over_f, over_t = (kernel_matrix(p, self.base_patch, self.resize) for p in patch_size)
+        over_f, over_t = (
+            kernel_matrix(patch, base, resize or self.resize)
+            for patch, base in zip(patch_size, self.base_patch, strict=True)
+        )
         kernel = ops.einsum("pf,ftd->ptd", ops.cast(over_f, self.compute_dtype), self.kernel)
         return ops.einsum("qt,ptd->pqd", ops.cast(over_t, self.compute_dtype), kernel)
 
@@ -226,7 +238,7 @@ class PatchGrid(keras.layers.Layer):
         patch_size: int or (frequency, time).
         remainder: "crop", "pad" or "cover", as PatchSettings.
         position: "grid" or "physical".
-        grid: (frequency, time) cells of the position table.
+        grid, base_patch, stride: as PatchSettings.
         frame_shift_scale: the spectrogram's frame shift over that of training.
 
     Call arguments:
@@ -238,7 +250,7 @@ class PatchGrid(keras.layers.Layer):
     """
 
     def __init__(
-        self, patch_size, remainder, position, grid, base_patch=BASE_PATCH,
+        self, patch_size, remainder, position, grid, base_patch=BASE_PATCH, stride=None,
         frame_shift_scale=1.0, **kwargs,
     ):  # fmt: skip
         super().__init__(**kwargs)
@@ -246,19 +258,18 @@ class PatchGrid(keras.layers.Layer):
         self.remainder = remainder
         self.position = position
         self.grid = tuple(grid)
-        self.base_patch = base_patch
+        self.base_patch, self.stride = base_and_stride(base_patch, stride)
         self.frame_shift_scale = frame_shift_scale
 
     def build(self, input_shape):
         _, frames, mel_bins = input_shape
-        cell_t = self.base_patch / self.frame_shift_scale
-        axes = (
-            (mel_bins, self.patch_size[0], self.grid[0], self.base_patch, "frequency"),
-            (frames, self.patch_size[1], self.grid[1], cell_t, "time"),
+        axis_f, axis_t = base_axes(self.base_patch, self.stride, self.grid)
+        (patch_f, patch_t), policies = self.patch_size, (self.remainder, self.position)
+        self._freq, centre_f, extent_f = axis_grid(
+            mel_bins, patch_f, axis_f, *policies, "frequency"
         )
-        (self._freq, centre_f, extent_f), (self._time, centre_t, extent_t) = (
-            axis_grid(size, patch, self.remainder, self.position, cells, cell, name)
-            for size, patch, cells, cell, name in axes
+        self._time, centre_t, extent_t = axis_grid(
+            frames, patch_t, axis_t, *policies, "time", self.frame_shift_scale
         )
         count_f, count_t = len(self._freq), len(self._time)
         columns = (
@@ -298,5 +309,6 @@ class PatchGrid(keras.layers.Layer):
             "position": self.position,
             "grid": self.grid,
             "base_patch": self.base_patch,
+            "stride": self.stride,
             "frame_shift_scale": self.frame_shift_scale,
         }

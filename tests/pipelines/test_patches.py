@@ -12,10 +12,14 @@ from tf_data_pipelines.resize import (
     table_weights,
     token_count,
 )
-from tf_data_pipelines.settings import BASE_PATCH, PATCH_SIZES, REMAINDERS, PatchSettings
+from tf_data_pipelines.settings import BASE_PATCH, PATCH_SIZES, REMAINDERS, Axis, PatchSettings
 
 SIZES = [8, (12, 20), 16, (30, 10), 48]
-BASE = np.arange(BASE_PATCH)
+GEOMETRIES = {  # base patch, stride: FlexiAST's, AST's, another
+    "16": ((16, 16), (16, 16)),
+    "16 every 10": ((16, 16), (10, 10)),
+    "12x20 every 5x11": ((12, 20), (5, 11)),
+}
 
 
 def spectrogram_of(frames, mel_bins, seed=5):
@@ -26,41 +30,48 @@ def pair(size):
     return size if isinstance(size, tuple) else (size, size)
 
 
-def starts_of(size, patch, remainder):
+def starts_of(size, patch, remainder, step=None):
     """First cells of the patches on one axis, as a list of int."""
+    step = step or patch
     if remainder == "crop":
-        return [i * patch for i in range(size // patch)]
-    count = -(-size // patch)
+        return list(range(0, size - patch + 1, step))
+    count = 1 + -(-(size - patch) // step)
     if remainder == "pad":
-        return [i * patch for i in range(count)]
+        return [i * step for i in range(count)]
     return [int(np.floor(i * (size - patch) / max(1, count - 1) + 0.5)) for i in range(count)]
 
 
-def bilinear(target):
+def bilinear(target, base=BASE_PATCH):
     """(target, base): what half-pixel interpolation makes of each unit vector."""
-    centres = (np.arange(target) + 0.5) * BASE_PATCH / target - 0.5
-    return np.stack([np.interp(centres, BASE, j == BASE) for j in BASE], 1)
+    centres = (np.arange(target) + 0.5) * base / target - 0.5
+    return np.stack([np.interp(centres, np.arange(base), row) for row in np.eye(base)], 1)
 
 
-def antialiased(target):
+def antialiased(target, base=BASE_PATCH):
     """(target, base): triangles as wide as the step, as torch's antialias=True."""
-    step = BASE_PATCH / target
+    step = base / target
     centres = (np.arange(target) + 0.5) * step - 0.5
-    weights = np.maximum(0, 1 - np.abs(centres[:, None] - BASE) / max(1, step))
+    weights = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(base)) / max(1, step))
     return weights / weights.sum(1, keepdims=True)
 
 
-def reference_tokens(spectrogram, size, remainder, resize="pi"):
+def reference_tokens(spectrogram, size, remainder, resize, base, stride):
     """Cut [start : start + p] on both axes, R_f^T x R_t, frequency-major."""
     patch_f, patch_t = pair(size)
     cells = spectrogram.T.astype("float64")  # (mel_bins, frames)
-    starts_f = starts_of(cells.shape[0], patch_f, remainder)
-    starts_t = starts_of(cells.shape[1], patch_t, remainder)
+    starts_f, starts_t = (
+        starts_of(cells.shape[k], patch, remainder, int(patch * stride[k] / base[k] + 0.5))
+        for k, patch in enumerate((patch_f, patch_t))
+    )
     cells = np.pad(cells, [(0, patch_f), (0, patch_t)])
     if resize == "pi":
-        over_f, over_t = (np.linalg.pinv(bilinear(p)) for p in (patch_f, patch_t))
+        over_f, over_t = (
+            np.linalg.pinv(bilinear(p, b)) for p, b in zip((patch_f, patch_t), base, strict=True)
+        )
     else:
-        over_f, over_t = (antialiased(p).T for p in (patch_f, patch_t))
+        over_f, over_t = (
+            antialiased(p, b).T for p, b in zip((patch_f, patch_t), base, strict=True)
+        )
     return np.array(
         [
             (over_f @ cells[f : f + patch_f, t : t + patch_t] @ over_t.T).ravel()
@@ -72,11 +83,14 @@ def reference_tokens(spectrogram, size, remainder, resize="pi"):
 
 @pytest.mark.parametrize("remainder", REMAINDERS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_tokens_are_the_definition(size, remainder):
-    spectrogram = spectrogram_of(151, 107)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_tokens_are_the_definition(geometry, size, remainder):
+    spectrogram, (base, stride) = spectrogram_of(151, 107), GEOMETRIES[geometry]
     for resize in ("pi", "bilinear"):
-        settings = PatchSettings((size,), remainder=remainder, resize=resize)
-        expected = reference_tokens(spectrogram, size, remainder, resize)
+        settings = PatchSettings(
+            (size,), remainder=remainder, resize=resize, base_patch=base, stride=stride
+        )
+        expected = reference_tokens(spectrogram, size, remainder, resize, base, stride)
         tokens, positions = patch_tokens(spectrogram, settings)
         assert tokens.dtype == positions.dtype == tf.float32
         assert tokens.shape == expected.shape and positions.shape == (len(expected), 4)
@@ -252,7 +266,7 @@ def test_number_of_tokens(remainder):
     )
     frames = np.array([1, 7, 8, 9, 19, 20, 21, 47, 48, 49, 95, 96, 97, 131])
     for choice, size in enumerate(settings.patch_sizes):
-        expected = token_count(frames, 53, size, remainder, prefix_tokens=2)
+        expected = token_count(frames, 53, size, settings)
         found = [count(np.zeros([n, 53], "float32"), choice) for n in frames]
         np.testing.assert_array_equal(found, expected)
         by_hand = [
@@ -268,7 +282,7 @@ def test_number_of_tokens(remainder):
     ("size", "patch"), [(107, 12), (151, 48), (53, 53), (54, 53), (128, 16), (1024, 48)]
 )
 def test_cover_misses_no_cell(size, patch):
-    starts, _, _ = axis_grid(size, patch, "cover", "physical", 8, 16)
+    starts, _, _ = axis_grid(size, patch, Axis(16, 16, 8), "cover", "physical")
     assert starts[0] == 0 and starts[-1] == size - patch and len(starts) == -(-size // patch)
     steps = np.diff(starts)
     assert (steps <= patch).all() and (np.ptp(steps) <= 1 if len(steps) else size == patch)

@@ -1,0 +1,791 @@
+"""Published checkpoints as our models: the same numbers first, then any patch size and length.
+
+A family says what its weights are called; everything else is read from shapes and
+configuration. Each source name is used, or listed as ignored with the reason, or an error.
+"""
+
+import dataclasses
+import math
+import re
+
+import keras
+import numpy as np
+
+from keras_flexast.checkpoints import read_checkpoint
+from keras_flexast.models import PREFIX_TOKENS, FlexAST
+from keras_flexast.runs import Run
+from tf_data_pipelines.resize import bilinear_matrix, resize_kernel, token_count
+from tf_data_pipelines.settings import (
+    BASE_PATCH,
+    RESIZES,
+    FbankSettings,
+    PackSettings,
+    check_choice,
+    check_positive,
+    patch_pair,
+)
+
+TARGETS = ("flexiast", "elasticast")
+TABLE_RULES = ("ast", "resize")
+IMAGES = ("vit", "deit")
+HEAD_WIDTH = 64  # of every published ViT, DeiT and AST but the largest
+FRAMES = 1024  # about ten seconds, the papers' default
+
+# What a weight of ours is called there: the first pattern that fits, replaced.
+_IMAGE_HEAD = (r"(v\.)?(head(_dist)?|pre_logits(\.fc)?)\.", "ImageNet's classifier")
+_AST_HEAD = ((r"head_norm\.", "mlp_head.0."), (r"head\.", "mlp_head.1."))
+_NAMES = {
+    "ast": ((r"patch_embed\.", "v.patch_embed.proj."), *_AST_HEAD, (r"", "v.")),
+    "flexiast": (
+        (r"patch_embed\.", "patch_embed.proj."),
+        (r"pos_embed$", "pos_embed.pos_embed"),
+        *_AST_HEAD,
+        (r"", "v."),
+    ),
+    "elasticast": (
+        (r"patch_embed\.", "patch_embed.0."),
+        (r"blocks\.", "blocks.modules_list."),
+        (r"pool\.", "attn_pool."),
+        (r"pool_query$", "attn_pool_queries"),
+        (r"head_norm\.", "mlp_norm."),
+    ),
+    "vit": ((r"patch_embed\.", "patch_embed.proj."),),
+    "hugging_face": (
+        (r"patch_embed\.", "BODY.embeddings.patch_embeddings.projection."),
+        (r"pos_embed$", "BODY.embeddings.position_embeddings"),
+        (r"cls_token$", "BODY.embeddings.cls_token"),
+        (r"dist_token$", "BODY.embeddings.distillation_token"),
+        (r"blocks\.(\d+)\.norm1\.", r"BODY.encoder.layer.\1.layernorm_before."),
+        (r"blocks\.(\d+)\.norm2\.", r"BODY.encoder.layer.\1.layernorm_after."),
+        (r"blocks\.(\d+)\.attn\.q\.", r"BODY.encoder.layer.\1.attention.attention.query."),
+        (r"blocks\.(\d+)\.attn\.k\.", r"BODY.encoder.layer.\1.attention.attention.key."),
+        (r"blocks\.(\d+)\.attn\.v\.", r"BODY.encoder.layer.\1.attention.attention.value."),
+        (r"blocks\.(\d+)\.attn\.proj\.", r"BODY.encoder.layer.\1.attention.output.dense."),
+        (r"blocks\.(\d+)\.mlp\.fc1\.", r"BODY.encoder.layer.\1.intermediate.dense."),
+        (r"blocks\.(\d+)\.mlp\.fc2\.", r"BODY.encoder.layer.\1.output.dense."),
+        (r"norm\.", "BODY.layernorm."),
+        (r"head_norm\.", "classifier.layernorm."),
+        (r"head\.", "classifier.dense."),
+    ),
+}
+_NAMES["ssast"], _NAMES["deit"] = _NAMES["ast"], _NAMES["vit"]
+_IGNORED = {
+    "ast": (_IMAGE_HEAD,),
+    "ssast": (
+        _IMAGE_HEAD,
+        (r"[cg]predlayer\.", "head of the pretraining"),
+        (r"mask_embed$", "mask token of the pretraining"),
+    ),
+    "flexiast": (
+        _IMAGE_HEAD,
+        (r"v\.(patch_embed\.|pos_embed$)", "stale copy beside FlexiAST's own"),
+    ),
+    "elasticast": (),
+    "vit": (_IMAGE_HEAD,),
+    "deit": (_IMAGE_HEAD,),
+    "hugging_face": (
+        (r"((cls_|distillation_)?classifier|.*pooler\.dense)\.", "ImageNet's classifier"),
+        (r".*embeddings\.mask_token$", "mask token of the pretraining"),
+    ),
+}
+FAMILIES = ("ast", "ssast", "flexiast", "elasticast", *IMAGES)
+
+# Mean and std of the papers' data sets, by family and number of classes.
+_STATISTICS = {
+    "elasticast": {
+        527: ("AudioSet", -4.414, 4.905),
+        309: ("VGGSound", -5.08, 4.453),
+        1251: ("VoxCeleb1", -5.842545, 3.88305),
+    },
+    "": {
+        527: ("AudioSet", -4.2677393, 4.5689974),
+        309: ("VGGSound", -5.0767093, 4.4533687),
+        50: ("ESC-50", -6.6268077, 5.358466),
+        35: ("Speech Commands v2", -6.845978, 5.5654526),
+        1251: ("VoxCeleb1", -3.7614744, 4.2011642),
+    },
+}
+AUDIOSET_CLASSES = 527  # the one of these whose clips have several labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """A converted checkpoint and the account of its names.
+
+    Args:
+        run: Run, as if trained here.
+        family: what the checkpoint was taken for.
+        used: source names that became weights, or told a size.
+        ignored: {source name: reason}.
+        new: {layer: reason} of layers that the source has no weights for.
+        notes: what was assumed where the source does not say.
+    """
+
+    run: Run
+    family: str
+    used: tuple
+    ignored: dict
+    new: dict
+    notes: tuple
+
+    def to_dict(self):
+        """The account, for JSON."""
+        return {
+            "family": self.family,
+            "used": list(self.used),
+            "ignored": self.ignored,
+            "new": self.new,
+            "notes": list(self.notes),
+        }
+
+
+def convert_checkpoint(source, family=None, **options):
+    """The packed model of a published checkpoint. See `convert_run`.
+
+    Example:
+        model = convert_checkpoint("MIT/ast-finetuned-audioset-10-10-0.4593")
+        fixed = fixed_model(model, patch_size=24, frames=1024)
+    """
+    return convert_run(source, family, **options).run.model
+
+
+def convert_run(
+    source,
+    family=None,
+    to=None,
+    classes=None,
+    num_heads=None,
+    mel_bins=None,
+    frames=None,
+    stride=None,
+    base_patch=None,
+    table=None,
+    resize="pi",
+    mean=None,
+    std=None,
+    ignore=(),
+    seed=1337,
+):
+    """A published checkpoint as a run: the same numbers, or a new model initialised from it.
+
+    Args:
+        source: file, folder, hub name or KerasHub backbone, see `read_checkpoint`.
+        family: "ast" (Hugging Face's or the authors'), "ssast", "flexiast", "elasticast",
+            "vit" or "deit"; None to tell from the names. A fine-tuned SSAST is named like
+            an AST but averages its patches: say "ssast".
+        to: None keeps the model as published (an image model becomes a "flexiast").
+            "flexiast" and "elasticast" initialise such a model as the papers do: patches
+            side by side, the table resized to their grid; an ElasticAST's pooling is the
+            mean of the encoder's attention, its tables the additive part of the joint one.
+        classes: names of the classes, or their number. As many as the checkpoint's head
+            has name them; another number starts a new head. None keeps the checkpoint's.
+        num_heads: None for the configuration's, or width / 64.
+        mel_bins, frames: of the spectrogram: the checkpoint's where the file does not say;
+            with `to` the new model's. None for the checkpoint's, or 128 and 1,024 for image
+            models.
+        stride: int or (frequency, time) of the checkpoint; None to tell from the table.
+        base_patch: of the initialised model; None for 16. The kernel is resized.
+        table: how a position table is brought to another grid: "ast" cuts its middle or
+            stretches it without antialias, "resize" always resizes it, antialiased. None
+            for "ast" with image models, else "resize", as the papers.
+        resize: "pi" or "bilinear", for the kernel here and in the model.
+        mean, std: of log-mel; None for the checkpoint's, or its data set's.
+        ignore: regular expressions of further source names to leave out.
+        seed: of new weights.
+
+    Returns:
+        Conversion.
+
+    Raises:
+        ValueError: a name is missing, misshapen or unknown; the family, the configuration
+            or an option contradicts the weights. Else as `read_checkpoint`.
+
+    Reference: AST, arXiv:2104.01778; SSAST, arXiv:2110.09784; FlexiAST, arXiv:2307.09286;
+        ElasticAST, arXiv:2407.08691; ViT, arXiv:2010.11929; DeiT, arXiv:2012.12877.
+    """
+    for name, value, choices in (
+        ("family", family, (None, *FAMILIES)), ("to", to, (None, *TARGETS)),
+        ("table", table, (None, *TABLE_RULES)), ("resize", resize, RESIZES),
+    ):  # fmt: skip
+        check_choice(name, value, choices)
+    checkpoint = read_checkpoint(source)
+    family = _family(checkpoint, family)
+    if family in IMAGES and to is None:
+        to = "flexiast"
+    names = _Names(checkpoint, family)
+    notes = []
+    own = (None, None) if to else (mel_bins, frames)
+    parts, options = _read_model(names, family, num_heads, *own, stride)
+    ignored = {**checkpoint.ignored, **names.leftover(ignore)}
+    trained_frames, new = options.pop("frames"), {}
+    if to is not None:
+        if family in IMAGES:
+            frames, mel_bins, table = frames or FRAMES, mel_bins or 128, table or "ast"
+        frames = frames or trained_frames or _span(options, 1)
+        mel_bins, table = mel_bins or options["mel_bins"], table or "resize"
+        base_patch = patch_pair(base_patch or BASE_PATCH, "base_patch")
+        ignored.update(
+            _initialise(parts, options, names, to, base_patch, mel_bins, frames, table, resize)
+        )
+        trained_frames = None
+    elif base_patch is not None or table is not None:
+        raise ValueError(
+            "base_patch and table are for initialising another model; give to='flexiast' or "
+            "to='elasticast' too."
+        )
+    labels = _labels(checkpoint, parts, classes, new)
+    keras.utils.set_random_seed(seed)
+    model = FlexAST(len(labels), resize=resize, remainder="crop", **options)
+    _assign(model, parts, new)
+    fbank = _front_end(checkpoint, family, parts, options["mel_bins"], trained_frames, mean, std,
+                       notes)  # fmt: skip
+    patches = model.patch_settings()
+    frames = trained_frames or _span(options, 1)
+    tokens = int(token_count(frames, model.mel_bins, model.base_patch, patches))
+    row_length = max(256, -(-tokens // 64) * 64)
+    packing = PackSettings(max(1, 4096 // row_length), row_length, model.segments)
+    run = Run(
+        model, fbank, patches, packing, labels, _multi_label(checkpoint, labels),
+        clip_seconds=round(frames * fbank.frame_shift_ms / 1000, 3),
+    )  # fmt: skip
+    return Conversion(run, family, tuple(sorted(names.used)), ignored, new, tuple(notes))
+
+
+# === Names ===
+
+
+def _family(checkpoint, wanted):
+    """The family that the names tell, checked against the one that was asked for."""
+    names, config = checkpoint.weights, checkpoint.config
+
+    def any_starts(*starts):
+        return any(name.startswith(starts) for name in names)
+
+    distilled = any(name.endswith(("dist_token", "distillation_token")) for name in names)
+    one_channel = any(array.ndim == 4 and array.shape[1] == 1 for array in names.values())
+    if any_starts("blocks.modules_list.", "attn_pool"):
+        told = "elasticast"
+    elif "pos_embed.pos_embed" in names or (any_starts("patch_embed.") and any_starts("v.")):
+        told = "flexiast"
+    elif any_starts("v."):
+        told = "ssast" if any_starts("p_input_", "cpredlayer.", "gpredlayer.") else "ast"
+    elif (
+        one_channel
+        or any_starts("audio_spectrogram_transformer.")
+        or config.get("model_type") == "audio-spectrogram-transformer"
+    ):
+        told = "ast"
+    elif any_starts("blocks.", "vit.", "deit.", "encoder.layer."):
+        told = "deit" if distilled else "vit"
+    else:
+        some = ", ".join(list(names)[:4])
+        raise ValueError(
+            f"{checkpoint.origin} is of no known family ({', '.join(FAMILIES)}): its names are "
+            f"{some}, ..."
+        )
+    if wanted is None or wanted == told or {wanted, told} == {"ast", "ssast"}:
+        return wanted or told
+    raise ValueError(
+        f"{checkpoint.origin} is of family {told!r} by the names of its weights, not {wanted!r}. "
+        f"Leave family out, or give another file."
+    )
+
+
+class _Names:
+    """The weights of a checkpoint under our names, and the account of theirs."""
+
+    def __init__(self, checkpoint, family):
+        self.checkpoint = checkpoint
+        self.weights = checkpoint.weights
+        bodies = ("audio_spectrogram_transformer", "vit", "deit")
+        hugging_face = any("encoder.layer." in name for name in self.weights)
+        key = "hugging_face" if hugging_face else family
+        if key == "elasticast":
+            self.projections = (("to_q", 1), ("to_kv", 2))
+        elif hugging_face or "blocks.0.attn.q.weight" in self.weights:  # or KerasHub
+            self.projections = (("q", 1), ("k", 1), ("v", 1))
+        else:
+            self.projections = (("qkv", 3),)
+        # Some ViTs are made without these biases: then none of the blocks has one.
+        self.biased = any(
+            re.search(r"(qkv|query|to_q|attn\.q)\.bias$", name) for name in self.weights
+        )
+        body = next(
+            (one for one in bodies if any(n.startswith(one + ".") for n in self.weights)), ""
+        )
+        body = body and f"{body}."
+        self.rules = [(ours, theirs.replace("BODY.", body)) for ours, theirs in _NAMES[key]]
+        self.ignored = _IGNORED[key]
+        self.used = set()
+
+    def theirs(self, name):
+        """Source name of a weight of ours."""
+        for pattern, replacement in self.rules:
+            if re.match(pattern, name):
+                return re.sub(f"^{pattern}", replacement, name, count=1)
+        return name
+
+    def has(self, name):
+        return self.theirs(name) in self.weights
+
+    def get(self, name, *shape):
+        """float32 array of a weight of ours; None in `shape` is any size.
+
+        Raises:
+            ValueError: it is missing, of another shape, or not finite.
+        """
+        theirs = self.theirs(name)
+        if theirs not in self.weights:
+            raise ValueError(
+                f"{self.checkpoint.origin} has no {theirs}, which a model of this family needs."
+            )
+        array = self.weights[theirs]
+        fits = len(shape) == array.ndim and all(
+            wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("any" if one is None else str(one) for one in shape)
+            raise ValueError(
+                f"{self.checkpoint.origin}: {theirs} has shape {array.shape}, expected ({wanted})."
+            )
+        array = np.asarray(array, "float32")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{self.checkpoint.origin}: {theirs} holds NaN or infinity.")
+        self.used.add(theirs)
+        return array
+
+    def pair(self, name, *shape):
+        """(weight, bias) with a PyTorch weight transposed to a Keras kernel."""
+        weight = self.get(f"{name}.weight", *shape)
+        return [weight.T, self.get(f"{name}.bias", shape[0])]
+
+    def leftover(self, ignore):
+        """{name: reason} of everything that was not used."""
+        ignored, unknown = {}, []
+        patterns = (*self.ignored, *((pattern, "as asked for") for pattern in ignore))
+        for name in self.weights:
+            if name in self.used:
+                continue
+            reasons = [reason for pattern, reason in patterns if re.match(pattern, name)]
+            if reasons:
+                ignored[name] = reasons[0]
+            else:
+                unknown.append(name)
+        if unknown:
+            raise ValueError(
+                f"{self.checkpoint.origin} has weights without a place in the model: "
+                f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''} "
+                f"({len(unknown)} in all). Leaving them out may change the results; ignore= "
+                f"(--ignore) does so."
+            )
+        return ignored
+
+
+# === Shapes ===
+
+
+def _read_model(names, family, num_heads, mel_bins, frames, stride):
+    """(weights of our layers, arguments of FlexAST and `frames`) of the model as published."""
+    config, origin = names.checkpoint.config, names.checkpoint.origin
+    (dim,) = names.get("norm.weight", None).shape
+    blocks = names.theirs("blocks.0.norm1.weight").split("0")[0]
+    numbers = [
+        re.match(r"\d+", one[len(blocks) :]) for one in names.weights if one.startswith(blocks)
+    ]
+    depth = 1 + max((int(number[0]) for number in numbers if number), default=0)
+    hidden = names.get("blocks.0.mlp.fc1.bias", None).shape[0]
+    parts = {"norm": names.pair("norm", dim)}
+    parts["blocks"] = [
+        {
+            "attention_norm": names.pair(f"blocks.{index}.norm1", dim),
+            "attention": _attention(names, f"blocks.{index}.attn", dim),
+            "mlp_norm": names.pair(f"blocks.{index}.norm2", dim),
+            "mlp_hidden": names.pair(f"blocks.{index}.mlp.fc1", hidden, dim),
+            "mlp_output": names.pair(f"blocks.{index}.mlp.fc2", dim, hidden),
+        }
+        for index in range(depth)
+    ]
+    options = {
+        "dim": dim,
+        "depth": depth,
+        "num_heads": _heads(config, origin, dim, num_heads),
+        "mlp_ratio": hidden / dim,
+        "attention_scale": None,
+        "norm_epsilon": config.get(
+            "layer_norm_eps",
+            config.get("layernorm_epsilon_encoder", config.get("layernorm_epsilon", 1e-6)),
+        ),
+    }
+    options["head_norm_epsilon"] = config.get(
+        "layer_norm_eps", config.get("layernorm_epsilon_head", 1e-5)
+    )
+    if family == "elasticast":
+        _read_elasticast(names, parts, options, dim, mel_bins)
+    else:
+        _read_table(names, parts, options, family, dim, mel_bins, frames, stride)
+    if names.has("head.weight") and family not in IMAGES:
+        parts["head_norm"] = names.pair("head_norm", dim)
+        parts["head"] = names.pair("head", None, dim)
+    _check_config(names, family, options, hidden, parts)
+    return parts, options
+
+
+def _attention(names, name, dim):
+    """query, key, value and output, each [kernel, bias], however they were put together."""
+    projections = []
+    for part, count in names.projections:
+        weight = names.get(f"{name}.{part}.weight", count * dim, dim)
+        bias = np.zeros(count * dim)
+        if names.biased:
+            bias = names.get(f"{name}.{part}.bias", count * dim)
+        for kernel, offset in zip(np.split(weight, count), np.split(bias, count), strict=True):
+            projections.append([kernel.T, offset])
+    return [*projections, names.pair(f"{name}.proj", dim, dim)]
+
+
+def _heads(config, origin, dim, num_heads):
+    told = config.get("num_attention_heads", config.get("heads"))
+    if num_heads is None:
+        num_heads = told
+    if num_heads is None and dim % HEAD_WIDTH == 0:
+        num_heads = 16 if dim == 1280 else dim // HEAD_WIDTH
+    if num_heads is None:
+        raise ValueError(
+            f"{origin} does not say how many attention heads its width of {dim} has. Give "
+            f"num_heads= (--num-heads)."
+        )
+    check_positive("num_heads", num_heads, int)
+    if dim % num_heads:
+        raise ValueError(f"{origin}: width {dim} is not a multiple of num_heads={num_heads}.")
+    return num_heads
+
+
+def _read_elasticast(names, parts, options, dim, mel_bins):
+    weight = names.get("patch_embed.weight", dim, None)
+    side = math.isqrt(weight.shape[1])
+    if side**2 != weight.shape[1]:
+        raise ValueError(
+            f"{names.checkpoint.origin}: {names.theirs('patch_embed.weight')} has shape "
+            f"{weight.shape}; expected patches as long as high."
+        )
+    parts["kernel"] = weight.T.reshape(side, side, dim)
+    parts["kernel_bias"] = names.get("patch_embed.bias", dim)
+    parts["freq"] = names.get("pos_embed_freq", None, dim)
+    parts["time"] = names.get("pos_embed_time", None, dim)
+    parts["pool"] = _attention(names, "pool", dim)
+    parts["query"] = names.get("pool_query", dim)
+    cells = len(parts["freq"])
+    options.update(
+        pooling="attention",
+        grid=(cells, len(parts["time"])),
+        base_patch=(side, side),
+        mel_bins=mel_bins or names.checkpoint.config.get("mel_bins", cells * side),
+        position="physical",
+        attention_scale=names.checkpoint.config.get("attention_scale", 1.0),  # theirs has none
+        head_norm_epsilon=names.checkpoint.config.get("layernorm_epsilon", 1e-6),
+        frames=None,
+    )
+
+
+def _read_table(names, parts, options, family, dim, mel_bins, frames, stride):
+    """Kernel, prefix tokens and joint table; the grid follows from their sizes."""
+    config, origin = names.checkpoint.config, names.checkpoint.origin
+    weight = names.get("patch_embed.weight", dim, None, None, None)
+    channels = 3 if family in IMAGES else 1
+    if weight.shape[1] != channels:
+        raise ValueError(
+            f"{origin}: {names.theirs('patch_embed.weight')} has {weight.shape[1]} input channels; "
+            f"a {family} has {channels}."
+        )
+    parts["kernel"] = np.moveaxis(weight.sum(1), 0, 2)  # (frequency, time, dim)
+    parts["kernel_bias"] = names.get("patch_embed.bias", dim)
+    base = parts["kernel"].shape[:2]
+    tokens = [names.get("cls_token", 1, 1, dim)]
+    if names.has("dist_token"):
+        tokens.append(names.get("dist_token", 1, 1, dim))
+    prefix = len(tokens)
+    table = names.get("pos_embed", 1, None, dim)[0]
+    parts["prefix"] = np.concatenate(tokens)[:, 0] + table[:prefix]
+    count = len(table) - prefix
+    if family in IMAGES:
+        side = math.isqrt(count)
+        if side**2 != count:
+            raise ValueError(
+                f"{origin}: {names.theirs('pos_embed')} has {prefix} + {count} positions, which is "
+                f"no square image."
+            )
+        grid, stride, frames, mel_bins = (side, side), base, side * base[1], side * base[0]
+    else:
+        for name in ("p_input_fdim", "p_input_tdim"):
+            if name in names.weights:  # SSAST's own note of the spectrogram it was trained on
+                names.used.add(name)
+        mel_bins = (
+            mel_bins
+            or config.get("num_mel_bins", config.get("mel_bins"))
+            or int(names.weights.get("p_input_fdim", 128))
+        )
+        frames = (
+            frames
+            or config.get("max_length", config.get("frames"))
+            or (int(names.weights["p_input_tdim"]) if "p_input_tdim" in names.weights else None)
+        )
+        if stride is None and "frequency_stride" in config:
+            stride = config["frequency_stride"], config["time_stride"]
+        if stride is None and (family == "flexiast" or "p_input_tdim" in names.weights):
+            stride = base  # both are trained without overlap
+        grid, stride, frames = _grid(origin, count, prefix, base, mel_bins, frames, stride)
+    parts["joint"] = table[prefix:].reshape(*grid, dim)
+    options.update(
+        pooling="mean" if family == "ssast" else ("cls", "cls_distillation")[prefix - 1],
+        prefix_tokens=prefix,
+        grid=grid,
+        base_patch=base,
+        stride=stride,
+        mel_bins=mel_bins,
+        position="grid",
+        frames=frames,
+    )
+
+
+def _grid(origin, count, prefix, base, mel_bins, frames, stride):
+    """((frequency, time) cells, stride, frames) of a table with `count` cells.
+
+    Where a file does not say, published strides (none, or 10) and whole multiples of 128
+    frames are tried.
+    """
+    strides = [patch_pair(stride, "stride")] if stride else [base, (10, 10)]
+    found = []
+    for step_f, step_t in strides:
+        rows = (mel_bins - base[0]) // step_f + 1
+        if rows < 1 or count % rows:
+            continue
+        columns = count // rows
+        fewest = (columns - 1) * step_t + base[1]
+        if frames is None:
+            likely = (fewest + step_t - 1) // 128 * 128
+            found.append(((rows, columns), (step_f, step_t), max(fewest, likely), likely >= fewest))
+        elif (frames - base[1]) // step_t + 1 == columns:
+            found.append(((rows, columns), (step_f, step_t), frames, True))
+    found = [one for one in found if one[3]] or found
+    if len(found) != 1:
+        given = f"mel_bins={mel_bins}, frames={frames}, stride={stride}"
+        fits = "fits none" if not found else f"fits {len(found)}"
+        raise ValueError(
+            f"{origin}: a table of {prefix} + {count} positions {fits} of the grids of patches of "
+            f"{base[0]}x{base[1]} at {given}. Give the mel_bins, frames and stride that it was "
+            f"trained with (--mel-bins, --frames, --stride)."
+        )
+    return found[0][:3]
+
+
+def _check_config(names, family, options, hidden, parts):
+    """Raise where a configuration says something else than the weights."""
+    config = names.checkpoint.config
+    told = {
+        ("hidden_size", "dim"): options["dim"],
+        ("num_hidden_layers", "depth"): options["depth"],
+        ("intermediate_size",): hidden,
+        ("patch_size", "base_patch"): options["base_patch"][0],
+        ("prefix_tokens",): options.get("prefix_tokens", 0),
+    }
+    if "head" in parts:
+        told[("num_labels", "classes")] = parts["head"][0].shape[1]
+    if "id2label" in config and "head" in parts:
+        config = {"num_labels": len(config["id2label"]), **config}
+    for keys, found in told.items():
+        for key in keys:
+            if key in config and config[key] != found:
+                raise ValueError(
+                    f"{names.checkpoint.origin}: the configuration says {key}={config[key]}, the "
+                    f"weights {found}. They belong to different models."
+                )
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise ValueError(
+            f"{names.checkpoint.origin}: hidden_act={config['hidden_act']!r} is not supported; "
+            f"expected 'gelu'."
+        )
+    features = names.checkpoint.features
+    for key, ours in (("num_mel_bins", "mel_bins"), ("max_length", "frames")):
+        if key in features and family not in IMAGES and features[key] != options[ours]:
+            raise ValueError(
+                f"{names.checkpoint.origin}: preprocessor_config.json says {key}={features[key]}, "
+                f"config.json {options[ours]}."
+            )
+
+
+# === Initialising another model ===
+
+
+def _span(options, axis):
+    """Bins or frames that a grid covers."""
+    stride = (options.get("stride") or options["base_patch"])[axis]
+    return (options["grid"][axis] - 1) * stride + options["base_patch"][axis]
+
+
+def _initialise(parts, options, names, to, base_patch, mel_bins, frames, rule, resize):
+    """Turn the parts of one model into the start of another, as the papers do.
+
+    Returns:
+        {source name: reason} of what the other model has no place for.
+    """
+    dropped = {}
+    kernel, grid = parts["kernel"], (mel_bins // base_patch[0], frames // base_patch[1])
+    if min(grid) < 1:
+        raise ValueError(
+            f"a spectrogram of {mel_bins} mel bins and {frames} frames holds no patch of "
+            f"{base_patch[0]}x{base_patch[1]}."
+        )
+    parts["kernel"] = resize_kernel(kernel, base_patch, resize).astype("float32")
+    if "joint" in parts:
+        over_f, over_t = (
+            _table_matrix(before, after, rule)
+            for before, after in zip(parts["joint"].shape, grid, strict=False)
+        )
+        parts["joint"] = np.einsum("if,jt,ftd->ijd", over_f, over_t, parts["joint"])
+    else:
+        for axis, name in enumerate(("freq", "time")):
+            matrix = _table_matrix(len(parts[name]), grid[axis], rule)
+            parts[name] = matrix @ parts[name]
+    options.update(grid=grid, base_patch=base_patch, stride=None, mel_bins=mel_bins)
+    if to == "flexiast":
+        if "prefix" not in parts:
+            raise ValueError(
+                f"{names.checkpoint.origin} is an ElasticAST, without the [CLS] token that a "
+                f"FlexiAST starts from. Use to='elasticast'."
+            )
+        prefix = len(parts["prefix"])
+        pooling = {count: name for name, count in PREFIX_TOKENS.items() if count}[prefix]
+        options.update(pooling=pooling, position="grid")
+        return dropped
+    options.update(pooling="attention", prefix_tokens=0, position="physical")
+    if "joint" in parts:
+        joint = parts.pop("joint")
+        mean = joint.mean((0, 1))  # counted once: half of it in either table
+        parts["freq"], parts["time"] = joint.mean(1) - mean / 2, joint.mean(0) - mean / 2
+        del parts["prefix"]
+        for name in ("cls_token", "dist_token"):
+            if names.has(name):
+                dropped[names.theirs(name)] = "an ElasticAST has no prefix tokens"
+                names.used.discard(names.theirs(name))
+    if "pool" not in parts:
+        layers = [block["attention"] for block in parts["blocks"]]
+        parts["pool"] = [
+            [np.mean(arrays, 0) for arrays in zip(*projections, strict=True)]
+            for projections in zip(*layers, strict=True)
+        ]
+    return dropped
+
+
+def _table_matrix(before, after, rule):
+    """Matrix (after, before) that brings one axis of a position table to another size."""
+    if rule == "resize":
+        return bilinear_matrix(before, after, antialias=True)
+    if after > before:
+        return bilinear_matrix(before, after)
+    start = before // 2 - after // 2
+    return np.eye(before)[start : start + after]
+
+
+# === Our model ===
+
+
+def _labels(checkpoint, parts, classes, new):
+    """Names of the classes; notes in `new`, and drops, a head that does not fit them."""
+    rows = parts["head"][0].shape[1] if "head" in parts else None
+    if isinstance(classes, int):
+        check_positive("classes", classes, int)
+        classes = [f"class {index}" for index in range(classes)] if classes != rows else None
+    if classes is not None:
+        classes = tuple(map(str, classes))
+        if len(set(classes)) != len(classes) or not classes:
+            raise ValueError(f"classes={classes!r} must be different names, at least one.")
+        if rows is not None and len(classes) != rows:
+            new["head"] = f"{len(classes)} classes instead of the checkpoint's {rows}"
+            del parts["head"]
+        return classes
+    if rows is None:
+        raise ValueError(
+            f"{checkpoint.origin} has no classifier. Give classes= (--classes), their names or "
+            f"number, for a new one."
+        )
+    labels = checkpoint.config.get("id2label")
+    if labels is None:
+        return tuple(f"class {index}" for index in range(rows))
+    return tuple(str(labels[key]) for key in sorted(labels, key=int))
+
+
+def _assign(model, parts, new):
+    """Put the parts into the model's layers; what is missing stays new."""
+
+    def put(layer, *values):
+        model.get_layer(layer).set_weights(values)
+
+    def put_attention(layer, projections):
+        names = ("query", "key", "value", "output")
+        for name, values in zip(names, projections, strict=True):
+            getattr(layer, f"{name}_dense").set_weights(values)
+
+    put("patch_embed", parts["kernel"], parts["kernel_bias"])
+    if "joint" in parts:
+        put("position_embed", parts["joint"])
+    else:
+        put("position_embed", parts["freq"], parts["time"])
+    if model.prefix_tokens:
+        put("prefix_tokens", parts["prefix"])
+    for index, part in enumerate(parts["blocks"]):
+        block = model.get_layer(f"block_{index}")
+        put_attention(block.attention, part["attention"])
+        for name in ("attention_norm", "mlp_norm", "mlp_hidden", "mlp_output"):
+            getattr(block, name).set_weights(part[name])
+    put("norm", *parts["norm"])
+    if model.pooling == "attention":
+        put_attention(model.get_layer("pooling"), parts["pool"])
+        if "query" in parts:
+            model.get_layer("pooling").query.assign(parts["query"])
+        else:
+            new["pooling's query"] = "the source pools otherwise"
+    for name in ("head_norm", "head"):
+        if name in parts:
+            put(name, *parts[name])
+        elif name not in new:
+            new[name] = "the source has no classifier of sounds"
+
+
+def _front_end(checkpoint, family, parts, mel_bins, frames, mean, std, notes):
+    """FbankSettings that the checkpoint was trained with."""
+    features = {} if family in IMAGES else checkpoint.features
+    values = {"mel_bins": mel_bins}
+    if features:
+        normalised = features.get("do_normalize", True)
+        values.update(
+            mean=features.get("mean", FbankSettings.mean) if normalised else 0.0,
+            std=features.get("std", FbankSettings.std) if normalised else 0.5,
+            sample_rate=features.get("sampling_rate", FbankSettings.sample_rate),
+            remove_clip_mean=False,  # Hugging Face's extractor does not
+        )
+    else:
+        known = _STATISTICS.get(family, _STATISTICS[""])
+        rows = parts["head"][0].shape[1] if "head" in parts else 527
+        if rows in known:
+            name, values["mean"], values["std"] = known[rows]
+            notes.append(f"mean and std of log-mel are {name}'s")
+        else:
+            notes.append(
+                "mean and std of log-mel are AudioSet's; --mean and --std give the training "
+                "data's own, which flexast stats measures"
+            )
+    values.update({k: v for k, v in (("mean", mean), ("std", std)) if v is not None})
+    if mean is not None and std is not None:
+        notes.clear()
+    fbank = FbankSettings(**values)
+    if frames is None:
+        return fbank
+    return dataclasses.replace(fbank, clip_ms=frames * fbank.frame_shift_ms)
+
+
+def _multi_label(checkpoint, labels):
+    """Whether the scores are sigmoid, each label on its own."""
+    problem = checkpoint.config.get("problem_type")
+    if problem is not None:
+        return problem == "multi_label_classification"
+    return len(labels) == AUDIOSET_CLASSES
