@@ -4,6 +4,7 @@ One set of weights runs at any patch size, on clips of any length, at any frame 
 Importing and training need Keras and NumPy only; TensorFlow is needed for data and export.
 """
 
+from keras_flexast.convert import convert_checkpoint
 from keras_flexast.layers import MaskAttentionPooling, MaskedSelfAttention, PIResizePatchEmbed
 from keras_flexast.models import ElasticAST, FlexAST, FlexiAST, fixed_model
 
@@ -16,5 +17,6 @@ __all__ = [
     "MaskAttentionPooling",
     "MaskedSelfAttention",
     "PIResizePatchEmbed",
+    "convert_checkpoint",
     "fixed_model",
 ]

@@ -20,6 +20,8 @@ app = typer.Typer(
         "  flexast evaluate run sounds/ --patch-sizes 8,16,32,48\n\n"
         "  flexast predict run new.ogg --patch-size 32\n\n"
         "  flexast export run --patch-size 16,32 --format tflite\n\n"
+        "Or from published weights:\n\n"
+        "  flexast convert MIT/ast-finetuned-audioset-10-10-0.4593 run\n\n"
         "KERAS_BACKEND=jax (or tensorflow) chooses what computes."
     ),
     rich_markup_mode="rich",
@@ -39,6 +41,7 @@ class Pooling(enum.StrEnum):
     attention = "attention"
     cls = "cls"
     cls_distillation = "cls_distillation"
+    mean = "mean"
 
 
 class Size(enum.StrEnum):
@@ -69,6 +72,25 @@ class Resize(enum.StrEnum):
     bilinear = "bilinear"
 
 
+class Family(enum.StrEnum):
+    ast = "ast"
+    ssast = "ssast"
+    flexiast = "flexiast"
+    elasticast = "elasticast"
+    vit = "vit"
+    deit = "deit"
+
+
+class Target(enum.StrEnum):
+    flexiast = "flexiast"
+    elasticast = "elasticast"
+
+
+class TableRule(enum.StrEnum):
+    ast = "ast"
+    resize = "resize"
+
+
 def parse_patch_sizes(text):
     """ "8,16x24" -> ((8, 8), (16, 24)): frequency x time."""
     try:
@@ -91,7 +113,8 @@ def parse_numbers(text):
 
 
 RunArgument = Annotated[
-    pathlib.Path, typer.Argument(help="Folder that train or demo wrote.", show_default=False)
+    pathlib.Path,
+    typer.Argument(help="Folder that train, convert or demo wrote.", show_default=False),
 ]
 DataArgument = Annotated[
     pathlib.Path,
@@ -105,7 +128,26 @@ FilesArgument = Annotated[
     list[pathlib.Path], typer.Argument(help="Sound files.", show_default=False)
 ]
 PatchSize = Annotated[
-    str, typer.Option(help="Patch size, or frequency x time: 16, 16x24. Larger is faster.")
+    str | None,
+    typer.Option(
+        help="Patch size, or frequency x time: 16, 16x24. Larger is faster. The model's own if "
+        "not given.",
+        show_default=False,
+    ),
+]
+ResizeRun = Annotated[
+    Resize | None,
+    typer.Option(
+        help="How other patch sizes than the model's own are treated; as trained if not given.",
+        show_default=False,
+    ),
+]
+OwnLength = Annotated[
+    bool,
+    typer.Option(
+        "--own-length",
+        help="Hear each clip at its own length, where a converted AST cuts or fills up.",
+    ),
 ]
 FrameShift = Annotated[
     float,
@@ -134,10 +176,18 @@ def demo(
 def train(
     data: DataArgument,
     out: Annotated[pathlib.Path, typer.Option(help="Folder of the run.", show_default=False)],
-    size: Annotated[Size, typer.Option(help="Size of the model.")] = Size.tiny,
+    size: Annotated[Size | None, typer.Option(help="Size of the model; tiny if not given.")] = None,
     pooling: Annotated[
-        Pooling, typer.Option(help="attention as ElasticAST; cls or cls_distillation as FlexiAST.")
-    ] = Pooling.attention,
+        Pooling | None,
+        typer.Option(
+            help="attention (if not given) as ElasticAST; cls or cls_distillation as FlexiAST; "
+            "mean as SSAST."
+        ),
+    ] = None,
+    init: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Run to start from, such as a converted checkpoint.", show_default=False),
+    ] = None,
     patch_sizes: Annotated[
         str, typer.Option(help="Sizes to draw from, one a clip. One size alone is a plain AST.")
     ] = "8,10,12,16,20,24,30,32,40,48",
@@ -175,11 +225,13 @@ def train(
     While it trains, and after an interruption, RUN.partial is a run of the best epoch so far.
     Curves: tensorboard --logdir RUN.partial/logs, later RUN/logs.
     """
-    from keras_flexast.runs import check_free
+    from keras_flexast.runs import check_free, load_run
     from keras_flexast.training import TrainSettings, train_run
     from tf_data_pipelines.settings import PatchSettings
 
     check_free(out, overwrite)
+    if init and (size or pooling):
+        raise typer.BadParameter("--size and --pooling are those of --init; leave them out.")
     _use_devices()
     patches = PatchSettings(
         parse_patch_sizes(patch_sizes),
@@ -197,13 +249,104 @@ def train(
         segments=segments,
         overlong=overlong.value,
     )
-    options = {"size": size.value, "pooling": pooling.value, "dropout": dropout}
-    found = _survey(data)
+    chosen = {"size": size, "pooling": pooling}
+    options = {name: choice.value for name, choice in chosen.items() if choice}
+    options["dropout"] = dropout
+    start = load_run(init) if init else None
+    found = _survey(data, fbank=start and start.own_length().fbank)
     run, history = train_run(
-        found.split("train"), found.split("validation"), out, patches, settings, options, overwrite
-    )
+        found.split("train"), found.split("validation"), out, patches, settings, options,
+        overwrite, start,
+    )  # fmt: skip
     metric = "val_mAP" if run.multi_label else "val_accuracy"
     typer.echo(f"Best {metric}: {max(history.history[metric]):.4f}. The run is in {out}.")
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Checkpoint: .pth, .npz or .safetensors, a Hugging Face folder or hub name, a "
+            "KerasHub preset.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[pathlib.Path, typer.Argument(help="Folder of the run.", show_default=False)],
+    family: Annotated[
+        Family | None, typer.Option(help="What it is; told from its names if not given.")
+    ] = None,
+    to: Annotated[
+        Target | None, typer.Option(help="Start such a model from it, instead of keeping it.")
+    ] = None,
+    classes: Annotated[
+        str,
+        typer.Option(
+            help="Names, in a file with one a line or AudioSet's class_labels_indices.csv; or "
+            "their number. Another number than the checkpoint's starts a new head.",
+            show_default=False,
+        ),
+    ] = "",
+    num_heads: Annotated[int, typer.Option(min=0, help="Attention heads, where no file says.")] = 0,
+    mel_bins: Annotated[int, typer.Option(min=0, help="Mel bins, where no file says.")] = 0,
+    frames: Annotated[
+        int, typer.Option(min=0, help="Frames of its spectrograms; with --to, of the new model's.")
+    ] = 0,
+    stride: Annotated[
+        str, typer.Option(help="From patch to patch: 10, or frequency x time; told if not given.")
+    ] = "",
+    base_patch: Annotated[str, typer.Option(help="With --to: size of the kernel.")] = "",
+    table: Annotated[
+        TableRule | None,
+        typer.Option(help="With --to: cut or stretch the position table as AST, or resize it."),
+    ] = None,
+    resize: Annotated[
+        Resize, typer.Option(help="PI-resize of kernels, or the papers' bilinear ablation.")
+    ] = Resize.pi,
+    mean: Annotated[float | None, typer.Option(help="Of log-mel, where no file says.")] = None,
+    std: Annotated[float | None, typer.Option(help="Of log-mel, where no file says.")] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Regular expression of names to leave out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of new weights.")] = 1337,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+):
+    """Published weights as a run: the same numbers, then any patch size and length.
+
+    AST, SSAST, FlexiAST and ElasticAST are kept as published; ViT and DeiT start a FlexiAST.
+    Every name of the source is used or listed as ignored, in OUT/conversion.json.
+    """
+    from keras_flexast.convert import convert_run
+    from keras_flexast.runs import check_free, save_run, whole_folder, write_whole
+
+    check_free(out, overwrite)
+    with errors.status("Reading and converting"):
+        done = convert_run(
+            source,
+            family and family.value,
+            to and to.value,
+            _parse_classes(classes),
+            num_heads or None,
+            mel_bins or None,
+            frames or None,
+            _one_pair(stride, "--stride"),
+            _one_pair(base_patch, "--base-patch"),
+            table and table.value,
+            resize.value,
+            mean,
+            std,
+            tuple(ignore or ()),
+            seed,
+        )
+        account = json.dumps(done.to_dict(), indent=2)
+        with whole_folder(out, overwrite) as folder:
+            save_run(done.run, folder)
+            write_whole(folder / "conversion.json", account + "\n")
+    if as_json:
+        typer.echo(account)
+        return
+    _show_conversion(done, out)
 
 
 @app.command()
@@ -215,6 +358,8 @@ def evaluate(
     ] = "8,10,12,16,20,24,30,32,40,48",
     split: Annotated[str, typer.Option(help="train, validation, test, or all.")] = "test",
     frame_shift_ms: FrameShift = 0,
+    resize: ResizeRun = None,
+    own_length: OwnLength = False,
     figure: Annotated[
         pathlib.Path | None, typer.Option(help="Draw the result as PNG.", show_default=False)
     ] = None,
@@ -223,12 +368,11 @@ def evaluate(
     """Accuracy (mAP where clips have several labels) of a run at several patch sizes."""
     from keras_flexast.evaluation import evaluate_run, patch_name
     from keras_flexast.figures import accuracy_figure
-    from keras_flexast.runs import load_run
 
     sizes = parse_patch_sizes(patch_sizes)
-    _use_devices()
-    loaded = load_run(run)
+    loaded = _load(run, resize, own_length)
     found = _survey(data, loaded, split, not as_json)
+    _warn_of_cuts(loaded, found)
     results = evaluate_run(loaded, found, sizes, frame_shift_ms or None, not as_json)
     if figure:
         curve = {patch_name(r["patch_size"]): r["value"] for r in results}
@@ -253,21 +397,27 @@ def evaluate(
 def predict(
     run: RunArgument,
     files: FilesArgument,
-    patch_size: PatchSize = "16",
+    patch_size: PatchSize = None,
     frame_shift_ms: FrameShift = 0,
+    resize: ResizeRun = None,
+    own_length: OwnLength = False,
     top: Annotated[int, typer.Option(min=1, help="Labels to show.")] = 3,
     as_json: AsJson = False,
 ):
     """Labels and scores of sound files of any format, rate and length."""
-    loaded, found, logits = _run_files(
-        run, files, patch_size, frame_shift_ms, lambda model: model, not as_json
+    from keras_flexast.evaluation import patch_name
+
+    loaded = _load(run, resize, own_length)
+    pair = _one_patch_size(loaded, patch_size)
+    found, logits = _run_files(
+        loaded, files, pair, frame_shift_ms, lambda model: model, not as_json
     )
     scores = loaded.scores(logits)
     answers = []
     for clip, score in zip(found.source.clips, scores, strict=True):
         best = score.argsort()[::-1][:top]
         labels = [{"label": loaded.classes[k], "score": round(float(score[k]), 6)} for k in best]
-        answers.append({"file": clip.path, "patch_size": patch_size, "top": labels})
+        answers.append({"file": clip.path, "patch_size": patch_name(pair), "top": labels})
     if as_json:
         failed = [{"file": path, "error": reason} for path, reason in found.rejected]
         typer.echo(json.dumps(answers + failed, indent=2))
@@ -287,11 +437,13 @@ def embed(
     run: RunArgument,
     files: FilesArgument,
     out: Annotated[pathlib.Path, typer.Option(help="File to write, .npz.", show_default=False)],
-    patch_size: PatchSize = "16",
+    patch_size: PatchSize = None,
     frame_shift_ms: FrameShift = 0,
+    resize: ResizeRun = None,
+    own_length: OwnLength = False,
     overwrite: Overwrite = False,
 ):
-    """One vector per sound file, what the classifier's head sees, as NumPy's .npz.
+    """One vector per sound file, what pooling gives the classifier, as NumPy's .npz.
 
     The file holds `files` (names) and `embeddings` float32 (files, width).
     """
@@ -305,7 +457,9 @@ def embed(
     if out.suffix != ".npz":
         raise ValueError(f"--out {out} must end in .npz.")
     check_free(out, overwrite)
-    _, found, vectors = _run_files(run, files, patch_size, frame_shift_ms, embedding_model, True)
+    loaded = _load(run, resize, own_length)
+    pair = _one_patch_size(loaded, patch_size)
+    found, vectors = _run_files(loaded, files, pair, frame_shift_ms, embedding_model, True)
     content = io.BytesIO()
     np.savez(content, files=[clip.path for clip in found.source.clips], embeddings=vectors)
     write_whole(out, content.getvalue())
@@ -366,6 +520,7 @@ def export(
         float, typer.Option(min=0, help="Length of every clip; 0 for the longest training clip.")
     ] = 0,
     frame_shift_ms: FrameShift = 0,
+    resize: ResizeRun = None,
     overwrite: Overwrite = False,
 ):
     """Write models that need neither Keras nor this package: waveform in, scores out."""
@@ -373,8 +528,9 @@ def export(
 
     sizes = parse_patch_sizes(patch_size)
     targets = export_folder(
-        run, sizes, format.value, out, seconds or None, frame_shift_ms or None, overwrite
-    )
+        run, sizes, format.value, out, seconds or None, frame_shift_ms or None,
+        resize and resize.value, overwrite,
+    )  # fmt: skip
     for target in targets.values():
         typer.echo(f"Wrote {target}")
 
@@ -404,7 +560,18 @@ def _use_devices():
         tf.config.set_visible_devices([], "GPU")
 
 
-def _survey(data, run=None, split="all", progress=True):
+def _load(run, resize, own_length):
+    """A run, with another resize or at the clips' own lengths where that is asked for."""
+    from keras_flexast.runs import load_run
+
+    _use_devices()
+    loaded = load_run(run)
+    if resize:
+        loaded = loaded.resized(resize.value)
+    return loaded.own_length() if own_length else loaded
+
+
+def _survey(data, run=None, split="all", progress=True, fbank=None):
     """Survey of DATA, with the run's classes and front end; rejected files are warned of."""
     from tf_data_pipelines.settings import FbankSettings
     from tf_data_pipelines.sources import load_source, survey
@@ -412,33 +579,107 @@ def _survey(data, run=None, split="all", progress=True):
     source = load_source(data, classes=run and run.classes)
     if split != "all":
         source = source.split(split)
-    found = survey(source, run.fbank if run else FbankSettings(), progress)
+    found = survey(source, run.fbank if run else fbank or FbankSettings(), progress)
     if found.warning():
         errors.print(f"Warning: {found.warning()}", style="yellow")
     return found
 
 
-def _run_files(run, files, patch_size, frame_shift_ms, part, progress):
-    """(Run, Survey of the usable files, float32 (files, width) of a part of the model)."""
+def _warn_of_cuts(run, found):
+    """Say so when clips are longer than what a converted checkpoint hears of them."""
+    if run.fbank.clip_ms is None:
+        return
+    seconds = (run.fbank.clip_ms - run.fbank.frame_shift_ms + run.fbank.window_ms) / 1000
+    cut = int((found.durations > seconds + run.fbank.frame_shift_ms / 1000).sum())
+    if cut:
+        errors.print(
+            f"Warning: {cut} of {len(found.durations)} clips are longer than the {seconds:.2f} s "
+            f"that this checkpoint was made for; the rest of them is not heard. --own-length "
+            f"hears all of it.",
+            style="yellow",
+        )
+
+
+def _one_patch_size(run, text):
+    """(frequency, time) of --patch-size; the model's own where that is not given."""
+    sizes = parse_patch_sizes(text) if text else (run.model.base_patch,)
+    if len(sizes) != 1:
+        raise typer.BadParameter(f"--patch-size {text!r} must be one size here.")
+    return sizes[0]
+
+
+def _run_files(run, files, pair, frame_shift_ms, part, progress):
+    """(Survey of the usable files, float32 (files, width) of a part of the model)."""
     from keras_flexast.evaluation import clip_outputs, fitting_rows
-    from keras_flexast.runs import load_run
     from tf_data_pipelines.pipeline import evaluation_batches
     from tf_data_pipelines.sources import Clip, Source, survey
 
-    sizes = parse_patch_sizes(patch_size)
-    if len(sizes) != 1:
-        raise typer.BadParameter(f"--patch-size {patch_size!r} must be one size here.")
-    _use_devices()
-    loaded = load_run(run)
     clips = tuple(Clip(str(path), (0,), "all") for path in files)
     progress = progress and len(files) > 20
-    source = Source(clips, loaded.classes, False)
-    found = survey(source, loaded.fbank, progress, max_rejected=1.0)
-    patches = loaded.patches_at(sizes, frame_shift_ms or None)
-    packing = fitting_rows(found, loaded.fbank, patches, loaded.packing)
-    batches = evaluation_batches(found, loaded.fbank, patches, packing)
+    found = survey(Source(clips, run.classes, False), run.fbank, progress, max_rejected=1.0)
+    _warn_of_cuts(run, found)
+    patches = run.patches_at([pair], frame_shift_ms or None)
+    packing = fitting_rows(found, run.fbank, patches, run.packing)
+    batches = evaluation_batches(found, run.fbank, patches, packing)
     text = "Classifying" if progress else None
-    return loaded, found, clip_outputs(part(loaded.model), batches, len(found.source), text)[0]
+    return found, clip_outputs(part(run.model), batches, len(found.source), text)[0]
+
+
+def _one_pair(text, name):
+    """ "10" or "10x5" as (frequency, time); None for an empty text."""
+    sizes = parse_patch_sizes(text) if text else (None,)
+    if len(sizes) != 1:
+        raise typer.BadParameter(f"{name} {text!r} must be one size.")
+    return sizes[0]
+
+
+def _parse_classes(text):
+    """None, a number, or the names in a file: one a line, or a CSV with `display_name`."""
+    import csv
+
+    if not text:
+        return None
+    if text.isdigit():
+        return int(text)
+    path = pathlib.Path(text)
+    if not path.is_file():
+        raise typer.BadParameter(f"--classes {text!r} is neither a number nor a file.")
+    with open(path, newline="") as file:
+        if path.suffix != ".csv":
+            return [line.strip() for line in file if line.strip()]
+        rows = csv.DictReader(file)
+        if "display_name" not in (rows.fieldnames or ()):
+            raise typer.BadParameter(f"{path} has no column display_name.")
+        return [row["display_name"] for row in rows]
+
+
+def _show_conversion(done, out):
+    """What became of the names of a checkpoint, counted by reason."""
+    import collections
+
+    model = done.run.model
+    table = Table(show_header=False)
+    table.add_row("family", done.family)
+    table.add_row(
+        "model",
+        f"{model.depth} blocks, {model.dim} wide, {model.num_heads} heads, {model.pooling} pooling",
+    )
+    table.add_row("patches", f"{_text(model.base_patch)}, one every {_text(model.stride)}")
+    table.add_row("position table", f"{_text(model.grid)}, {model.position}")
+    table.add_row("classes", f"{len(done.run.classes)}: {', '.join(done.run.classes[:4])}, ...")
+    table.add_row("names used", str(len(done.used)))
+    for reason, count in collections.Counter(done.ignored.values()).items():
+        table.add_row("names ignored", f"{count}: {reason}")
+    for layer, reason in done.new.items():
+        table.add_row("new", f"{layer}: {reason}")
+    for note in done.notes:
+        table.add_row("note", note)
+    Console().print(table)
+    typer.echo(f"The run is in {out}.")
+
+
+def _text(pair):
+    return "x".join(map(str, pair))
 
 
 def _fail_for(found):

@@ -213,7 +213,6 @@ def convert_run(
     if family in IMAGES and to is None:
         to = "flexiast"
     names = _Names(checkpoint, family)
-    notes = []
     own = (None, None) if to else (mel_bins, frames)
     parts, options = _read_model(names, family, num_heads, *own, stride)
     ignored = {**checkpoint.ignored, **names.leftover(ignore)}
@@ -237,8 +236,7 @@ def convert_run(
     keras.utils.set_random_seed(seed)
     model = FlexAST(len(labels), resize=resize, remainder="crop", **options)
     _assign(model, parts, new)
-    fbank = _front_end(checkpoint, family, parts, options["mel_bins"], trained_frames, mean, std,
-                       notes)  # fmt: skip
+    fbank = _front_end(names, family, parts, model.mel_bins, trained_frames, mean, std)
     patches = model.patch_settings()
     frames = trained_frames or _span(options, 1)
     tokens = int(token_count(frames, model.mel_bins, model.base_patch, patches))
@@ -248,7 +246,7 @@ def convert_run(
         model, fbank, patches, packing, labels, _multi_label(checkpoint, labels),
         clip_seconds=round(frames * fbank.frame_shift_ms / 1000, 3),
     )  # fmt: skip
-    return Conversion(run, family, tuple(sorted(names.used)), ignored, new, tuple(notes))
+    return Conversion(run, family, tuple(sorted(names.used)), ignored, new, tuple(names.notes))
 
 
 # === Names ===
@@ -317,6 +315,7 @@ class _Names:
         self.rules = [(ours, theirs.replace("BODY.", body)) for ours, theirs in _NAMES[key]]
         self.ignored = _IGNORED[key]
         self.used = set()
+        self.notes = []  # what was assumed where the source does not say
 
     def theirs(self, name):
         """Source name of a weight of ours."""
@@ -533,7 +532,13 @@ def _read_table(names, parts, options, family, dim, mel_bins, frames, stride):
             stride = config["frequency_stride"], config["time_stride"]
         if stride is None and (family == "flexiast" or "p_input_tdim" in names.weights):
             stride = base  # both are trained without overlap
+        guessed = stride is None or frames is None
         grid, stride, frames = _grid(origin, count, prefix, base, mel_bins, frames, stride)
+        if guessed:
+            names.notes.append(
+                f"{mel_bins} mel bins, {frames} frames, patches every {stride[0]}x{stride[1]}: "
+                f"told from {count} positions"
+            )
     parts["joint"] = table[prefix:].reshape(*grid, dim)
     options.update(
         pooling="mean" if family == "ssast" else ("cls", "cls_distillation")[prefix - 1],
@@ -550,10 +555,15 @@ def _read_table(names, parts, options, family, dim, mel_bins, frames, stride):
 def _grid(origin, count, prefix, base, mel_bins, frames, stride):
     """((frequency, time) cells, stride, frames) of a table with `count` cells.
 
-    Where a file does not say, published strides (none, or 10) and whole multiples of 128
-    frames are tried.
+    Where a file does not say, the published strides (the patch, 10, or a single frame) are
+    tried, and multiples of 128 frames preferred.
     """
-    strides = [patch_pair(stride, "stride")] if stride else [base, (10, 10)]
+    if stride is not None:
+        strides = [patch_pair(stride, "stride")]
+    elif base[0] == mel_bins:
+        strides = [base, (base[0], 1)]  # SSAST's whole frames
+    else:
+        strides = [base, (10, 10)] if min(base) > 10 else [base]
     found = []
     for step_f, step_t in strides:
         rows = (mel_bins - base[0]) // step_f + 1
@@ -751,9 +761,9 @@ def _assign(model, parts, new):
             new[name] = "the source has no classifier of sounds"
 
 
-def _front_end(checkpoint, family, parts, mel_bins, frames, mean, std, notes):
+def _front_end(names, family, parts, mel_bins, frames, mean, std):
     """FbankSettings that the checkpoint was trained with."""
-    features = {} if family in IMAGES else checkpoint.features
+    features = {} if family in IMAGES else names.checkpoint.features
     values = {"mel_bins": mel_bins}
     if features:
         normalised = features.get("do_normalize", True)
@@ -763,20 +773,18 @@ def _front_end(checkpoint, family, parts, mel_bins, frames, mean, std, notes):
             sample_rate=features.get("sampling_rate", FbankSettings.sample_rate),
             remove_clip_mean=False,  # Hugging Face's extractor does not
         )
-    else:
+    elif mean is None or std is None:
         known = _STATISTICS.get(family, _STATISTICS[""])
         rows = parts["head"][0].shape[1] if "head" in parts else 527
         if rows in known:
             name, values["mean"], values["std"] = known[rows]
-            notes.append(f"mean and std of log-mel are {name}'s")
+            names.notes.append(f"mean and std of log-mel are {name}'s")
         else:
-            notes.append(
+            names.notes.append(
                 "mean and std of log-mel are AudioSet's; --mean and --std give the training "
                 "data's own, which flexast stats measures"
             )
     values.update({k: v for k, v in (("mean", mean), ("std", std)) if v is not None})
-    if mean is not None and std is not None:
-        notes.clear()
     fbank = FbankSettings(**values)
     if frames is None:
         return fbank

@@ -25,8 +25,9 @@ FORMATS = ("saved_model", "tflite")
 
 
 def export_folder(
-    folder, patch_sizes, format, out=None, seconds=None, frame_shift_ms=None, overwrite=False
-):
+    folder, patch_sizes, format, out=None, seconds=None, frame_shift_ms=None, resize=None,
+    overwrite=False,
+):  # fmt: skip
     """Export a run at several patch sizes, on any backend, with a progress bar.
 
     On another backend than TensorFlow a process of its own does it.
@@ -35,6 +36,7 @@ def export_folder(
         folder: of the run.
         patch_sizes: ints or (frequency, time) pairs, each a model of its own.
         format, seconds, frame_shift_ms, overwrite: as `export_run`.
+        resize: "pi" or "bilinear"; None for the run's own.
         out: folder; None for FOLDER/export.
 
     Returns:
@@ -54,6 +56,7 @@ def export_folder(
         targets[name] = out / file
     if keras.backend.backend() == "tensorflow":
         run = load_run(folder)
+        run = run.resized(resize) if resize else run
         for target, pair in track(
             zip(targets.values(), patch_sizes, strict=True), f"Exporting {format}", len(targets)
         ):
@@ -63,7 +66,7 @@ def export_folder(
         sys.executable, "-m", "keras_flexast.cli", "export", str(folder), "--format", format,
         "--patch-size", ",".join(targets), "--out", str(out), "--seconds", str(seconds or 0),
         "--frame-shift-ms", str(frame_shift_ms or 0),
-    ] + ["--overwrite"] * overwrite  # fmt: skip
+    ] + ["--overwrite"] * overwrite + ["--resize", resize] * bool(resize)  # fmt: skip
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
     with Console().status("Exporting in a TensorFlow process"):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -83,7 +86,8 @@ def export_run(run, patch_size, format, out, seconds=None, frame_shift_ms=None, 
             classes); or "tflite", one file with one clip at a time, (1, samples), of
             built-in operations only.
         out: path of the folder or file.
-        seconds: length of every clip; None for the longest training clip.
+        seconds: length of every clip; None for the longest training clip, or what a
+            converted checkpoint cuts its clips to.
         frame_shift_ms: milliseconds; None for that of training. 20 halves the cost.
         overwrite: replace what is there.
 
@@ -102,8 +106,11 @@ def export_run(run, patch_size, format, out, seconds=None, frame_shift_ms=None, 
             f"Export needs the TensorFlow backend, and Keras runs on {keras.backend.backend()}. "
             f"Save the run and use `flexast export`, which starts a TensorFlow process."
         )
-    seconds = run.clip_seconds if seconds is None else seconds
-    check_positive("seconds", seconds)
+    if seconds is None:
+        seconds = run.clip_seconds
+    else:
+        check_positive("seconds", seconds)
+        run = run.own_length()
     out = pathlib.Path(out)
     check_free(out, overwrite)
     model, samples = scoring_model(run, patch_size, seconds, frame_shift_ms)
@@ -130,7 +137,7 @@ def scoring_model(run, patch_size, seconds, frame_shift_ms=None):
 
     fbank, scale = _front_end(run, frame_shift_ms)
     samples = round(seconds * fbank.sample_rate)
-    frames = fbank.frames(samples)
+    frames = int(fbank.frames(samples))
     patch_f, patch_t = patch_pair(patch_size)
     if frames < patch_t or fbank.mel_bins < patch_f:
         raise ValueError(
@@ -142,7 +149,7 @@ def scoring_model(run, patch_size, seconds, frame_shift_ms=None):
     class Scoring(tf.Module):
         def __init__(self):
             super().__init__()
-            self.model = fixed_model(run.model, patch_size, frames, frame_shift_scale=scale)
+            self.model = _fixed(run, patch_size, frames, scale)
             self.activation = tf.nn.sigmoid if run.multi_label else tf.nn.softmax
 
         def __call__(self, waveform):
@@ -168,8 +175,12 @@ def fixed_scores(run, patch_size, waveforms, frame_shift_ms=None):
 
     fbank, scale = _front_end(run, frame_shift_ms)
     features = normalise(log_mel(waveforms, fbank), fbank).numpy()
-    model = fixed_model(run.model, patch_size, features.shape[1], frame_shift_scale=scale)
-    return run.scores(model(features))
+    return run.scores(_fixed(run, patch_size, features.shape[1], scale)(features))
+
+
+def _fixed(run, patch_size, frames, frame_shift_scale):
+    policies = run.patches.remainder, run.patches.position, run.patches.resize
+    return fixed_model(run.model, patch_size, frames, *policies, frame_shift_scale)
 
 
 def _front_end(run, frame_shift_ms):

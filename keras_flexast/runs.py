@@ -45,6 +45,14 @@ class Run:
         activation = keras.ops.sigmoid if self.multi_label else keras.ops.softmax
         return keras.ops.convert_to_numpy(activation(logits))
 
+    def own_length(self):
+        """This run, hearing every clip at its own length (a converted AST cuts or fills up)."""
+        return dataclasses.replace(self, fbank=dataclasses.replace(self.fbank, clip_ms=None))
+
+    def resized(self, resize):
+        """This run with "pi" or "bilinear" for patch sizes other than the base patch."""
+        return dataclasses.replace(self, patches=dataclasses.replace(self.patches, resize=resize))
+
     def patches_at(self, patch_sizes, frame_shift_ms=None):
         """The run's PatchSettings at other patch sizes and one frame shift.
 

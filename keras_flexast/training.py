@@ -150,9 +150,10 @@ def steps_per_epoch(survey, fbank, patches, packing):
 
 
 def train_run(
-    train, validation, out, patches=None, settings=None, model_options=None, overwrite=False
-):
-    """Train a new model on surveyed clips and write the run to `out`.
+    train, validation, out, patches=None, settings=None, model_options=None, overwrite=False,
+    init=None,
+):  # fmt: skip
+    """Train a model on surveyed clips and write the run to `out`.
 
     While it trains, `OUT.partial` is a run of the best weights so far, with the TensorBoard
     logs; an interrupted training leaves it there.
@@ -161,10 +162,13 @@ def train_run(
         train, validation: Surveys of the two splits.
         out: folder of the run.
         patches: PatchSettings; None for random sizes of PATCH_SIZES, cover, physical. Its
-            grid and prefix tokens follow from the model.
+            grid, base patch and prefix tokens follow from the model.
         settings: TrainSettings.
         model_options: keyword arguments of FlexAST, such as size or pooling.
         overwrite: replace an existing run.
+        init: Run to start from, such as a converted checkpoint: its weights, sizes and
+            filterbank, with the new clips' mean and std and at their own lengths. Its head
+            is kept for the same classes.
 
     Returns:
         Run with the best weights on the validation clips, as saved, and Keras's History.
@@ -178,18 +182,21 @@ def train_run(
     settings = settings or TrainSettings()
     patches = patches or PatchSettings(patch_sizes=PATCH_SIZES)
     source = train.source
-    fbank = FbankSettings(mean=train.mean, std=train.std)
+    front_end = FbankSettings() if init is None else init.own_length().fbank
+    fbank = dataclasses.replace(front_end, mean=train.mean, std=train.std)
     keras.utils.set_random_seed(settings.seed)
     options = {
-        "size": "tiny",
-        "grid": (fbank.mel_bins // BASE_PATCH, time_cells(train, fbank)),
         "segments": settings.segments,
         "remainder": patches.remainder,
         "position": patches.position,
         "resize": patches.resize,
         **(model_options or {}),
     }
-    model = FlexAST(len(source.classes), **options)
+    if init is None:
+        grid = fbank.mel_bins // BASE_PATCH, time_cells(train, fbank)
+        model = FlexAST(len(source.classes), **{"size": "tiny", "grid": grid, **options})
+    else:
+        model = _started_from(init, source.classes, options)
     patches = model.patch_settings(patches.patch_sizes, frame_shifts_ms=patches.frame_shifts_ms)
     packing = settings.packing(train, fbank, patches)
 
@@ -228,6 +235,15 @@ def train_run(
             )
         model.load_weights(folder / "model.keras")
     return run, history
+
+
+def _started_from(init, classes, options):
+    """A model for these classes with the weights of a run; other classes have a new head."""
+    model = FlexAST.from_config({**init.model.get_config(), "num_classes": len(classes), **options})
+    for layer in model.layers:
+        if layer.name != "head" or tuple(classes) == tuple(init.classes):
+            layer.set_weights(init.model.get_layer(layer.name).get_weights())
+    return model
 
 
 def time_cells(survey, fbank):

@@ -16,50 +16,52 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="session")
-def pack_rows():
-    """Function from clips to a packed batch, without the pipeline's packer.
+def rows_of(layout, length, segments=0):
+    """A packed batch without the pipeline's packer.
 
     layout lists the clips of each row, (tokens, positions) pairs; the rest is padding.
     """
+    width = layout[0][0][0].shape[1]
+    batch = {
+        "tokens": np.zeros((len(layout), length, width), "float32"),
+        "positions": np.zeros((len(layout), length, 4), "float32"),
+        "segment_ids": np.zeros((len(layout), length), "int32"),
+    }
+    for row, clips in enumerate(layout):
+        assert segments == 0 or len(clips) <= segments
+        start = 0
+        for segment, (tokens, positions) in enumerate(clips, 1):
+            place = (row, slice(start, start + len(tokens)))
+            batch["tokens"][place] = tokens
+            batch["positions"][place] = positions
+            batch["segment_ids"][place] = segment
+            start += len(tokens)
+    return batch
 
-    def pack(layout, length, segments=0):
-        width = layout[0][0][0].shape[1]
-        batch = {
-            "tokens": np.zeros((len(layout), length, width), "float32"),
-            "positions": np.zeros((len(layout), length, 4), "float32"),
-            "segment_ids": np.zeros((len(layout), length), "int32"),
-        }
-        for row, clips in enumerate(layout):
-            assert segments == 0 or len(clips) <= segments
-            start = 0
-            for segment, (tokens, positions) in enumerate(clips, 1):
-                place = (row, slice(start, start + len(tokens)))
-                batch["tokens"][place] = tokens
-                batch["positions"][place] = positions
-                batch["segment_ids"][place] = segment
-                start += len(tokens)
-        return batch
 
-    return pack
+def run_python(code, *arguments, backend, blocked=()):
+    """Run code in a new process on a backend and return what it printed."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({tuple(blocked)}))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", block + textwrap.dedent(code), *map(str, arguments)],
+        env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def pack_rows():
+    """`rows_of`."""
+    return rows_of
 
 
 @pytest.fixture(scope="session")
 def python():
-    """Function that runs code in a new process on a backend and returns what it printed."""
-
-    def run(code, *arguments, backend, blocked=()):
-        block = f"import sys; sys.modules.update(dict.fromkeys({tuple(blocked)}))\n"
-        done = subprocess.run(
-            [sys.executable, "-c", block + textwrap.dedent(code), *map(str, arguments)],
-            env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    return run
+    """`run_python`."""
+    return run_python
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,7 @@
-"""Models: the papers' numbers, one model with two faces, training and round trips."""
+"""Models: one model with two faces, training and round trips."""
 
 import itertools
 
-import golden
 import keras
 import numpy as np
 import pytest
@@ -48,39 +47,6 @@ def clips_and_targets(pack_rows):
     labels = np.array([[0, 3, 2], [4, 1, 0]], "int32")
     weights = np.array([[1, 1, 1], [1, 1, 0]], "float32")
     return batch, labels, weights, clips
-
-
-# === The papers' numbers ===
-
-
-@pytest.mark.parametrize("file", ["flexiast_cls", "flexiast_cls_dist"])
-def test_flexiast_equals_the_papers(file):
-    arrays, weights = golden.load(file)
-    model, inputs = golden.flexiast(weights), arrays["input_batch_time_freq"]
-    expected = golden.sizes(arrays, "logits")
-    assert len(expected) == 13
-    for size, logits in expected.items():
-        ours = fixed_model(model, size, inputs.shape[1]).predict_on_batch(inputs)
-        np.testing.assert_allclose(ours, logits, rtol=0, atol=1e-4, err_msg=str(size))
-
-
-def test_elasticast_equals_the_papers(pack_rows):
-    arrays, weights = golden.load("elasticast")
-    model, expected = golden.elasticast(weights), arrays["logits"]
-    clips = [arrays[f"input_{i}_freq_time"].T for i in range(7)]
-    for features, logits in zip(clips, expected, strict=True):
-        ours = fixed_logits(model, features, 16)
-        np.testing.assert_allclose(ours, logits, rtol=0, atol=1e-4)
-
-    tokens = [cut(features, 16, grid=(8, 32)) for features in clips]
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-        rows = np.split(rng.permutation(7), np.sort(rng.choice(range(1, 7), 2, replace=False)))
-        batch = pack_rows([[tokens[i] for i in row] for row in rows], 577, 7)
-        output = model.predict_on_batch(batch)
-        for row, chosen in enumerate(rows):
-            ours = output[row, : len(chosen)]
-            np.testing.assert_allclose(ours, expected[chosen], rtol=0, atol=1e-4)
 
 
 # === Two faces ===
