@@ -68,10 +68,8 @@ _NAMES = {
         (r"head\.", "classifier.dense."),
     ),
 }
-_NAMES["ssast"], _NAMES["deit"] = _NAMES["ast"], _NAMES["vit"]
 _IGNORED = {
-    "ast": (_IMAGE_HEAD,),
-    "ssast": (
+    "ast": (
         _IMAGE_HEAD,
         (r"[cg]predlayer\.", "head of the pretraining"),
         (r"mask_embed$", "mask token of the pretraining"),
@@ -82,12 +80,12 @@ _IGNORED = {
     ),
     "elasticast": (),
     "vit": (_IMAGE_HEAD,),
-    "deit": (_IMAGE_HEAD,),
     "hugging_face": (
         (r"((cls_|distillation_)?classifier|.*pooler\.dense)\.", "ImageNet's classifier"),
         (r".*embeddings\.mask_token$", "mask token of the pretraining"),
     ),
 }
+_ALIKE = {"ssast": "ast", "deit": "vit"}
 FAMILIES = ("ast", "ssast", "flexiast", "elasticast", *IMAGES)
 
 # Mean and std of the papers' data sets, by family and number of classes.
@@ -297,7 +295,7 @@ class _Names:
         self.weights = checkpoint.weights
         bodies = ("audio_spectrogram_transformer", "vit", "deit")
         hugging_face = any("encoder.layer." in name for name in self.weights)
-        key = "hugging_face" if hugging_face else family
+        key = "hugging_face" if hugging_face else _ALIKE.get(family, family)
         if key == "elasticast":
             self.projections = (("to_q", 1), ("to_kv", 2))
         elif hugging_face or "blocks.0.attn.q.weight" in self.weights:  # or KerasHub

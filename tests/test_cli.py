@@ -1,6 +1,7 @@
 """The command line on real files: train, evaluate, predict, embed, export, and wrong uses."""
 
 import json
+import pathlib
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from keras_flexast import cli
 from keras_flexast.runs import load_run
 
+DATA = pathlib.Path(__file__).parent / "data"
 RATE = 44100
 CLIPS = 20  # of each class
 PITCHES = {"low": 220, "middle": 660, "high": 1980}
@@ -127,6 +129,59 @@ def test_export_on_either_backend(trained, tmp_path):
     assert (tmp_path / "x" / "flexast_16x24.labels.txt").read_text().split()[0] == "high"
 
 
+def test_a_published_checkpoint_gives_its_own_scores(tmp_path):
+    with np.load(DATA / "hf_ast_overlap" / "expected.npz") as archive:
+        waveform, logits = archive["waveform"], archive["waveform_logits"][0]
+    soundfile.write(tmp_path / "some.wav", waveform, 16000, subtype="FLOAT")
+    out = tmp_path / "run"
+    code, stdout, message = run("convert", DATA / "hf_ast_overlap", out)
+    assert code == 0, message
+    assert "16x16, one every 10x10" in stdout
+    account = json.loads((out / "conversion.json").read_text())
+    assert account["family"] == "ast" and len(account["used"]) == 43 and not account["new"]
+
+    expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    code, stdout, message = run("predict", out, tmp_path / "some.wav", "--top", 7, "--json")
+    assert code == 0, message
+    (answer,) = json.loads(stdout)
+    scores = {one["label"]: one["score"] for one in answer["top"]}
+    ours = [scores[f"label {k}"] for k in range(7)]
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    assert answer["patch_size"] == "16" and "longer" not in message
+
+    soundfile.write(tmp_path / "long.wav", np.tile(waveform, 2), 16000, subtype="FLOAT")
+    for more, warned in (((), True), (("--own-length", "--resize", "bilinear"), False)):
+        code, stdout, message = run(
+            "predict", out, tmp_path / "long.wav", "--patch-size", "16x24", "--json", *more
+        )
+        assert code == 0 and ("1 of 1 clips are longer than the 2.58 s" in message) == warned
+        assert json.loads(stdout)[0]["patch_size"] == "16x24"
+
+
+def test_training_starts_from_a_converted_checkpoint(sounds, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("low\nmiddle\n")
+    start = tmp_path / "start"
+    code, stdout, message = run(
+        "convert", DATA / "hf_ast_overlap", start, "--to", "elasticast", "--classes", names
+    )
+    assert code == 0 and "2 classes instead of the checkpoint's 7" in stdout, message
+    out = tmp_path / "run"
+    code, _, message = run(
+        "train", sounds, "--init", start, "--out", out, "--epochs", 1, "--batch-tokens", 256,
+        "--learning-rate", "1e-9", "--patch-sizes", "16,32",
+    )  # fmt: skip
+    assert code == 0, message
+    before, after = load_run(start), load_run(out)
+    assert after.classes == ("high", "low", "middle") and after.model.position == "physical"
+    assert not after.fbank.remove_clip_mean and after.fbank.mean != before.fbank.mean
+    for layer in after.model.layers:
+        if layer.name != "head":  # three classes instead of two
+            old = before.model.get_layer(layer.name).get_weights()
+            for ours, theirs in zip(layer.get_weights(), old, strict=True):
+                np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
 def test_multi_label_manifests_train_and_score_by_map(sounds, tmp_path):
     lines = ["path,labels,split"]
     for name in PITCHES:
@@ -162,11 +217,18 @@ def test_multi_label_manifests_train_and_score_by_map(sounds, tmp_path):
         (["evaluate", "{run}", "{sounds}", "--split", "dev"], "'dev'"),
         (["export", "{run}", "--patch-size", "99x500"], "larger than the spectrogram"),
         (["embed", "{run}", "{tmp}/x.wav", "--out", "{tmp}/x.txt"], "must end in .npz"),
+        (["train", "{sounds}", "--out", "{tmp}/o", "--init", "{run}", "--size", "tiny"], "--init"),
+        (["convert", "{tmp}/absent.pth", "{tmp}/o"], "absent.pth does not exist"),
+        (["convert", "{data}/metrics.npz", "{tmp}/o"], "of no known family"),
+        (["convert", "{data}/hf_ast_plain", "{run}"], "exists already"),
+        (["convert", "{data}/hf_ast_plain", "{tmp}/o", "--family", "vit"], "of family 'ast'"),
+        (["convert", "{data}/hf_ast_plain", "{tmp}/o", "--classes", "x"], "nor a file"),
+        (["convert", "{data}/hf_ast_plain", "{tmp}/o", "--stride", "8,9"], "must be one size"),
     ],
 )
 def test_wrong_uses_end_in_one_error_and_write_nothing(trained, sounds, tmp_path, arguments, text):
     before = sorted(tmp_path.rglob("*"))
-    values = {"tmp": tmp_path, "sounds": sounds, "run": trained}
+    values = {"tmp": tmp_path, "sounds": sounds, "run": trained, "data": DATA}
     code, _, message = run(*(argument.format(**values) for argument in arguments))
     assert code != 0 and text in message
     assert sorted(tmp_path.rglob("*")) == before

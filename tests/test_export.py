@@ -1,21 +1,26 @@
 """Exported artefacts: the scores in memory, on runtimes that know nothing of this package."""
 
 import json
+import pathlib
 
 import keras
 import numpy as np
 import pytest
 
 from keras_flexast import ElasticAST
+from keras_flexast.convert import convert_run
 from keras_flexast.export import export_run, fixed_scores, load_scorer
 from keras_flexast.runs import Run, load_run, save_run
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
 
 SECONDS, SAMPLES = 0.5, 8000
-OUTPUTS = {  # patch size, frame shift in ms
-    "saved": (8, None),
-    "8.tflite": (8, None),
-    "16x24.tflite": ((16, 24), 20.0),
+AST, AST_SAMPLES = pathlib.Path(__file__).parent / "data" / "hf_ast_overlap", 40960  # 2.56 s
+OUTPUTS = {  # run, patch size, frame shift in ms, resize
+    "saved": ("run", 8, None, "pi"),
+    "8.tflite": ("run", 8, None, "pi"),
+    "16x24.tflite": ("run", (16, 24), 20.0, "pi"),
+    "ast_saved": ("ast", 16, None, "pi"),  # converted, stride 10
+    "ast_16x24.tflite": ("ast", (16, 24), None, "bilinear"),
 }
 
 # Export needs TensorFlow, so it has a process of its own: the tests run on every backend.
@@ -24,10 +29,12 @@ EXPORT = """
     from keras_flexast.export import export_run
     from keras_flexast.runs import load_run
     folder = pathlib.Path(sys.argv[1])
-    run = load_run(folder / "run")
-    for name, (patch_size, shift) in json.loads(sys.argv[2]).items():
+    runs = {name: load_run(folder / name) for name in ("run", "ast")}
+    for name, (run, patch_size, shift, resize) in json.loads(sys.argv[2]).items():
         format = "tflite" if name.endswith(".tflite") else "saved_model"
-        export_run(run, patch_size, format, folder / name, frame_shift_ms=shift)
+        resized = runs[run].resized(resize)
+        export_run(resized, patch_size, format, folder / name, frame_shift_ms=shift)
+    run = runs["run"]
 
     def refuse(patch_size, format, out, **options):
         try:
@@ -69,8 +76,9 @@ def folder(tmp_path_factory, python):
         ("one", "two", "three", "four", "five"),
         clip_seconds=SECONDS,
     )
-    (folder / "run").mkdir()
-    save_run(run, folder / "run")
+    for name, one in (("run", run), ("ast", convert_run(AST).run)):
+        (folder / name).mkdir()
+        save_run(one, folder / name)
     python(EXPORT, folder, json.dumps(OUTPUTS), backend="tensorflow")
     return folder
 
@@ -82,15 +90,16 @@ def waveforms():
 
 
 def in_memory(folder, name, waveforms):
-    patch_size, shift = OUTPUTS[name]
-    return fixed_scores(load_run(folder / "run"), patch_size, waveforms, shift)
+    run, patch_size, shift, resize = OUTPUTS[name]
+    return fixed_scores(load_run(folder / run).resized(resize), patch_size, waveforms, shift)
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_exported_scores_equal_those_in_memory(folder, waveforms, name):
-    expected = in_memory(folder, name, waveforms)
     scorer, samples = load_scorer(folder / name)
-    assert samples == SAMPLES
+    assert samples == (SAMPLES if OUTPUTS[name][0] == "run" else AST_SAMPLES)
+    waveforms = np.pad(waveforms, [[0, 0], [0, samples - SAMPLES]])
+    expected = in_memory(folder, name, waveforms)
     scores = scorer(waveforms)
     np.testing.assert_allclose(scores.sum(-1), 1, atol=1e-5)
     tolerance = 1e-4 if name.endswith(".tflite") else 1e-5

@@ -12,7 +12,7 @@ from tf_data_pipelines.patches import patch_tokens
 from tf_data_pipelines.settings import PatchSettings
 
 GRID = (3, 5)  # of 48 mel bins by 80 frames
-POOLINGS = {"attention": 0, "cls": 1, "cls_distillation": 2}
+POOLINGS = {"attention": 0, "cls": 1, "cls_distillation": 2, "mean": 2}
 POLICIES = [(r, p) for r in ("crop", "pad", "cover") for p in ("grid", "physical")]
 PATCH_SIZES = [((16, 16), (13, 19)), ((24, 11), (16, 16)), ((13, 19), (24, 11))]
 OTHER_BACKEND = {"tensorflow": "jax", "jax": "tensorflow"}[keras.backend.backend()]
@@ -21,6 +21,7 @@ OTHER_BACKEND = {"tensorflow": "jax", "jax": "tensorflow"}[keras.backend.backend
 def build(pooling="attention", **options):
     table = "factorized" if pooling == "attention" else "joint"
     options = {"mlp_ratio": 3, "table": table, "grid": GRID, "segments": 3, **options}
+    options.setdefault("prefix_tokens", POOLINGS[pooling])
     return FlexAST(5, 22, 1, 2, pooling=pooling, **options)
 
 
@@ -69,6 +70,24 @@ def test_the_packed_face_equals_the_fixed_face(pooling, pack_rows, randomise):
     for case, logits in zip(cases, packed, strict=True):
         fixed = fixed_logits(model, features, **case)
         np.testing.assert_allclose(fixed, logits, rtol=0, atol=2e-5, err_msg=str(case))
+
+
+@pytest.mark.parametrize("position", ["grid", "physical"])
+@pytest.mark.parametrize("remainder", ["crop", "pad", "cover"])
+def test_any_base_patch_and_stride_in_both_faces(remainder, position, pack_rows, randomise):
+    geometry = {"base_patch": (12, 20), "stride": (5, 11), "mel_bins": 48, "grid": (8, 7)}
+    model = randomise(build("cls", remainder=remainder, position=position, **geometry))
+    assert model.input["tokens"].shape == (None, None, 240)
+    features, sizes = spectrogram(97), [(12, 20), (8, 8), (16, 24), (12, 40)]
+    rows = []
+    for size in sizes:
+        settings = model.patch_settings([size])
+        rows.append([tuple(part.numpy() for part in patch_tokens(features, settings))])
+    length = max(len(row[0][0]) for row in rows)
+    packed = model.predict_on_batch(pack_rows(rows, length))[:, 0]
+    for size, logits in zip(sizes, packed, strict=True):
+        fixed = fixed_logits(model, features, size)
+        np.testing.assert_allclose(fixed, logits, rtol=0, atol=3e-5, err_msg=str(size))
 
 
 @pytest.mark.parametrize("resize", ["pi", "bilinear"])
@@ -268,7 +287,10 @@ def test_sizes_and_names():
     [
         ({"size": "huge"}, "size='huge' is unknown.*'nano', 'tiny', 'small', 'base'"),
         ({"dim": None}, "dim=None, depth=1, num_heads=2: give all three, or size="),
-        ({"pooling": "mean"}, "pooling='mean' is unknown.*'cls_distillation'"),
+        ({"pooling": "max"}, "pooling='max' is unknown.*'cls_distillation', 'mean'"),
+        ({"pooling": "cls", "prefix_tokens": 2}, "prefix_tokens=2 does not fit pooling='cls'"),
+        ({"stride": (8, 17)}, r"stride=\(8, 17\) is larger than base_patch=\(16, 16\)"),
+        ({"base_patch": 1.5}, "base_patch=1.5 must be one positive whole number"),
         ({"remainder": "drop"}, "remainder='drop' is unknown.*'crop', 'pad', 'cover'"),
         ({"position": "time"}, "position='time' is unknown.*'grid', 'physical'"),
         ({"table": "sine"}, "table='sine' is unknown"),

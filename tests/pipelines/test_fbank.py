@@ -121,6 +121,24 @@ def test_number_of_frames(samples, frames):
     assert log_mel(np.stack([waveform] * 3), settings).shape == (3, frames, 128)
 
 
+@pytest.mark.parametrize("samples", [100, 8000, 20000])
+def test_clips_of_one_length_are_cut_or_filled_up(samples):
+    """AST's own way: zeros in log-mel, before normalisation."""
+    free, settings = FbankSettings(), FbankSettings(clip_ms=600.0)
+    waveform = noise(samples)
+    whole = log_mel(waveform, free).numpy()
+    expected = np.pad(whole[:60], [[0, max(0, 60 - len(whole))], [0, 0]])
+    assert settings.frames(samples) == settings.clip_frames == 60
+    np.testing.assert_array_equal(log_mel(waveform, settings), expected)
+    np.testing.assert_array_equal(log_mel(waveform[None], settings)[0], expected)
+    (mapped,) = through_data([waveform], lambda waveform: log_mel(waveform, settings))
+    np.testing.assert_allclose(mapped, expected, atol=1e-5)
+    for choice, frames in enumerate((60, 30)):  # a coarser frame shift has fewer
+        assert log_mel_at(waveform, settings, choice, (10, 20)).shape[0] == frames
+    with pytest.raises(ValueError, match="clip_ms=0 must be a positive number"):
+        FbankSettings(clip_ms=0)
+
+
 def test_normalise():
     settings = FbankSettings(mean=-4.0, std=2.5)
     np.testing.assert_array_equal(normalise(np.float32([-4.0, 1.0, -14.0]), settings), [0, 1, -2])
