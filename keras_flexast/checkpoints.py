@@ -12,11 +12,13 @@ import pathlib
 import pickle
 import struct
 import zipfile
-import zlib
 
 import numpy as np
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+SAFETENSORS_KINDS = (  # that NumPy has too
+    "F16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL",
+)  # fmt: skip
 WRAPPERS = ("model", "model_state", "model_state_dict", "state_dict")
 
 
@@ -94,10 +96,17 @@ def _read_folder(folder):
 def _read_json(path):
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; a checkpoint folder needs it.")
+    return _json_object(path.read_bytes(), path)
+
+
+def _json_object(text, where):
     try:
-        return json.loads(path.read_text())
+        content = json.loads(text)  # UnicodeDecodeError is a ValueError too
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} holds a JSON {type(content).__name__}; expected an object.")
+    return content
 
 
 def _read_file(path):
@@ -108,7 +117,11 @@ def _read_file(path):
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty.")
     weights, config, ignored = readers[path.suffix](path)
-    weights = {name.removeprefix("module."): array for name, array in weights.items()}
+    for name in list(weights):
+        short = name.removeprefix("module.")
+        if short != name and short in weights:
+            raise ValueError(f"{path} holds both {name} and {short}. Save one of them alone.")
+        weights[short] = weights.pop(name)
     if not weights:
         raise ValueError(f"{path} holds no weights.")
     return Checkpoint(str(path), weights, config, {}, ignored)
@@ -119,9 +132,12 @@ def _read_npz(path):
     try:
         with np.load(path) as archive:
             arrays = dict(archive)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # zipfile and NumPy raise whatever a damaged file meets
         raise ValueError(f"{path} is not a whole .npz file of arrays: {error}") from error
-    config = json.loads(str(arrays.pop("meta"))) if "meta" in arrays else {}
+    others = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if others:
+        raise ValueError(f"{path} is not an .npz file of arrays: {', '.join(others[:3])} is none.")
+    config = _json_object(str(arrays.pop("meta")), f"{path}: meta") if "meta" in arrays else {}
     prefix = "weights/"
     weights = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     if not weights:
@@ -137,8 +153,9 @@ def _read_safetensors(path):
     try:
         with safe_open(path, "numpy") as file:
             for name in file.keys():  # noqa: SIM118, not a dictionary
-                if file.get_slice(name).get_dtype() == "BF16":
-                    raise ValueError(f"{path}: {name} is bfloat16. Save the checkpoint as float32.")
+                kind = file.get_slice(name).get_dtype()
+                if kind not in SAFETENSORS_KINDS:
+                    raise ValueError(f"{path}: {name} is {kind}. Save the checkpoint as float32.")
                 weights[name] = file.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a whole .safetensors file: {error}") from error
@@ -152,6 +169,12 @@ def _read_torch(path):
     """State dictionary of a file written by torch.save, in either of its two formats."""
     try:
         content = _unpickle_zip(path) if zipfile.is_zipfile(path) else _unpickle_legacy(path)
+        for wrapper in WRAPPERS:
+            if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+                content = content[wrapper]
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, not a state dictionary")
+        weights = {str(k): v.array() for k, v in content.items() if isinstance(v, _Tensor)}
     except _ForbiddenError as error:
         raise ValueError(
             f"{path} asks for {error}, which a file of weights does not need; it was not run. "
@@ -159,18 +182,9 @@ def _read_torch(path):
             f"file."
         ) from error
     except Exception as error:  # pickle raises whatever a damaged program meets
-        raise ValueError(f"{path} is not a whole PyTorch file: {error!r}") from error
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected a state dictionary.")
-    weights, ignored = {}, {}
-    for name, value in content.items():
-        if isinstance(value, _Tensor):
-            weights[str(name)] = value.array()
-        else:
-            ignored[str(name)] = "not an array"
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{path} is not a whole PyTorch file of weights: {reason}") from error
+    ignored = {str(k): "not an array" for k, v in content.items() if not isinstance(v, _Tensor)}
     return weights, {}, ignored
 
 
@@ -178,7 +192,9 @@ def _unpickle_zip(path):
     """One archive member a storage, and data.pkl for everything else."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-        (pickled,) = (name for name in names if name.endswith("data.pkl"))
+        pickled = next((name for name in names if name.endswith("data.pkl")), None)
+        if pickled is None:
+            raise ValueError("it is a ZIP archive without data.pkl")
         folder = pickled.removesuffix("data.pkl")
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
             raise ValueError("its byte order is not little endian")
@@ -210,36 +226,62 @@ class _ForbiddenError(Exception):
     pass
 
 
-class _Storage:
-    """The numbers behind tensors: of a known type and count, filled in later."""
+class _Inert:
+    """What a pickle may make but not change: its BUILD would get past the checks below."""
 
-    def __init__(self, dtype, count):
+    def __setstate__(self, state):
+        raise _ForbiddenError(f"a change of {type(self).__name__}")
+
+
+class _Maker(_Inert):
+    """A function that a pickle may call."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
+
+
+class _Kind(_Inert):
+    """The type of the numbers of a storage."""
+
+    def __init__(self, dtype):
         self.half = dtype == "bfloat16"  # NumPy has none: read as the upper half of a float32
         self.dtype = np.dtype("<u2" if self.half else dtype)
+
+
+class _Storage(_Inert):
+    """The numbers behind tensors: of a known type and count, filled in later."""
+
+    def __init__(self, kind, count):
+        self.kind = kind
         self.count = count
-        self.bytes = count * self.dtype.itemsize
+        self.bytes = count * kind.dtype.itemsize
 
     def fill(self, content):
         if len(content) != self.bytes:
             raise ValueError(f"a storage has {len(content)} bytes, not {self.bytes}")
-        values = np.frombuffer(content, self.dtype)
-        self.values = (values.astype("<u4") << 16).view("<f4") if self.half else values
+        values = np.frombuffer(content, self.kind.dtype)
+        self.values = (values.astype("<u4") << 16).view("<f4") if self.kind.half else values
 
 
-class _Tensor:
+class _Tensor(_Inert):
     """A view of a storage; `array()` once that is filled."""
 
     def __init__(self, storage, offset, shape, strides, *_):
-        last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        inside = min(offset, *strides, *shape, last, 0) == 0 and last < storage.count
-        if 0 not in shape and not inside:
-            raise ValueError(f"a tensor of shape {tuple(shape)} reaches beyond its numbers")
         self.view = storage, offset, tuple(shape), tuple(strides)
 
     def array(self):
         storage, offset, shape, strides = self.view
+        numbers = (offset, *shape, *strides)
+        if any(type(number) is not int or number < 0 for number in numbers):
+            raise ValueError(f"a tensor has shape {shape}, offset {offset} and strides {strides}")
         if 0 in shape:
             return np.zeros(shape, storage.values.dtype)
+        last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        if last >= storage.values.size:
+            raise ValueError(f"a tensor of shape {shape} reaches beyond its numbers")
         steps = [stride * storage.values.itemsize for stride in strides]
         view = np.lib.stride_tricks.as_strided(storage.values[offset:], shape, steps)
         return np.ascontiguousarray(view).reshape(shape)
@@ -248,7 +290,7 @@ class _Tensor:
 class _TensorUnpickler(pickle.Unpickler):
     """Unpickler of tensors, numbers, text and containers; anything else is refused."""
 
-    dtypes = {  # noqa: RUF012
+    kinds = {  # noqa: RUF012
         "FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2",
         "BFloat16Storage": "bfloat16", "LongStorage": "<i8", "IntStorage": "<i4",
         "ShortStorage": "<i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "?",
@@ -259,12 +301,12 @@ class _TensorUnpickler(pickle.Unpickler):
         self.storages = {}
 
     def find_class(self, module, name):
-        if module == "torch" and name in self.dtypes:
-            return self.dtypes[name]
+        if module == "torch" and name in self.kinds:
+            return _Kind(self.kinds[name])
         known = {
             ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
-            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): _Maker(_Tensor),
+            ("torch._utils", "_rebuild_parameter"): _Maker(lambda tensor, *_: tensor),
             ("torch", "Size"): tuple,
         }
         if (module, name) not in known:
@@ -272,8 +314,10 @@ class _TensorUnpickler(pickle.Unpickler):
         return known[module, name]
 
     def persistent_load(self, identity):
-        _, dtype, key, _, count, *_ = identity
-        return self.storages.setdefault(key, _Storage(dtype, count))
+        _, kind, key, _, count, *_ = identity
+        if not isinstance(kind, _Kind) or type(count) is not int:
+            raise ValueError(f"a storage is of type {kind!r}, with {count!r} numbers")
+        return self.storages.setdefault(key, _Storage(kind, count))
 
 
 # === Hubs ===
@@ -312,6 +356,8 @@ def _from_preset(name):
     try:
         backbone = keras_hub.models.Backbone.from_preset(name)
     except Exception as error:  # KerasHub raises what Kaggle, Hugging Face or Keras met
+        if pathlib.Path(name).is_dir():
+            raise ValueError(f"{name} is a KerasHub preset that is not whole: {error}") from error
         raise FileNotFoundError(
             f"{name} is neither a file or folder here nor a preset that KerasHub could load: "
             f"{error}"

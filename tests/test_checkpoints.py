@@ -251,7 +251,7 @@ def test_big_endian_is_refused(tmp_path):
 def test_a_pickle_of_something_else(tmp_path):
     path = tmp_path / "x.pth"
     write_zip(path, pickled([1, 2]))
-    with pytest.raises(ValueError, match=rf"{naming(path)} holds a list.*state dictionary"):
+    with pytest.raises(ValueError, match=rf"{naming(path)} .*a list, not a state dictionary"):
         read_checkpoint(path)
     write_zip(path, pickled({"lr": 0.1}))
     with pytest.raises(ValueError, match=rf"{naming(path)} holds no weights"):
@@ -307,12 +307,13 @@ def test_safetensors(tmp_path):
     assert_same(dict(sorted(read.items())), dict(sorted(weights.items())))
 
 
-def test_safetensors_of_bfloat16(tmp_path):
-    pytest.importorskip("safetensors")
+@pytest.mark.parametrize("kind, size", [("BF16", 2), ("F8_E4M3", 1)])
+def test_safetensors_of_types_that_numpy_lacks(tmp_path, kind, size):
     path = tmp_path / "x.safetensors"
-    header = json.dumps({"a": {"dtype": "BF16", "shape": [3], "data_offsets": [0, 6]}}).encode()
-    path.write_bytes(struct.pack("<q", len(header)) + header + bytes(6))
-    with pytest.raises(ValueError, match=rf"{naming(path)}: a is bfloat16.*as float32"):
+    header = {"a": {"dtype": kind, "shape": [3], "data_offsets": [0, 3 * size]}}
+    header = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<q", len(header)) + header + bytes(3 * size))
+    with pytest.raises(ValueError, match=rf"{naming(path)}: a is {kind}.*as float32"):
         read_checkpoint(path)
 
 
@@ -574,5 +575,157 @@ def test_other_presets_and_models_are_refused(tmp_path):
         read_checkpoint("vit_nowhere")
 
     (tmp_path / "config.json").write_text('{"registered_name": "keras_hub>ViTBackbone"}')
-    with pytest.raises(FileNotFoundError, match=rf"^{naming(tmp_path)} is neither"):
+    with pytest.raises(ValueError, match=rf"^{naming(tmp_path)} .*not whole"):
         read_checkpoint(tmp_path)
+
+
+# === Files made to be misread ===
+
+
+@writers
+@pytest.mark.parametrize("part", ["tensor", "storage", "class"])
+def test_attributes_cannot_be_set(tmp_path, write, part):
+    """Opcode BUILD would set them behind the checks."""
+    path = tmp_path / "x.pth"
+    storage = [pickled("storage"), named("torch:FloatStorage"), *map(pickled, ("0", "cpu", 4))]
+    storage = b"(" + b"".join(storage) + b"tQ"
+    view = (pickled(0), pickled((100,)), pickled((1,)))
+    rebuild = "torch._utils:_rebuild_tensor_v2"
+    programs = {
+        "tensor": dictionary(
+            {
+                "a": tensor(0, (4,), (1,))
+                + b"}("
+                + pickled("view")
+                + b"("
+                + storage
+                + b"".join(view)
+                + b"tub"
+            }
+        ),
+        "storage": dictionary(
+            {"a": called(rebuild, storage + pickled({"count": 100}) + b"b", *view)}
+        ),
+        "class": named(rebuild)
+        + b"N"
+        + dictionary({"array": named("torch:Size")})
+        + b"\x86b0"
+        + dictionary({"a": tensor(0, (4,), (1,))}),
+    }
+    write(path, programs[part])
+    with pytest.raises(ValueError, match=naming(path)):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides"),
+    [
+        (0, (2.0,), (1,)),
+        (0, (2,), (1.0,)),
+        (0.5, (2,), (1,)),
+        (0, (1,), (10**30,)),
+        (0, (0, -1), (1, 1)),
+        (0, (1,) * 70, (1,) * 70),
+        (0, (10**13,), (0,)),
+    ],
+)
+def test_a_strange_view_is_named(tmp_path, offset, shape, strides):
+    path = tmp_path / "x.pth"
+    write_zip(path, dictionary({"a": tensor(offset, shape, strides)}))
+    with pytest.raises(ValueError, match=naming(path)):
+        read_checkpoint(path)
+
+
+def test_a_storage_that_never_comes_is_named(tmp_path):
+    path = tmp_path / "x.pth"
+    parts = [pickled(v) for v in (0x1950A86A20F9469CFC6C, 1001, {})]
+    parts += [dictionary({"a": tensor(0, (4,), (1,))}), pickled([])]
+    path.write_bytes(b"".join(b"\x80\x02" + part + b"." for part in parts))
+    with pytest.raises(ValueError, match=naming(path)):
+        read_checkpoint(path)
+
+
+def npz_npy(path):
+    with open(path, "wb") as file:
+        np.save(file, np.ones(3))
+
+
+def npz_zip_of_text(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "text")
+
+
+def npz_bad_member(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", "text")
+
+
+def npz_method(path):
+    np.savez(path, a=np.ones(3))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 10] = 99  # compression method
+    path.write_bytes(content)
+
+
+def npz_encrypted(path):
+    np.savez(path, a=np.ones(3))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 1
+    content[6] |= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        npz_npy,
+        npz_zip_of_text,
+        npz_bad_member,
+        npz_method,
+        npz_encrypted,
+        lambda path: np.savez(path, meta="{", a=np.ones(2)),
+        lambda path: np.savez(path, meta=np.ones(3), a=np.ones(2)),
+        lambda path: np.savez(path, meta="[1]", a=np.ones(2)),
+    ],
+)
+def test_damaged_npz_are_named(tmp_path, damage):
+    path = tmp_path / "x.npz"
+    damage(path)
+    with pytest.raises(ValueError, match=naming(path)):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", ["3", "null", "[]"])
+def test_settings_that_are_no_object(tmp_path, content):
+    shutil.copy(DATA / "torch" / "zip.pth", tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=naming(tmp_path / "config.json")):
+        read_checkpoint(tmp_path)
+
+
+def test_names_that_collide(tmp_path):
+    path = tmp_path / "x.pth"
+    write_zip(path, dictionary({"module.a": tensor(0, (2,), (1,)), "a": tensor(2, (2,), (1,))}))
+    with pytest.raises(ValueError, match=naming(path)):
+        read_checkpoint(path)
+
+
+def test_a_type_given_as_text(tmp_path):
+    path = tmp_path / "x.pth"
+    kinds = b"(" + b"".join(map(pickled, ("storage", "V4", "0", "cpu", 4))) + b"tQ"
+    write_zip(
+        path,
+        dictionary(
+            {
+                "a": called(
+                    "torch._utils:_rebuild_tensor_v2",
+                    kinds,
+                    pickled(0),
+                    pickled((4,)),
+                    pickled((1,)),
+                )
+            }
+        ),
+    )
+    with pytest.raises(ValueError, match=naming(path)):
+        read_checkpoint(path)
