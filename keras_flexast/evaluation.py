@@ -99,7 +99,8 @@ def score_clips(source, logits):
 def fitting_rows(survey, fbank, patches, packing):
     """Pack settings whose rows are long enough for the longest clip.
 
-    The run's own row length is kept where it suffices, so that one compilation serves.
+    The run's own rows are kept where they suffice, so that one compilation serves; a few
+    clips that fit into less than one of them get one row of their size.
 
     Raises:
         ValueError: a clip needs more than MAX_ROW_LENGTH tokens; it is named.
@@ -107,7 +108,9 @@ def fitting_rows(survey, fbank, patches, packing):
     from tf_data_pipelines.pipeline import clip_tokens
 
     tokens = clip_tokens(survey, fbank, patches).max(0)
-    most = int(tokens.max())
+    most, total = int(tokens.max()), int(tokens.sum())
+    if total <= packing.row_length and len(tokens) <= packing.segments:
+        return dataclasses.replace(packing, rows=1, row_length=-(-total // 128) * 128)
     if most <= packing.row_length:
         return packing
     if most > MAX_ROW_LENGTH:
