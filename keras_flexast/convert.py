@@ -359,7 +359,11 @@ class _Names:
     def leftover(self, ignore):
         """{name: reason} of everything that was not used."""
         ignored, unknown = {}, []
-        patterns = (*self.ignored, *((pattern, "as asked for") for pattern in ignore))
+        try:
+            asked = [(re.compile(pattern), "as asked for") for pattern in ignore]
+        except re.error as error:
+            raise ValueError(f"ignore={ignore!r} is no regular expression: {error}.") from error
+        patterns = (*self.ignored, *asked)
         for name in self.weights:
             if name in self.used:
                 continue
@@ -420,7 +424,8 @@ def _read_model(names, family, num_heads, mel_bins, frames, stride):
         _read_elasticast(names, parts, options, dim, mel_bins)
     else:
         _read_table(names, parts, options, family, dim, mel_bins, frames, stride)
-    if names.has("head.weight") and family not in IMAGES:
+    head = ("head.weight", "head.bias", "head_norm.weight", "head_norm.bias")
+    if family not in IMAGES and any(map(names.has, head)):
         parts["head_norm"] = names.pair("head_norm", dim)
         parts["head"] = names.pair("head", None, dim)
     _check_config(names, family, options, hidden, parts)

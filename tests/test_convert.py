@@ -339,6 +339,8 @@ def test_another_number_of_classes_starts_a_new_head():
         ("encoder.layer.1.attention.attention.key.bias", None, "has no {}"),
         ("embeddings.cls_token", None, "has no {}"),
         ("layernorm.bias", None, "has no {}"),
+        ("classifier.dense.weight", None, "has no classifier.dense.weight"),
+        ("classifier.layernorm.bias", None, "has no classifier.layernorm.bias"),
         ("encoder.layer.0.output.dense.weight", np.zeros((48, 47)), r"{} has shape \(48, 47\)"),
         ("layernorm.bias", np.full(48, np.nan), "{} holds NaN"),
         ("encoder.layer.0.gamma", np.ones(48), "without a place in the model: {}"),
@@ -347,7 +349,8 @@ def test_another_number_of_classes_starts_a_new_head():
     ],
 )  # fmt: skip
 def test_a_damaged_set_of_weights_names_the_weight(name, value, message, folder):
-    weights, full = load_file(folder / "model.safetensors"), f"{BODY}.{name}"
+    weights = load_file(folder / "model.safetensors")
+    full = name if name.startswith("classifier") else f"{BODY}.{name}"
     weights.pop(full, None)
     if value is not None:
         weights[full] = value.astype("float32")
@@ -404,6 +407,7 @@ def test_a_configuration_that_contradicts_the_weights(file, values, message, fol
         ("hf_ast_plain", {"classes": 0}, "classes=0 must be a positive number"),
         ("hf_ast_plain", {"to": "flexiast", "frames": 8}, "8 frames holds no patch of 16x16"),
         ("hf_ast_plain", {"num_heads": 7}, "not a multiple of num_heads=7"),
+        ("hf_ast_plain", {"ignore": ["("]}, "is no regular expression"),
     ],
 )
 def test_wrong_options(source, options, message):
