@@ -28,6 +28,7 @@ SIZES = {  # name: (dim, depth, num_heads)
     "small": (384, 12, 6),
     "base": (768, 12, 12),
 }
+BY_CLIP_FROM = 512  # tokens in a row
 PREFIX_TOKENS = {"attention": 0, "cls": 1, "cls_distillation": 2, "mean": 0}
 
 
@@ -208,6 +209,23 @@ class FlexAST(keras.Model):
         own = {name: getattr(self, name) for name in names}
         return PatchSettings(patch_sizes or (self.base_patch,), **{**own, **options})
 
+    def choose_attention(self, row_length):
+        """Let the blocks attend clip by clip where that is faster than a dense mask.
+
+        On a CPU and with rows of BY_CLIP_FROM tokens or more; on TensorFlow the model must
+        then be compiled without XLA, which `compile_packed` does. The numbers are the same.
+
+        Args:
+            row_length: tokens in a row; 0 for the dense mask.
+
+        Returns:
+            bool, whether they do.
+        """
+        chosen = row_length >= BY_CLIP_FROM and _on_one_cpu()
+        for index in range(self.depth):
+            self.get_layer(f"block_{index}").attention.by_clip = chosen
+        return chosen
+
     def get_config(self):
         names = (
             "num_classes", "dim", "depth", "num_heads", "mlp_ratio", "pooling", "prefix_tokens",
@@ -222,6 +240,20 @@ class FlexAST(keras.Model):
     @classmethod
     def from_config(cls, config):
         return cls(**config)
+
+
+def _on_one_cpu():
+    """Whether Keras computes on one CPU, on TensorFlow or JAX."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu" and keras.distribution.distribution() is None
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return not tf.config.list_logical_devices("GPU") and not tf.distribute.has_strategy()
+    return False
 
 
 def FlexiAST(num_classes, size="base", pooling="cls", **kwargs):
@@ -329,4 +361,6 @@ def fixed_model(
 
 def embedding_model(model):
     """Packed batches to embeddings (rows, segments, dim): a clip's vector before the head."""
-    return keras.Model(model.inputs, model.get_layer("pooling").output, name="embedding")
+    embedding = keras.Model(model.inputs, model.get_layer("pooling").output, name="embedding")
+    embedding.jit_compile = model.jit_compile
+    return embedding

@@ -67,7 +67,7 @@ def packed_loss(multi_label=False):
     return kind(from_logits=True, reduction="mean_with_sample_weight")
 
 
-def compile_packed(model, learning_rate, multi_label=False, weight_decay=5e-7):
+def compile_packed(model, learning_rate, multi_label=False, weight_decay=5e-7, row_length=0):
     """Compile a packed model: Adam, the loss above, accuracy of single-label clips, XLA.
 
     Args:
@@ -75,13 +75,16 @@ def compile_packed(model, learning_rate, multi_label=False, weight_decay=5e-7):
         learning_rate: float or schedule.
         multi_label: the labels are (rows, segments, classes).
         weight_decay: of the optimizer.
+        row_length: tokens in a row, so that long rows can attend clip by clip, see
+            `FlexAST.choose_attention`; 0 for a dense mask.
     """
+    by_clip = model.choose_attention(row_length)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
     model.compile(
         keras.optimizers.Adam(learning_rate, 0.95, 0.999, weight_decay=weight_decay),
         packed_loss(multi_label),
         weighted_metrics=[] if multi_label else [accuracy],
-        jit_compile=True,
+        jit_compile=not (by_clip and keras.backend.backend() == "tensorflow"),
     )
 
 
@@ -204,7 +207,7 @@ def train_run(
     batches = training_batches(train, fbank, patches, packing, settings.seed)
     held_out = evaluation_batches(validation, fbank, patches, packing, settings.seed)
     schedule = WarmupCosine(settings.learning_rate, [steps * settings.epochs], settings.warmup)
-    compile_packed(model, schedule, source.multi_label, settings.weight_decay)
+    compile_packed(model, schedule, source.multi_label, settings.weight_decay, packing.row_length)
     run = Run(
         model, fbank, patches, packing, source.classes, source.multi_label,
         clip_seconds=round(float(max(train.durations)), 3),

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_flexast.layers.by_clip import attend_by_clip
+
 
 def segment_mask(segment_ids):
     """True where two tokens of a row belong to the same clip.
@@ -50,21 +52,31 @@ class _Attention(keras.layers.Layer):
             setattr(self, f"{name}_dense", dense)
         self.dropout_layer = keras.layers.Dropout(self.dropout, dtype=self.dtype_policy)
 
-    def _attend(self, queries, tokens, mask, training):
-        """queries (b, q, dim), tokens (b, t, dim), mask (b, q, t) or None -> (b, q, dim)."""
-        dim = tokens.shape[-1]
+    def _project(self, queries, tokens):
+        """(b, q, dim), (b, t, dim) -> query, key and value (b, q or t, heads, width)."""
+        width = tokens.shape[-1] // self.num_heads
 
         def heads(x):
-            return ops.reshape(x, (*ops.shape(x)[:2], self.num_heads, dim // self.num_heads))
+            return ops.reshape(x, (*ops.shape(x)[:2], self.num_heads, width))
 
-        attended = ops.dot_product_attention(
+        return (
             heads(self.query_dense(queries)),
             heads(self.key_dense(tokens)),
             heads(self.value_dense(tokens)),
+        )
+
+    def _attend(self, queries, tokens, mask, training):
+        """queries (b, q, dim), tokens (b, t, dim), mask (b, q, t) or None -> (b, q, dim)."""
+        attended = ops.dot_product_attention(
+            *self._project(queries, tokens),
             mask=None if mask is None else mask[:, None],
             scale=self.scale,
         )
-        attended = ops.reshape(attended, (*ops.shape(attended)[:2], dim))
+        return self._output(attended, training)
+
+    def _output(self, attended, training):
+        """(b, q, heads, width) -> (b, q, dim)."""
+        attended = ops.reshape(attended, (*ops.shape(attended)[:2], -1))
         return self.dropout_layer(self.output_dense(attended), training=training)
 
     def get_config(self):
@@ -94,14 +106,24 @@ class MaskedSelfAttention(_Attention):
     Output:
         float (rows, length, dim). Padding tokens hold finite numbers without meaning.
 
+    Attributes:
+        by_clip: attend clip by clip instead of under a dense mask: the same numbers, see
+            `attend_by_clip`. `FlexAST.choose_attention` sets it.
+
     Reference: ElasticAST, Feng et al. 2024 (arXiv:2407.08691), section 2.2.
     """
+
+    by_clip = False
 
     def build(self, tokens_shape, segment_ids_shape=None):
         self._build_projections(tokens_shape[-1])
         self.built = True
 
     def call(self, tokens, segment_ids=None, training=None):
+        if segment_ids is not None and self.by_clip:
+            query, key, value = self._project(tokens, tokens)
+            scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+            return self._output(attend_by_clip(query * scale, key, value, segment_ids), training)
         mask = None if segment_ids is None else segment_mask(segment_ids)
         return self._attend(tokens, tokens, mask, training)
 
