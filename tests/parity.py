@@ -183,7 +183,7 @@ def elasticast_by_ours():
         ),
         output_signature=spec,
     )
-    settings = PackSettings(rows=3, row_length=320, segments=5, open_rows=2)
+    settings = PackSettings(rows=3, row_length=320, segments=5)
     ours = np.full_like(expected, np.nan)
     for batch in batch_rows(pack(dataset, settings), settings):
         inputs = {name: batch[name].numpy() for name in ("tokens", "positions", "segment_ids")}

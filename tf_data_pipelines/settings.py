@@ -242,7 +242,8 @@ class PackSettings(Settings):
         rows: rows in a batch.
         row_length: tokens in a row.
         segments: clip slots in a row; a row with that many clips is full.
-        open_rows: rows the packer fills at once; more give a higher fill, later.
+        waiting: clips that the packer chooses from, never fewer than `segments`; more give
+            a higher fill, later.
         overlong: a clip with more tokens than a row raises ("error") or loses its
             last frames ("crop").
     """
@@ -250,10 +251,10 @@ class PackSettings(Settings):
     rows: int = 16
     row_length: int = 256
     segments: int = 16
-    open_rows: int = 8
+    waiting: int = 32
     overlong: str = "error"
 
     def __post_init__(self):
-        for name in ("rows", "row_length", "segments", "open_rows"):
+        for name in ("rows", "row_length", "segments", "waiting"):
             check_positive(name, getattr(self, name), int)
         check_choice("overlong", self.overlong, OVERLONGS)

@@ -1,10 +1,10 @@
-"""Every clip in exactly one row, whole and in its own slot; rows that are nearly full."""
+"""Every clip in exactly one row, whole and in its own slot, soon; rows that are nearly full."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_data_pipelines.packing import batch_rows, pack
+from tf_data_pipelines.packing import ARRIVALS, batch_rows, pack
 from tf_data_pipelines.settings import PackSettings
 
 WIDTH = 3
@@ -44,10 +44,10 @@ def fill_of(rows):
     return np.mean([np.mean(row["segment_ids"] > 0) for row in rows])
 
 
-@pytest.mark.parametrize(("segments", "open_rows"), [(1, 1), (1, 7), (13, 1), (13, 7), (4, 2)])
-def test_every_clip_is_once_and_whole(open_rows, segments):
+@pytest.mark.parametrize(("segments", "waiting"), [(1, 1), (1, 7), (13, 1), (13, 41), (4, 113)])
+def test_every_clip_is_once_and_whole(waiting, segments):
     lengths = lengths_of(97)
-    settings = PackSettings(row_length=LENGTH, segments=segments, open_rows=open_rows)
+    settings = PackSettings(row_length=LENGTH, segments=segments, waiting=waiting)
     rows = rows_of(lengths, settings)
     seen = []
     for row in rows:
@@ -80,35 +80,96 @@ def test_every_clip_is_once_and_whole(open_rows, segments):
     assert sum(row["weights"].sum() for row in rows) == 97
 
 
-def test_best_fit_by_hand():
-    """Rows of 10: the 4 joins the 6 (fullest that has room), the 5 the other 5."""
-    rows = rows_of([6, 5, 4, 5, 9, 2], PackSettings(row_length=10, segments=3, open_rows=2))
-    found = [row["clip_ids"][row["clip_ids"] >= 0].tolist() for row in rows]
-    assert found == [[0, 2], [1, 3], [4], [5]]
+def found_ids(rows):
+    return [row["clip_ids"][row["clip_ids"] >= 0].tolist() for row in rows]
 
 
-def test_open_rows_raise_the_fill():
-    lengths = np.random.default_rng(1).integers(1, 40, 250)
+def test_best_subset_by_hand():
+    """Rows of 10: 5 + 3 + 2, not 5 + 4, which came first; 4 + 6; the 9, too late for a 1."""
+    rows = rows_of([5, 4, 3, 2, 6, 9], PackSettings(row_length=10, segments=3, waiting=6))
+    assert found_ids(rows) == [[0, 2, 3], [1, 4], [5]]
+
+
+def test_equal_clips_stay_in_order():
+    rows = rows_of(np.full(90, 17), PackSettings(row_length=LENGTH))
+    assert found_ids(rows) == np.arange(90).reshape(30, 3).tolist()
+
+
+def test_no_clip_waits_for_long():
+    """Each row takes the oldest, so a clip that arrives with n before it leaves in n + 1 rows.
+
+    n is under waiting + ARRIVALS, for a row is chosen as soon as `waiting` clips wait.
+    """
+    settings = PackSettings(row_length=LENGTH, segments=5, waiting=11)
+    lengths = np.random.default_rng(5).integers(1, LENGTH + 1, 400)
+    left = list(range(400))
+    for ids in found_ids(rows_of(lengths, settings)):
+        assert ids[0] == left[0] and ids == sorted(ids)
+        assert set(ids) <= set(left[: settings.waiting])
+        left = [clip_id for clip_id in left if clip_id not in ids]
+    assert not left
+
+
+def test_a_row_knows_only_the_clips_that_waited():
+    settings = PackSettings(row_length=LENGTH, segments=5, waiting=11)
+    lengths = np.random.default_rng(5).integers(1, LENGTH + 1, 200)
+    whole = found_ids(rows_of(lengths, settings))
+    for clips in (19, 64, 177):
+        rows = found_ids(rows_of(lengths[:clips], settings))
+        waiting = clips - np.cumsum([0, *map(len, rows)])
+        before_the_end = np.sum(waiting >= settings.waiting)
+        assert before_the_end > 0 and rows[:before_the_end] == whole[:before_the_end]
+
+
+def test_empty_clips_have_their_slots():
+    lengths = np.array([0, 30, 0, LENGTH, 0, 0, 23, 0])
+    rows = rows_of(lengths, PackSettings(row_length=LENGTH, segments=3))
+    assert sorted(clip_id for ids in found_ids(rows) for clip_id in ids) == list(range(8))
+    for row in rows:
+        counts = np.bincount(row["segment_ids"], minlength=4)[1:]
+        ids = row["clip_ids"]
+        np.testing.assert_array_equal(counts, np.where(ids >= 0, lengths[ids], 0))
+        np.testing.assert_array_equal(row["weights"], ids >= 0)
+    assert len(rows_of(np.zeros(40, int), PackSettings(row_length=LENGTH))) == 3
+
+
+def speech_lengths(clips, seed):
+    """Tokens of clips of 4 to 30 s, half of them under 7 s, as VoxCeleb's; none under 192."""
+    seconds = np.random.default_rng(seed).lognormal(np.log(7), 0.5, clips).clip(4, 30)
+    return 8 * ((1 + (16000 * seconds - 400).astype(int) // 160) // 16)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_rows_of_speech_are_full(seed):
+    lengths = speech_lengths(900, seed)
+    rows = rows_of(lengths, PackSettings(row_length=2048))
+    assert fill_of(rows[:-8]) > 0.995  # without the last rows, of what was left over
+    assert len(rows) <= -(-lengths.sum() // 2048) + 1
+
+
+def test_more_waiting_clips_raise_the_fill():
+    lengths = np.random.default_rng(1).integers(1, 40, 400)
     fills = [
-        fill_of(rows_of(lengths, PackSettings(row_length=LENGTH, segments=64, open_rows=n)))
-        for n in (1, 4, 16)
+        fill_of(rows_of(lengths, PackSettings(row_length=LENGTH, segments=6, waiting=n))[:120])
+        for n in (6, 12, 48)
     ]
-    assert fills[0] < fills[1] < fills[2] and fills[2] > 0.95
+    assert fills[0] < fills[1] < fills[2] and fills[2] > 0.99
 
 
 def test_an_endless_dataset_gives_rows():
     clips = clips_of(lengths_of(7)).repeat()
-    settings = PackSettings(rows=2, row_length=LENGTH, segments=5, open_rows=3)
+    settings = PackSettings(rows=2, row_length=LENGTH, segments=5, waiting=5)
     batches = batch_rows(pack(clips, settings), settings, partial=False)
     batches = list(batches.take(9).as_numpy_iterator())
     assert len(batches) == 9
     ids = np.concatenate([batch["clip_ids"].ravel() for batch in batches])
     counts = np.bincount(ids[ids >= 0], minlength=7)
-    assert counts.min() >= counts.max() - 2  # those of the open rows are not out yet
+    held = settings.waiting + ARRIVALS  # not out yet
+    assert counts.max() - counts.min() <= 1 + -(-held // 7)
 
 
 def test_multi_label_targets():
-    settings = PackSettings(row_length=LENGTH, segments=4, open_rows=2)
+    settings = PackSettings(row_length=LENGTH, segments=4)
     rows = pack(clips_of(lengths_of(31), classes=5), settings, (5,), tf.float32)
     assert rows.element_spec["labels"] == tf.TensorSpec([4, 5], tf.float32)
     targets = np.concatenate([np.eye(5, dtype="float32"), np.zeros([1, 5], "float32")])
@@ -118,7 +179,7 @@ def test_multi_label_targets():
 
 
 def test_a_clip_that_is_too_long_is_named():
-    rows = pack(clips_of([5, 54, 7]), PackSettings(row_length=LENGTH, open_rows=2))
+    rows = pack(clips_of([5, 54, 7]), PackSettings(row_length=LENGTH))
     with pytest.raises(tf.errors.InvalidArgumentError) as error:
         list(rows)
     words = " ".join(str(error.value).replace("[", " ").replace("]", " ").split())
@@ -149,7 +210,7 @@ def test_static_shapes():
 
 def test_the_last_batch_is_filled_up_or_dropped():
     lengths = np.full(20, LENGTH)  # 20 rows
-    settings = PackSettings(rows=8, row_length=LENGTH, segments=3, open_rows=2)
+    settings = PackSettings(rows=8, row_length=LENGTH, segments=3)
     rows = pack(clips_of(lengths), settings)
     padded = list(batch_rows(rows, settings).as_numpy_iterator())
     assert len(padded) == 3 and len(list(batch_rows(rows, settings, partial=False))) == 2
@@ -164,7 +225,7 @@ def test_the_last_batch_is_filled_up_or_dropped():
 def test_same_seed_same_rows():
     def rows(seed):
         clips = clips_of(lengths_of(61)).shuffle(61, seed)
-        packed = pack(clips, PackSettings(row_length=LENGTH, segments=9, open_rows=4))
+        packed = pack(clips, PackSettings(row_length=LENGTH, segments=9))
         return np.stack([row["clip_ids"] for row in packed.as_numpy_iterator()])
 
     first = rows(1)
@@ -181,7 +242,7 @@ def operations(function):
 
 
 def test_the_packer_is_a_pure_graph():
-    settings = PackSettings(rows=2, row_length=LENGTH, segments=5, open_rows=3)
+    settings = PackSettings(rows=2, row_length=LENGTH, segments=5)
 
     def tokens():
         batches = batch_rows(pack(clips_of(lengths_of(9)), settings), settings)
@@ -197,12 +258,41 @@ def test_the_packer_is_a_pure_graph():
     assert {name for name in operations(with_python) if "PyFunc" in name}
 
 
+def test_tf_data_service_workers_lose_no_clip():
+    service = tf.data.experimental.service
+    dispatcher = service.DispatchServer()
+    config = service.WorkerConfig(dispatcher.target.split("://")[1], heartbeat_interval_ms=100)
+    workers = [service.WorkerServer(config) for _ in range(2)]
+    lengths = lengths_of(400)
+    rows = pack(clips_of(lengths), PackSettings(row_length=LENGTH, segments=5))
+    rows = rows.apply(service.distribute("distributed_epoch", dispatcher.target))
+    ids = found_ids(rows.as_numpy_iterator())
+    assert sorted(clip_id for row in ids for clip_id in row) == list(range(400))
+    del workers
+
+
+def test_an_iterator_resumes(tmp_path):
+    rows = pack(clips_of(lengths_of(150)), PackSettings(row_length=LENGTH, segments=5))
+    iterator = iter(rows)
+    for _ in range(9):
+        next(iterator)
+    path = tf.train.Checkpoint(iterator=iterator).save(tmp_path / "rows")
+    resumed = iter(rows)
+    tf.train.Checkpoint(iterator=resumed).restore(path)
+    for row in iterator:
+        other = next(resumed)
+        for name in row:
+            np.testing.assert_array_equal(row[name], other[name])
+    assert next(resumed, None) is None
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"rows": 0}, "rows=0 must be a positive number"),
         ({"row_length": 25.5}, r"row_length=25\.5 must be"),
         ({"segments": True}, "segments=True must be"),
+        ({"waiting": 0}, "waiting=0 must be a positive number"),
         ({"overlong": "split"}, "overlong='split' is unknown. Choose one of 'error', 'crop'"),
     ],
 )

@@ -26,7 +26,7 @@ HERTZ = {"low": 311, "middle": 1201, "top": 3001}
 FORMATS = [("wav", 16000, 1), ("wav", 8000, 1), ("ogg", 16000, 2), ("mp3", 44100, 1)]
 PATCHES = PatchSettings(((12, 20),), remainder="cover", prefix_tokens=1, grid=(4, 8))
 DRAWN = PatchSettings((8, 16, (16, 24)), frame_shifts_ms=(10, 12.5, 20), grid=(4, 8))
-PACKING = PackSettings(rows=3, row_length=89, segments=5, open_rows=2)
+PACKING = PackSettings(rows=3, row_length=89, segments=5)
 VORBIS = 2e-3  # tensorflow-io's decoder against libsndfile's, in normalised log-mel
 
 
@@ -149,7 +149,7 @@ def test_tokens_are_those_of_the_clip_alone(surveyed, fbank):
 
 def test_drawn_sizes_and_shifts(surveyed, fbank):
     """The extents tell what a clip drew; its tokens are those of that size and shift."""
-    packing = PackSettings(rows=2, row_length=401, segments=16, open_rows=2)
+    packing = PackSettings(rows=2, row_length=401, segments=16)
     extents = {
         (size[0] / 16, size[1] * shift / 160): (size, shift)
         for size in DRAWN.patch_sizes
@@ -174,7 +174,7 @@ def test_drawn_sizes_and_shifts(surveyed, fbank):
 
 
 def test_one_training_batch_mixes_sizes(surveyed, fbank):
-    packing = PackSettings(rows=2, row_length=401, segments=16, open_rows=2)
+    packing = PackSettings(rows=2, row_length=401, segments=16)
     for inputs, _, _ in take(training_batches(surveyed, fbank, DRAWN, packing), 2):
         extents = inputs["positions"][inputs["segment_ids"] > 0][:, 2:]
         assert len(np.unique(extents, axis=0)) >= 4
@@ -198,7 +198,7 @@ def test_each_pass_has_every_clip_in_a_new_order(surveyed, fbank, monkeypatch, i
     if not in_memory:
         monkeypatch.setattr(pipeline, "CACHE_SECONDS", 0)
     # One clip a row and twelve rows a batch: a batch is a pass, in order.
-    packing = PackSettings(rows=12, row_length=89, segments=1, open_rows=1)
+    packing = PackSettings(rows=12, row_length=89, segments=1)
     expected = [direct(clip.path, fbank, PATCHES)[0] for clip in surveyed.source.clips]
     orders = []
     for inputs, labels, _ in take(training_batches(surveyed, fbank, PATCHES, packing), 3):
@@ -234,7 +234,7 @@ def test_a_clip_too_long_for_a_row_is_named_first(surveyed, fbank, batches_of):
 
 
 def test_overlong_crop(surveyed, fbank):
-    packing = PackSettings(rows=2, row_length=19, segments=3, open_rows=2, overlong="crop")
+    packing = PackSettings(rows=2, row_length=19, segments=3, overlong="crop")
     counts = clip_tokens(surveyed, fbank, PATCHES)[0]
     assert counts.min() <= 19 < counts.max()
     clips = clips_in(evaluation_batches(surveyed, fbank, PATCHES, packing))
