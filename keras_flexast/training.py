@@ -84,8 +84,17 @@ def compile_packed(model, learning_rate, multi_label=False, weight_decay=5e-7, r
         keras.optimizers.Adam(learning_rate, 0.95, 0.999, weight_decay=weight_decay),
         packed_loss(multi_label),
         weighted_metrics=[] if multi_label else [accuracy],
-        jit_compile=not (by_clip and keras.backend.backend() == "tensorflow"),
+        jit_compile=_can_compile(by_clip),
     )
+
+
+def _can_compile(by_clip):
+    """Whether XLA takes the step: on TensorFlow not clip by clip, nor over several devices."""
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf
+
+    return not by_clip and tf.distribute.get_strategy().num_replicas_in_sync == 1
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
