@@ -5,6 +5,7 @@
 Live comparisons need the other package: transformers and torch, timm, keras-hub.
 """
 
+import functools
 import importlib
 import os
 import pathlib
@@ -321,6 +322,7 @@ def keras_hub_live():
 # === Backends ===
 
 
+@functools.cache
 def across_backends():
     """(largest difference of the logits, of the weights) of models loaded on the other."""
     inputs = arrays("hf_ast_overlap/expected.npz")["input_values"]
