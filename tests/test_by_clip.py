@@ -105,10 +105,10 @@ def test_training_takes_it_for_long_rows_and_learns_the_same(randomise):
     }
     labels, weights = np.zeros((2, 2), "int32"), np.float32([[1, 1], [1, 0]])
     losses = {}
-    for row_length in (0, 256, 512):
-        model = randomise(FlexAST(3, 16, 2, 2, segments=2), scale=0.1)
+    for row_length in (256, 512):
+        model = randomise(FlexAST(3, 16, 1, 2, segments=2), scale=0.1)
         compile_packed(model, 1e-2, row_length=row_length)
-        attention = model.get_layer("block_1").attention
+        attention = model.get_layer("block_0").attention
         assert attention.by_clip == (row_length == 512)
         losses[row_length] = [
             model.train_on_batch(batch, labels, sample_weight=weights)[0] for _ in range(3)
@@ -118,5 +118,4 @@ def test_training_takes_it_for_long_rows_and_learns_the_same(randomise):
         np.testing.assert_allclose(
             again[weights > 0], ops.convert_to_numpy(model(batch))[weights > 0], atol=1e-4
         )
-    np.testing.assert_allclose(losses[512], losses[0], atol=1e-4)
-    np.testing.assert_allclose(losses[256], losses[0], atol=1e-6)
+    np.testing.assert_allclose(losses[512], losses[256], atol=1e-4)
