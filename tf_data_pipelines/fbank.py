@@ -6,6 +6,8 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from tf_data_pipelines.banded import band_product, split_bands
+
 LOG_FLOOR = 1.1920928955078125e-07  # float32 epsilon, Kaldi's floor before the logarithm
 
 
@@ -81,7 +83,7 @@ def _log_mel(waveform, settings, shift, block):
     padding = [[0, 0]] * (frames.shape.rank - 1) + [[0, settings.fft_length - settings.window]]
     spectrum = tf.signal.rfft(tf.pad(frames, padding), [settings.fft_length])
     power = tf.math.real(spectrum) ** 2 + tf.math.imag(spectrum) ** 2
-    mel = tf.matmul(power, _mel_matrix(settings))
+    mel = band_product(power, _mel_bands(settings))
     return tf.math.log(tf.maximum(mel, LOG_FLOOR))
 
 
@@ -107,8 +109,8 @@ def _hann(window):
 
 
 @functools.cache
-def _mel_matrix(settings):
-    """Kaldi's triangles, float32 (fft_length / 2 + 1, mel_bins): corners even in mel."""
+def _mel_bands(settings):
+    """Kaldi's triangles, (fft_length / 2 + 1, mel_bins) split: corners even in mel."""
 
     def mel(hertz):
         return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
@@ -121,4 +123,5 @@ def _mel_matrix(settings):
     left, centre, right = corners[:-2], corners[1:-1], corners[2:]
     rising = (position - left) / (centre - left)
     falling = (right - position) / (right - centre)
-    return np.maximum(0.0, np.minimum(rising, falling)).astype("float32")
+    triangles = np.maximum(0.0, np.minimum(rising, falling)).astype("float32")
+    return split_bands(triangles, 4)  # a quarter of the products of the whole matrix

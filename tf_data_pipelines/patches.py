@@ -19,8 +19,7 @@ def patch_tokens(spectrogram, settings, choice=0, frame_shift_scale=1.0, max_tok
     """Cut a clip into patches and map every patch to the base patch size.
 
     A patch x of p_f x p_t becomes `R_f^T x R_t`, with R the matrices that would resize the
-    base kernel to p_f x p_t; so the one base kernel serves every size. Frequency is one
-    matrix product over the mel axis, cut and resize together; then time.
+    base kernel to p_f x p_t; so the one base kernel serves every size.
 
     Args:
         spectrogram: float32 (frames, mel_bins), normalised, mel_bins static. A clip
@@ -41,9 +40,7 @@ def patch_tokens(spectrogram, settings, choice=0, frame_shift_scale=1.0, max_tok
     mel_bins = spectrogram.shape[1]
     plan = _plan(settings, mel_bins)
     (base_f, base_t), axis_t = settings.base_patch, settings.axes[1]
-    patch_t = tf.gather(plan["patch_t"], choice)
-    step_t = tf.gather(plan["step_t"], choice)
-    count_f = tf.gather(plan["count_f"], choice)
+    patch_f, patch_t, step_t, count_f = tf.unstack(tf.gather(plan["numbers"], choice))
     spectrogram = tf.pad(
         spectrogram, [[0, tf.maximum(0, patch_t - tf.shape(spectrogram)[0])], [0, 0]]
     )
@@ -55,16 +52,22 @@ def patch_tokens(spectrogram, settings, choice=0, frame_shift_scale=1.0, max_tok
     index_t = tf.range(count_t)
     start_t = patch_start(index_t, count_t, frames, patch_t, step_t, settings.remainder)
     if settings.remainder == "pad":
-        spectrogram = tf.pad(spectrogram, [[0, start_t[-1] + patch_t - frames], [0, 0]])
+        missing = [start_t[-1] + patch_t - frames, plan["missing_f"]]
+        spectrogram = tf.pad(spectrogram, [[0, size] for size in missing])
 
-    cut_f = tf.gather(plan["cut_f"], choice)[:, : count_f * base_f]
-    resize_t = tf.gather(plan["resize_t"], choice)[:, :patch_t]
-    bands = tf.matmul(spectrogram, cut_f)  # (frames, count_f * base_f)
-    windows = tf.gather(bands, start_t[:, None] + tf.range(patch_t))  # (count_t, p_t, ...)
-    tokens = tf.matmul(resize_t[None], windows)  # (count_t, base_t, ...)
-    tokens = tf.reshape(tokens, [count_t, base_t, count_f, base_f])
-    tokens = tf.transpose(tokens, [2, 0, 3, 1])
-    tokens = tf.reshape(tokens, [count_f * count_t, base_f * base_t])
+    start_f = tf.gather(plan["start_f"], choice)[:count_f]
+    resize_f = tf.gather(plan["resize_f"], choice)[:, :patch_f]
+    resize_t = tf.gather(plan["resize_t"], choice)[:patch_t]
+    windows = tf.gather(spectrogram, start_t[:, None] + tf.range(patch_t))
+    # (count_t, p_t, mel_bins) -> (count_f, p_f, count_t * p_t): whole rows move.
+    windows = tf.transpose(tf.reshape(windows, [count_t * patch_t, -1]))
+    windows = tf.gather(windows, start_f[:, None] + tf.range(patch_f))
+    if settings.patch_sizes != (settings.base_patch,):  # a base patch is its own token
+        windows = tf.matmul(resize_f, windows)  # (count_f, base_f, count_t * p_t)
+        windows = tf.matmul(tf.reshape(windows, [-1, patch_t]), resize_t)
+    tokens = tf.reshape(windows, [count_f, base_f, count_t, base_t])
+    tokens = tf.transpose(tokens, [0, 2, 1, 3])
+    tokens = tf.reshape(tokens, [-1, base_f * base_t])
 
     centre_t, extent_t = patch_centre(
         tf.cast(index_t, tf.float32),
@@ -75,16 +78,15 @@ def patch_tokens(spectrogram, settings, choice=0, frame_shift_scale=1.0, max_tok
         axis_t,
         frame_shift_scale,
     )
-    along_f = tf.gather(plan["position_f"], choice)[:count_f]
-    along_t = tf.stack([centre_t, extent_t], -1)
-    along_f = tf.repeat(along_f, count_t, axis=0)
-    along_t = tf.tile(along_t, [count_f, 1])
-    positions = tf.stack([along_f[:, 0], along_t[:, 0], along_f[:, 1], along_t[:, 1]], -1)
-
-    prefix = np.zeros((settings.prefix_tokens, 4), "float32")
-    prefix[:, 0] = np.arange(settings.prefix_tokens)
-    tokens = tf.pad(tokens, [[settings.prefix_tokens, 0], [0, 0]])
-    return tokens, tf.concat([prefix, positions], 0)
+    along_f = tf.gather(plan["position_f"], choice)[:count_f, None]
+    along_t = tf.stack([0 * centre_t, centre_t, 0 * centre_t, extent_t], -1)
+    positions = tf.reshape(along_f + along_t, [-1, 4])  # (count_f, count_t, 4) before
+    if settings.prefix_tokens:
+        prefix = np.zeros((settings.prefix_tokens, 4), "float32")
+        prefix[:, 0] = np.arange(settings.prefix_tokens)
+        tokens = tf.pad(tokens, [[settings.prefix_tokens, 0], [0, 0]])
+        positions = tf.concat([prefix, positions], 0)
+    return tokens, positions
 
 
 @functools.cache
@@ -96,24 +98,22 @@ def _plan(settings, mel_bins):
     policies = settings.remainder, settings.position
     grids = [axis_grid(mel_bins, size[0], axis_f, *policies, "frequency") for size in sizes]
     most = max(len(starts) for starts, _, _ in grids)
-    longest = max(patch_t for _, patch_t in sizes)
-    cut_f = np.zeros((len(sizes), mel_bins, most * base_f), "float32")
-    position_f = np.zeros((len(sizes), most, 2), "float32")
-    resize_t = np.zeros((len(sizes), base_t, longest), "float32")
+    longest_f, longest_t = np.max(sizes, axis=0)
+    plan = {
+        "numbers": np.zeros((len(sizes), 4), "int32"),
+        "start_f": np.zeros((len(sizes), most), "int32"),
+        "position_f": np.zeros((len(sizes), most, 4), "float32"),
+        "resize_f": np.zeros((len(sizes), base_f, longest_f), "float32"),
+        "resize_t": np.zeros((len(sizes), longest_t, base_t), "float32"),
+        "missing_f": 0,
+    }
     for k, ((patch_f, patch_t), (starts, centres, extents)) in enumerate(
         zip(sizes, grids, strict=True)
     ):
-        resize_f = kernel_matrix(patch_f, base_f, settings.resize)
-        for j, start in enumerate(starts):
-            inside = min(patch_f, mel_bins - start)  # "pad": the bins beyond are zeros
-            cut_f[k, start : start + inside, j * base_f : (j + 1) * base_f] = resize_f[:inside]
-        position_f[k, : len(starts)] = np.stack([centres, extents], -1)
-        resize_t[k, :, :patch_t] = kernel_matrix(patch_t, base_t, settings.resize).T
-    return {
-        "patch_t": np.array([patch_t for _, patch_t in sizes], "int32"),
-        "step_t": np.array([patch_step(patch_t, axis_t) for _, patch_t in sizes], "int32"),
-        "count_f": np.array([len(starts) for starts, _, _ in grids], "int32"),
-        "cut_f": cut_f,
-        "position_f": position_f,
-        "resize_t": resize_t,
-    }
+        plan["numbers"][k] = patch_f, patch_t, patch_step(patch_t, axis_t), len(starts)
+        plan["start_f"][k, : len(starts)] = starts
+        plan["position_f"][k, : len(starts), ::2] = np.stack([centres, extents], -1)
+        plan["resize_f"][k, :, :patch_f] = kernel_matrix(patch_f, base_f, settings.resize).T
+        plan["resize_t"][k, :patch_t] = kernel_matrix(patch_t, base_t, settings.resize)
+        plan["missing_f"] = max(plan["missing_f"], starts[-1] + patch_f - mel_bins)
+    return plan

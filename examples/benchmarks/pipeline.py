@@ -1,0 +1,220 @@
+"""How many clips a second the input pipeline makes on one core, and where the time goes.
+
+taskset -c 1 python examples/benchmarks/pipeline.py [--json PATH]
+
+2026-11-21, one core of an AMD EPYC whose other core was at work (load 1.7), TensorFlow 2.21:
+100 s. Processor time of 10 s clips, median of 5 (least to most); a patch size is drawn for
+each clip from 8 to 48, or is 16 for all.
+
+                                    8 to 48                 16
+read, ms a clip                     0.09    3 %             0.08    3 %
+decode, ms a clip                   0.14    5 %             0.15    6 %
+log-mel, ms a clip                  1.66   63 %             1.61   64 %
+patches, ms a clip                  0.52   19 %             0.34   13 %
+pack and batch, ms a clip           0.23    9 %             0.32   13 %
+clips a second, from files            365 (353 to 400)        409 (375 to 431)
+clips a second, log-mel in memory   1,246 (520 to 1,349)    1,278 (666 to 2,600)
+
+The tokens of every clip in the batches are its own, made alone, within 4.8e-07 and 1.2e-07.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import platform
+import statistics
+import tempfile
+import time
+
+import numpy as np
+import soundfile
+import tensorflow as tf
+from rich.console import Console
+from rich.table import Table
+
+from tf_data_pipelines import (
+    PATCH_SIZES,
+    FbankSettings,
+    PackSettings,
+    PatchSettings,
+    decode_audio,
+    evaluation_batches,
+    load_source,
+    log_mel,
+    normalise,
+    pack,
+    patch_tokens,
+    read_audio,
+    survey,
+    training_batches,
+)
+from tf_data_pipelines.packing import batch_rows
+
+RATE, SECONDS = 16000, 10  # AudioSet's clips, at the papers' rate
+FILES = 100  # 32 MB, which stay in the system's cache: no disk is measured
+CLIPS = 200  # or a few more, a repeat: 0.7 s
+REPEATS = 5  # in turn, so that every stage meets the same neighbours on the machine
+PACKING = PackSettings(rows=4, row_length=2048)  # the ElasticAST authors' rows
+PATCHES = {"patch sizes 8 to 48": PatchSettings(PATCH_SIZES), "patch 16": PatchSettings((16,))}
+STAGES = ("read", "decode", "log-mel", "patches", "pack and batch")
+WHOLE = ("from files", "log-mel in memory")
+
+
+def write_files(folder):
+    """16-bit WAV files of two classes: tones in noise."""
+    rng, times = np.random.default_rng(0), np.arange(RATE * SECONDS) / RATE
+    for number in range(FILES):
+        path = folder / f"class{number % 2}" / f"{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        tone = 0.3 * np.sin(2 * np.pi * (200 + 50 * number) * times)
+        soundfile.write(path, tone + rng.normal(0, 0.03, times.size), RATE)
+
+
+def features(path, fbank):
+    return normalise(log_mel(decode_audio(path, fbank.sample_rate, surveyed=True), fbank), fbank)
+
+
+def clips(sounds, patches):
+    """Tokens of every sound, at a patch size drawn for it, as the pipeline's own."""
+
+    def cut(clip_id, sound):
+        sizes = len(patches.patch_sizes)
+        choice = tf.random.stateless_uniform([], [0, clip_id], 0, sizes, tf.int32)
+        tokens, positions = patch_tokens(tf.ensure_shape(sound, [None, 128]), patches, choice)
+        return {"tokens": tokens, "positions": positions, "label": 0, "clip_id": clip_id}
+
+    return sounds.enumerate().map(cut)
+
+
+def stages(paths, fbank, patches):
+    """{stage: endless dataset of how many clips went through it and all stages before}."""
+    files = tf.data.Dataset.from_tensor_slices(paths).repeat()
+    tokens = clips(files.map(lambda path: features(path, fbank)), patches)
+    until = {
+        "nothing": files,
+        "read": files.map(tf.io.read_file),
+        "decode": files.map(lambda path: decode_audio(path, fbank.sample_rate, surveyed=True)),
+        "log-mel": files.map(lambda path: features(path, fbank)),
+        "patches": tokens,
+    }
+    made = {stage: dataset.map(lambda *_: 1.0).batch(20) for stage, dataset in until.items()}
+    batches = batch_rows(pack(tokens, PACKING), PACKING)
+    return {**made, "pack and batch": batches.map(lambda batch: batch["weights"])}
+
+
+def whole(found, fbank, patches):
+    """{way: endless dataset of the weights} of the pipeline as `model.fit` gets it."""
+    settings = found, fbank, patches, PACKING
+    return {
+        "from files": evaluation_batches(*settings).repeat().map(lambda x, y, weights, _: weights),
+        "log-mel in memory": training_batches(*settings).map(lambda x, y, weights: weights),
+    }
+
+
+def milliseconds(iterator):
+    """Processor time of all threads together, also of those that refill buffers, for one clip."""
+    clips, start = 0, settled()
+    while clips < CLIPS:
+        clips += float(tf.reduce_sum(next(iterator)))
+    return 1000 * (settled() - start) / clips
+
+
+def settled():
+    """Processor time so far, once no thread is at work."""
+    last = time.process_time()
+    while True:
+        time.sleep(0.05)
+        now = time.process_time()
+        if now - last < 0.001:
+            return now
+        last = now
+
+
+def difference(found, fbank, patches):
+    """Largest difference of the pipeline's tokens from those of each clip on its own."""
+    largest, seen = 0.0, 0
+    for inputs, _, _, clip_ids in evaluation_batches(found, fbank, patches, PACKING):
+        inputs = {name: value.numpy() for name, value in inputs.items()}
+        for row, slot in np.argwhere(clip_ids.numpy() >= 0):
+            here = inputs["segment_ids"][row] == slot + 1
+            # The extent on the frequency axis tells which patch size the clip drew.
+            size = round(16 * float(inputs["positions"][row][here][0, 2]))
+            wave = read_audio(found.source.clips[int(clip_ids[row, slot])].path)
+            mel = normalise(log_mel(wave, fbank), fbank)
+            expected, _ = patch_tokens(mel, PatchSettings((size,)))
+            largest = max(largest, float(np.abs(inputs["tokens"][row][here] - expected).max()))
+            seen += 1
+    assert seen == FILES, seen
+    return largest
+
+
+def measure(folder):
+    write_files(folder)
+    fbank = FbankSettings()
+    found = survey(load_source(folder, validation=0, test=0), fbank)
+    paths = [clip.path for clip in found.source.clips]
+    made = {
+        name: {**stages(paths, fbank, patches), **whole(found, fbank, patches)}
+        for name, patches in PATCHES.items()
+    }
+    made = {name: {stage: iter(one) for stage, one in ways.items()} for name, ways in made.items()}
+    runs = {name: {stage: [] for stage in made[name]} for name in made}
+    for repeat in range(REPEATS + 1):
+        for name, iterators in made.items():
+            for stage, iterator in iterators.items():
+                found_ms = milliseconds(iterator)
+                if repeat:  # the first fills the packer and the memory
+                    runs[name][stage].append(found_ms)
+    results = []
+    for name, patches in PATCHES.items():
+        middle = {stage: statistics.median(values) for stage, values in runs[name].items()}
+        own = {
+            stage: middle[stage] - middle[before]
+            for before, stage in itertools.pairwise(("nothing", *STAGES))
+        }
+        results.append(
+            {
+                "patches": name,
+                "milliseconds": runs[name],
+                "share": {stage: own[stage] / middle[STAGES[-1]] for stage in STAGES},
+                "own": own,
+                "difference": difference(found, fbank, patches),
+            }
+        )
+    return results
+
+
+def table(results):
+    title = f"{SECONDS} s WAV files to rows of 2,048 tokens, one core, median of {REPEATS} (spread)"
+    found = Table("", title=title)
+    for result in results:
+        found.add_column(result["patches"], justify="right")
+    for stage in STAGES:
+        shares = (f"{r['own'][stage]:.2f}  {r['share'][stage]:4.0%}" for r in results)
+        found.add_row(f"{stage}, ms a clip", *shares)
+    for way in WHOLE:
+        runs = ([1000 / ms for ms in r["milliseconds"][way]] for r in results)
+        found.add_row(f"clips a second, {way}", *map(spread, runs))
+    found.add_row("largest difference", *(f"{r['difference']:.1e}" for r in results))
+    return found
+
+
+def spread(values):
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="PATH", help="also write the numbers here")
+    arguments = parser.parse_args()
+    if len(os.sched_getaffinity(0)) != 1:
+        parser.error("run it on one core: taskset -c 1 python examples/benchmarks/pipeline.py")
+    with tempfile.TemporaryDirectory() as folder:
+        results = measure(pathlib.Path(folder))
+    Console(width=110).print(table(results))
+    if arguments.json:
+        machine = f"one core of {platform.machine()}, TensorFlow {tf.__version__}"
+        with open(arguments.json, "w") as file:
+            json.dump({"machine": machine, "results": results}, file, indent=2)

@@ -1,0 +1,24 @@
+"""Products with a matrix whose columns are narrow bands: mel triangles, cuts into patches."""
+
+import numpy as np
+import tensorflow as tf
+
+
+def split_bands(matrix, parts):
+    """The matrix as [(first row, last row + 1, columns), ...], without its outer zero rows.
+
+    Args:
+        matrix: (rows, columns), the bands running down from the first row to the last.
+        parts: how many; more save products and cost copies.
+    """
+    split = []
+    for columns in np.array_split(matrix, min(parts, matrix.shape[1]), axis=1):
+        used = np.flatnonzero(columns.any(axis=1)) if columns.any() else np.array([0])
+        low, high = used[0], used[-1] + 1
+        split.append((low, high, np.ascontiguousarray(columns[low:high])))
+    return split
+
+
+def band_product(x, split):
+    """`x @ matrix` for x (..., rows) and a matrix from `split_bands`."""
+    return tf.concat([tf.matmul(x[..., low:high], part) for low, high, part in split], -1)
