@@ -57,8 +57,7 @@ def value_and_gradients(layer, tokens, ids, slope):
     return output, [dx, *dw]
 
 
-@pytest.mark.parametrize("scale", [None, 1.0])
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name, scale", [*((name, None) for name in ROWS), ("random", 1.0)])
 def test_equal_to_the_dense_mask(name, scale, randomise):
     rng, ids = np.random.default_rng(0), segments(ROWS[name])
     tokens, slope = (rng.normal(size=(2, LENGTH, 12)).astype("float32") for _ in range(2))
