@@ -10,7 +10,7 @@ import functools
 
 import keras
 
-WINDOWS = (256, 512, 1024)  # of JAX's static shapes; a clip takes the smallest that holds it
+WINDOWS = (128, 256, 512, 1024)  # of JAX's static shapes; a clip takes the smallest that holds it
 
 
 def attend_by_clip(query, key, value, segment_ids):
