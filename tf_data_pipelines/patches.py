@@ -32,10 +32,9 @@ def patch_tokens(spectrogram, settings, choice=0, frame_shift_scale=1.0, max_tok
 
     Returns:
         tokens float32 (tokens, 256), the area of the base patch, frequency-major inside a
-        patch, and positions
-        float32 (tokens, 4): frequency centre, time centre, frequency extent, time extent
-        in base-grid cells. Tokens run through time inside each band. Prefix tokens come
-        first, all zeros, with positions (k, 0, 0, 0): extent 0 marks them.
+        patch, and positions float32 (tokens, 4): frequency centre, time centre, frequency
+        extent, time extent in base-grid cells. Tokens run through time inside each band.
+        Prefix tokens come first, all zeros, with positions (k, 0, 0, 0): extent 0 marks them.
     """
     mel_bins = spectrogram.shape[1]
     plan = _plan(settings, mel_bins)
