@@ -86,6 +86,7 @@ def compile_packed(model, learning_rate, multi_label=False, weight_decay=5e-7, r
         weighted_metrics=[] if multi_label else [accuracy],
         jit_compile=_can_compile(by_clip),
     )
+    model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice
 
 
 def _can_compile(by_clip):

@@ -9,14 +9,14 @@ from keras_flexast import FlexAST
 from keras_flexast.layers import MaskedSelfAttention
 from keras_flexast.training import compile_packed
 
-LENGTH = 300  # above the first window, so that two sizes of it are met
+LENGTH = 300  # more than two of the tiles that JAX takes
 ROWS = {  # lengths of the clips; what is left of a row is padding
     "random": [[101, 7, 64, 99], [13, 200, 31]],
     "one token": [[1, 1, 290, 1], [1]],
     "full rows": [[150, 150], [299, 1]],
     "empty": [[], []],
     "one clip": [[LENGTH], [5]],
-    "window": [[256, 44], [257, 43]],
+    "whole tiles": [[256, 44], [257, 43]],
 }
 
 
