@@ -24,7 +24,7 @@ from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import check_positive, patch_pair
 
 TOP = 5  # labels that come with their names
-BATCH_SIZES = (1, 2, 4, 8)  # of the server's batches; a CPU gains nothing from larger ones
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # of the server's batches; it refuses a request of more
 WAIT_MICROS = 2000  # that a request waits for company
 WARM_UP_SECONDS = 1.0
 WARM_UP_RATE = 44100  # Hz, so that the resampler is warm too

@@ -129,7 +129,7 @@ def decode_wav_bytes(contents, sample_rate=16000, max_seconds=60.0):
 
     Args:
         contents: scalar string, the bytes of the file.
-        sample_rate: Hz of the result; `resample` where it differs, soxr HQ's numbers to -70 dB.
+        sample_rate: Hz of the result; `resample` where it differs.
         max_seconds: the longest sound that is decoded.
 
     Returns:
