@@ -33,15 +33,16 @@ def ideal(sound, rate):
 
 
 @pytest.mark.parametrize("rate", USUAL)
-def test_is_exact_in_the_pass_band_and_close_to_soxr(rate):
+def test_is_exact_in_the_pass_band_and_soxr_at_its_edge(rate):
     sound = noise(rate)
     result = resample(sound, rate, TARGET).numpy()
     assert result.dtype == np.float32
     inner = slice(400, TARGET - 400)
     exact = ideal(sound, rate)
-    assert decibels((result - exact)[inner], exact[inner]) < -110
-    expected = soxr.resample(sound, rate, TARGET, quality="HQ")
-    assert decibels(result - expected, expected) < -65  # soxr alone is -73 from exact at 44,100
+    assert decibels((result - exact)[inner], exact[inner]) < -125
+    white = np.random.default_rng(0).normal(size=rate).astype("float32")
+    expected = soxr.resample(white, rate, TARGET, quality="HQ")
+    assert decibels(resample(white, rate, TARGET).numpy() - expected, expected) < -58
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000])
@@ -56,10 +57,10 @@ def test_has_the_length_of_soxr(rate):
 def test_keeps_what_is_heard_and_stops_the_rest(rate):
     times = np.arange(rate) / rate
     constant = resample(np.full(rate, 0.5, "float32"), rate, TARGET).numpy()
-    np.testing.assert_allclose(constant[500:-500], 0.5, atol=1e-5)
+    np.testing.assert_allclose(constant[500:-500], 0.5, atol=1e-6)
     if rate > TARGET:
         tone = np.sin(2 * np.pi * 0.51 * TARGET * times).astype("float32")
-        assert np.abs(resample(tone, rate, TARGET).numpy()[500:-500]).max() < 1e-4
+        assert np.abs(resample(tone, rate, TARGET).numpy()[500:-500]).max() < 1e-6
 
 
 def test_leaves_equal_rates_alone():
