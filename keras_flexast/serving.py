@@ -6,10 +6,16 @@ FOLDER/batching.config    for --batching_parameters_file
 
 Every clip is tokenised on its own and has a row of its own, so neither the clips beside it
 nor what fills up its waveform can move its scores. Needs the TensorFlow backend to write and
-TensorFlow alone to run.
+TensorFlow alone to run. With FOLDER mounted at /models/NAME the server starts as
+
+    tensorflow_model_server --rest_api_port=8501 \\
+        --model_config_file=/models/NAME/models.config \\
+        --allow_version_labels_for_unavailable_models \\
+        --enable_batching --batching_parameters_file=/models/NAME/batching.config
 """
 
 import contextlib
+import math
 import pathlib
 import re
 import struct
@@ -24,8 +30,9 @@ from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import check_positive, patch_pair
 
 TOP = 5  # labels that come with their names
-BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # of the server's batches; it refuses a request of more
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # of the server's batches; it refuses a request of more clips
 WAIT_MICROS = 2000  # that a request waits for company
+MAX_PEAK = 16.0  # of a waveform whose full scale is 1; more are integers, not divided
 WARM_UP_SECONDS = 1.0
 WARM_UP_RATE = 44100  # Hz, so that the resampler is warm too
 
@@ -49,8 +56,8 @@ def write_serving(
                           (batch,); error
         embed             waveform, length -> embedding float32 (batch, dim), error
 
-    A clip that cannot be used (NaN, silent, too short or long, a length that does not fit, not
-    such a WAV) gets zeros, empty labels and a sentence in `error`, which is "" for all others.
+    A clip that cannot be used (NaN, silent, integers, too short or long, a length that does not
+    fit, not such a WAV) gets zeros, empty labels and a sentence in `error`, "" for all others.
 
     Args:
         run: Run.
@@ -98,7 +105,8 @@ def write_serving(
             module.write(partial, name)
     except BaseException:
         if created:
-            folder.rmdir()
+            with contextlib.suppress(OSError):  # not empty: another export writes there too
+                folder.rmdir()
         raise
     write_whole(folder / "models.config", _models_config(name, max([version, *versions])))
     if not (folder / "batching.config").exists():
@@ -120,9 +128,8 @@ class _Serving:
         if not self.patches:
             raise ValueError("patch_sizes is empty; give at least one size, such as (16,).")
         self.limits = {name: self._limit(name) for name in self.patches}  # samples
-        area, width = run.patches.axes[0].base * run.patches.axes[1].base, run.model.dim
         rows = {
-            "tokens": tf.TensorSpec([None, None, area]),
+            "tokens": tf.TensorSpec([None, None, math.prod(run.model.base_patch)]),
             "positions": tf.TensorSpec([None, None, 4]),
             "segment_ids": tf.TensorSpec([None, None], tf.int32),
         }
@@ -136,7 +143,7 @@ class _Serving:
 
         @tf.function(input_signature=[rows], autograph=False)
         def embedding(rows):
-            return _row_by_row(embedder, rows, width)
+            return _row_by_row(embedder, rows, run.model.dim)
 
         self._logits, self._embedding = logits, embedding
 
@@ -144,11 +151,6 @@ class _Serving:
         """Samples of the longest clip at a patch size: max_seconds, or what its tokens allow."""
         fbank, patches = self.run.fbank, self.patches[name]
         (pair,) = patches.patch_sizes
-        if pair[0] > fbank.mel_bins:
-            raise ValueError(
-                f"patch_size={name} is larger than the spectrogram's {fbank.mel_bins} mel bins. "
-                f"Choose a smaller one."
-            )
         limit = round(self.max_seconds * fbank.sample_rate)
         if limit < fbank.window:
             raise ValueError(
@@ -210,7 +212,7 @@ class _Serving:
     def classify(self, waveform, length, patch):
         import tensorflow as tf
 
-        error, usable, waveform, length = self._checked(waveform, length, self.limits[patch])
+        error, usable, length = self._checked(waveform, length, self.limits[patch])
         logits = self._logits(self._rows(waveform, length, patch))
         scores = tf.nn.sigmoid(logits) if self.run.multi_label else tf.nn.softmax(logits)
         scores = tf.where(usable[:, None], scores, 0.0)
@@ -243,7 +245,7 @@ class _Serving:
     def features(self, waveform, length, patch):
         import tensorflow as tf
 
-        error, usable, waveform, length = self._checked(waveform, length, self.limits[patch])
+        error, usable, length = self._checked(waveform, length, self.limits[patch])
         ragged = tf.RaggedTensorSpec([None, self.run.fbank.mel_bins], tf.float32, 0)
         log_mel = tf.map_fn(self._log_mel, (waveform, length), fn_output_signature=ragged)
         frames = tf.where(usable, tf.cast(log_mel.row_lengths(), tf.int32), 0)
@@ -253,14 +255,14 @@ class _Serving:
     def embed(self, waveform, length, patch):
         import tensorflow as tf
 
-        error, usable, waveform, length = self._checked(waveform, length, self.limits[patch])
+        error, usable, length = self._checked(waveform, length, self.limits[patch])
         embedding = self._embedding(self._rows(waveform, length, patch))
         return {"embedding": tf.where(usable[:, None], embedding, 0.0), "error": error}
 
     # === Their parts ===
 
     def _checked(self, waveform, length, limit):
-        """(error, usable, waveform, length); the length of a clip with an error becomes 0."""
+        """(error, usable, length); the length of a clip with an error becomes 0."""
         import tensorflow as tf
 
         from tf_data_pipelines.decode import first_problem
@@ -289,10 +291,15 @@ class _Serving:
                 ),
             ),
             (~finite, "The clip has NaN or infinite samples; expected numbers in [-1, 1]."),
+            (
+                tf.maximum(high, -low) > MAX_PEAK,
+                f"The clip has samples beyond {MAX_PEAK:g}; expected numbers in [-1, 1]. Divide "
+                "16-bit integers by 32768.",
+            ),
             (high <= low, "The clip is silent: all its samples are equal; expected sound."),
         )  # fmt: skip
         usable = tf.equal(error, "")
-        return error, usable, waveform, tf.where(usable, length, 0)
+        return error, usable, tf.where(usable, length, 0)
 
     def _log_mel(self, clip):
         """(waveform, length) of one clip -> normalised float32 (frames, mel_bins)."""
@@ -312,8 +319,8 @@ class _Serving:
         from tf_data_pipelines.patches import patch_tokens
 
         settings = self.patches[patch]
-        area = settings.base_patch[0] * settings.base_patch[1]
-        ragged = [tf.RaggedTensorSpec([None, width], tf.float32, 0) for width in (area, 4)]
+        widths = math.prod(settings.base_patch), 4
+        ragged = [tf.RaggedTensorSpec([None, width], tf.float32, 0) for width in widths]
         tokens, positions = tf.map_fn(
             lambda clip: patch_tokens(self._log_mel(clip), settings),
             (waveform, length),
@@ -372,6 +379,7 @@ def _row_by_row(model, rows, width):
         step,
         (0, tf.zeros([0, width])),
         (tf.TensorShape([]), tf.TensorShape([None, width])),
+        parallel_iterations=1,  # or the memory is that of ten groups
     )
     return done
 

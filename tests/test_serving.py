@@ -245,6 +245,7 @@ def test_neither_neighbours_nor_padding_move_a_clip(serve, clips, signature):
         ("negative", "length is -5; expected 0 to 48001"),
         ("beyond", "length is 48002; expected 0 to 48001"),
         ("long", "has 48001 samples at 16000 Hz; at most 48000 (3.00 s) are accepted"),
+        ("integers", "samples beyond 16; expected numbers in [-1, 1]"),
         ("silent", "silent"),
     ],
 )
@@ -253,8 +254,8 @@ def test_a_bad_clip_is_explained_and_spares_the_others(serve, clips, name, case,
     samples, length = np.sin(np.arange(48001)).astype("float32"), 20000
     if case in ("nan", "inf"):
         samples[19999] = float(case)
-    elif case == "silent":
-        samples[:] = 0.1
+    elif case in ("silent", "integers"):
+        samples *= {"silent": 0, "integers": -32768}[case]
     else:
         cases = {"nothing": 0, "short": 399, "negative": -5, "beyond": 48002, "long": 48001}
         length = cases[case]
@@ -455,7 +456,7 @@ def test_tensorflow_serving_reads_the_files(folder):
         ("version", "version=0 must be a positive number"),
         ("name", "name='my model' cannot stand in a URL"),
         ("no sizes", "patch_sizes is empty"),
-        ("high patch", "patch_size=129 is larger than the spectrogram's 86 mel bins"),
+        ("high patch", "patch_size is 129 along frequency, larger than the spectrogram's 86"),
         ("tokens", "patch_size=1 makes more than 8,192 tokens"),
         ("seconds", "max_seconds=0.02 is under one window of 25.0 ms"),
         ("failed", "disk full"),
