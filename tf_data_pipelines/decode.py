@@ -17,11 +17,14 @@ import soundfile
 import soxr
 import tensorflow as tf
 
+from tf_data_pipelines.resample import RATES, can_resample, resample
+
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 MIN_SAMPLES = 400  # one 25 ms analysis window at 16 kHz
 
 STREAMED = 0x7FFF0000  # a size from here on is a pipe's placeholder, not a promise
 BLOCK_FRAMES = 1 << 20
+MAX_CHUNKS = 256  # of a WAV that are looked at; a file of empty ones would take minutes
 MP3_SLACK = 3 * 1152  # libsndfile guesses the length of an MP3 without a Xing header
 
 
@@ -116,6 +119,99 @@ def decode_audio(path, sample_rate=16000, surveyed=False):
         ),
     )
     return tf.ensure_shape(wave, [None])
+
+
+def decode_wav_bytes(contents, sample_rate=16000, max_seconds=60.0):
+    """A 16-bit PCM WAV to mono, for graphs that are served: no Python, and no file can raise.
+
+    Any rate that `can_resample`, any channels, plain or WAVE_FORMAT_EXTENSIBLE header, other
+    chunks before the samples, sizes that a pipe left open.
+
+    Args:
+        contents: scalar string, the bytes of the file.
+        sample_rate: Hz of the result; `resample` where it differs.
+        max_seconds: the longest sound that is decoded.
+
+    Returns:
+        waveform float32 (samples,), the average of the channels, full scale at 1; and error, a
+        scalar string: what came and what was expected, or "" and only then are there samples.
+    """
+    length = tf.strings.length(contents)
+    form, data = _find_chunk(contents, b"fmt "), _find_chunk(contents, b"data")
+    tag, channels, bits, subtype = (
+        tf.cast(_number(contents, form + at, 2), tf.int32) for at in (8, 10, 22, 32)
+    )
+    tag = tf.where(tf.equal(tag, 0xFFFE), subtype, tag)  # WAVE_FORMAT_EXTENSIBLE
+    rate, riff = _number(contents, form + 12, 4), _number(contents, 4, 4)
+    present = tf.cast(length - data - 8, tf.int64)
+    size = _number(contents, data + 4, 4)
+    streamed = (size >= STREAMED) | (tf.equal(size, 0) & (riff <= tf.cast(data, tf.int64)))
+    size = tf.where(streamed, present, size)
+    frames = size // tf.cast(2 * tf.maximum(channels, 1), tf.int64)
+    seconds = tf.cast(frames, tf.float32) / tf.cast(tf.maximum(rate, 1), tf.float32)
+    pcm16 = tf.equal(tag, 1) & tf.equal(bits, 16) & (channels > 0)
+    error = first_problem(
+        (tf.equal(length, 0), "The WAV is empty (0 bytes); expected 16-bit PCM."),
+        (
+            ~(_has(contents, 0, b"RIFF") & _has(contents, 8, b"WAVE")),
+            ("The ", length, " bytes are not a WAV: they do not begin with RIFF and WAVE."),
+        ),
+        (form >= length, "The WAV has no 'fmt ' chunk; expected one, and then 'data'."),
+        (
+            ~pcm16,
+            ("The WAV has format ", tag, ", ", bits, " bits and ", channels, " channels; expected "
+             "format 1 (PCM), 16 bits and one channel or more."),
+        ),
+        (data >= length, "The WAV has no 'data' chunk; it is truncated or damaged."),
+        (
+            size > present,
+            ("The WAV is truncated: its header promises ", size, " bytes of samples, ", present,
+             " came."),
+        ),
+        (
+            ~can_resample(rate, sample_rate),
+            ("The WAV has ", rate, f" Hz; expected {RATES[0]} to {RATES[1]} in a simple ratio to "
+             f"{sample_rate}, such as 16000, 22050, 44100 or 48000."),
+        ),
+        (
+            seconds > max_seconds,
+            ("The WAV lasts ", seconds, f" s; at most {max_seconds:g} s are accepted."),
+        ),
+    )  # fmt: skip
+
+    def decode():
+        place = tf.strings.substr(contents, data + 8, tf.cast(frames, tf.int32) * 2 * channels)
+        # (frames * channels,) -> (frames, channels)
+        samples = tf.reshape(tf.io.decode_raw(place, tf.int16), [-1, channels])
+        waveform = tf.reduce_mean(tf.cast(samples, tf.float32) / 2**15, 1)
+        return resample(waveform, rate, sample_rate)
+
+    waveform = tf.cond(tf.equal(error, ""), decode, lambda: tf.zeros([0]))
+    return tf.ensure_shape(waveform, [None]), error
+
+
+def first_problem(*problems):
+    """The message of the first condition that holds, "" where none does.
+
+    Args:
+        *problems: (bool tensor, message) pairs of one shape; a message is a string or a tuple
+            of strings and numeric tensors to be joined.
+
+    Returns:
+        string tensor of the conditions' shape.
+    """
+    error = tf.zeros_like(problems[0][0], tf.string)
+    for holds, message in reversed(problems):
+        if not isinstance(message, str):
+            message = tf.strings.join(
+                [part if isinstance(part, str) else _as_text(part) for part in message]
+            )
+        error = tf.where(holds, message, error)
+    return error
+
+
+def _as_text(number):
+    return tf.strings.as_string(number, precision=2 if number.dtype.is_floating else -1)
 
 
 def _decode_bytes(path, contents, sample_rate):
@@ -253,16 +349,15 @@ def _is_pcm16(contents, sample_rate):
     return matches & (words[5] >= 2**16)  # one channel at least
 
 
-def _decode_pcm16(contents):
-    """float32 (samples,); empty where the sizes do not add up, which read_audio explains.
+def _find_chunk(contents, name):
+    """Byte at which the first chunk of a RIFF file with this name begins, int32.
 
-    tf.audio.decode_wav refuses a chunk of odd size and bytes after the last chunk, both
-    common, so the chunks are walked here.
+    The length of the contents where there is none among the first MAX_CHUNKS.
     """
     length = tf.strings.length(contents)
 
     def searching(at):
-        return (at + 8 <= length) & ~_has(contents, at, b"data")
+        return (at + 8 <= length) & ~_has(contents, at, name)
 
     def following(at):
         size = _number(contents, at + 4, 4)
@@ -270,7 +365,18 @@ def _decode_pcm16(contents):
             tf.cast(tf.minimum(tf.cast(at, tf.int64) + 8 + size + size % 2, 2**31 - 9), tf.int32)
         ]
 
-    (at,) = tf.while_loop(searching, following, [tf.constant(12)])
+    (at,) = tf.while_loop(searching, following, [tf.constant(12)], maximum_iterations=MAX_CHUNKS)
+    return tf.where(_has(contents, at, name), at, length)
+
+
+def _decode_pcm16(contents):
+    """float32 (samples,); empty where the sizes do not add up, which read_audio explains.
+
+    tf.audio.decode_wav refuses a chunk of odd size and bytes after the last chunk, both
+    common, so the chunks are walked here.
+    """
+    length = tf.strings.length(contents)
+    at = _find_chunk(contents, b"data")
     size = _number(contents, at + 4, 4)
     whole = tf.cast(at, tf.int64) + 8 + size <= tf.cast(length, tf.int64)
     channels = tf.cast(_number(contents, 22, 2), tf.int32)

@@ -8,7 +8,7 @@ import soundfile
 import tensorflow as tf
 
 from tf_data_pipelines import decode
-from tf_data_pipelines.decode import AudioError, decode_audio, read_audio
+from tf_data_pipelines.decode import AudioError, decode_audio, decode_wav_bytes, read_audio
 
 RATE = 16000
 FORMATS = [
@@ -268,3 +268,78 @@ def test_min_samples_is_the_shortest_allowed(tmp_path):
     assert read_audio(path, min_samples=701).shape == (701,)
     with pytest.raises(AudioError, match=r"at least 43\.875 ms \(702 samples"):
         read_audio(path, min_samples=702)
+
+
+def header(tag=1, channels=1, rate=RATE, bits=16, extra=b""):
+    align = channels * bits // 8
+    return chunk(
+        b"fmt ",
+        struct.pack("<HHIIHH", tag, channels, rate, rate * align % 2**32, align, bits) + extra,
+    )
+
+
+# Size of the rest, valid bits, speakers, and a subtype whose first two bytes are the format.
+EXTENSIBLE = struct.pack("<HHIH", 22, 16, 4, 1) + bytes.fromhex("000000001000800000aa00389b71")
+DATA = chunk(b"data", PCM.tobytes())
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, RATE, 22050, 44100, 48000])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_wav_bytes_in_a_graph_are_those_of_read_audio(tmp_path, rate, channels):
+    path = write(tmp_path / "a.wav", tone(rate, channels=channels), rate, subtype="PCM_16")
+    contents = (tmp_path / "a.wav").read_bytes()
+    waveform, error = tf.function(decode_wav_bytes)(tf.constant(contents))
+    assert error == b""
+    expected = read_audio(path)
+    # The sine begins and ends abruptly, where the resamplers differ most.
+    tolerance = 0 if rate == RATE else 2e-3
+    np.testing.assert_allclose(waveform, expected, atol=tolerance)
+    np.testing.assert_allclose(waveform[400:-400], expected[400:-400], atol=tolerance / 20)
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        riff(FMT, DATA),
+        riff(chunk(b"JUNK", bytes(28)), FMT, chunk(b"LIST", bytes(5)) + b"\0", DATA),
+        riff(header(0xFFFE, extra=EXTENSIBLE), DATA),
+        riff(FMT, chunk(b"data", PCM.tobytes(), size=0xFFFFFFFF), size=0xFFFFFFFF),
+        riff(FMT, chunk(b"data", PCM.tobytes(), size=0), size=0),
+        riff(FMT, DATA, chunk(b"LIST", bytes(6))) + b"tail",
+    ],
+    ids=["plain", "chunks before", "extensible", "streamed", "streamed, zeros", "chunks behind"],
+)
+def test_wav_bytes_with_any_usual_header(contents):
+    waveform, error = decode_wav_bytes(tf.constant(contents))
+    assert error == b""
+    np.testing.assert_array_equal(waveform, (PCM / 2**15).astype("float32"))
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b"", "empty (0 bytes)"),
+        (b"hello, this is text", "The 19 bytes are not a WAV"),
+        (b"RIFF", "The 4 bytes are not a WAV"),
+        (riff(), "no 'fmt ' chunk"),
+        (riff(DATA), "no 'fmt ' chunk"),
+        (riff(FMT), "no 'data' chunk"),
+        (riff(FMT, b"da"), "no 'data' chunk"),
+        (riff(*[chunk(b"JUNK", b"")] * 300, FMT, DATA), "no 'fmt ' chunk"),
+        (riff(FMT, DATA)[:-1], "promises 2018 bytes of samples, 2017 came"),
+        (riff(FMT, DATA)[:40], "truncated"),
+        (riff(header(bits=24), DATA), "format 1, 24 bits and 1 channels; expected format 1"),
+        (riff(header(3, bits=32), DATA), "format 3, 32 bits"),
+        (riff(header(channels=0), DATA), "0 channels"),
+        (riff(header(0xFFFE, extra=EXTENSIBLE.replace(b"\1\0\0\0\0\0", b"\3" + bytes(5))), DATA),
+         "format 3, 16 bits"),
+        (riff(header(rate=0), DATA), "has 0 Hz; expected 4000 to 192000"),
+        (riff(header(rate=44101), DATA), "has 44101 Hz"),
+        (riff(header(rate=2**32 - 1), DATA), "has 4294967295 Hz"),
+        (riff(header(rate=4000), chunk(b"data", bytes(8002 * 8))), "lasts 8.00 s; at most 8 s"),
+    ],
+)  # fmt: skip
+def test_bad_wav_bytes_are_explained_and_raise_nothing(contents, message):
+    waveform, error = tf.function(decode_wav_bytes)(tf.constant(contents), max_seconds=8.0)
+    assert message in error.numpy().decode()
+    assert waveform.shape == (0,)

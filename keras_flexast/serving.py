@@ -1,0 +1,443 @@
+"""A run as a model folder for TensorFlow Serving: named signatures over one set of weights.
+
+FOLDER/<version>/         SavedModel, assets/labels.txt and warm-up requests in assets.extra
+FOLDER/models.config      for --model_config_file
+FOLDER/batching.config    for --batching_parameters_file
+
+Every clip is tokenised on its own and has a row of its own, so neither the clips beside it
+nor what fills up its waveform can move its scores. Needs the TensorFlow backend to write and
+TensorFlow alone to run. With FOLDER mounted at /models/NAME the server starts as
+
+    tensorflow_model_server --rest_api_port=8501 \\
+        --model_config_file=/models/NAME/models.config \\
+        --allow_version_labels_for_unavailable_models \\
+        --enable_batching --batching_parameters_file=/models/NAME/batching.config
+"""
+
+import contextlib
+import math
+import pathlib
+import re
+import struct
+
+import keras
+import numpy as np
+
+from keras_flexast.evaluation import MAX_ROW_LENGTH, patch_name
+from keras_flexast.models import embedding_model
+from keras_flexast.runs import check_free, whole_folder, write_whole
+from tf_data_pipelines.resize import token_count
+from tf_data_pipelines.settings import check_positive, patch_pair
+
+TOP = 5  # labels that come with their names
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # of the server's batches; it refuses a request of more clips
+WAIT_MICROS = 2000  # that a request waits for company
+MAX_PEAK = 16.0  # of a waveform whose full scale is 1; more are integers, not divided
+WARM_UP_SECONDS = 1.0
+WARM_UP_RATE = 44100  # Hz, so that the resampler is warm too
+
+
+def write_serving(
+    run, folder, patch_sizes=(16,), version=None, max_seconds=60.0, overwrite=False, name=None
+):
+    """Write a run as a new version of a TensorFlow Serving model.
+
+    Signatures, the batch always the first axis:
+
+        serving_default   waveform float32 (batch, samples) at the run's sample rate, length
+                          int32 (batch,), the samples that count -> scores float32 (batch,
+                          classes), top_labels string and top_scores float32 (batch, up to
+                          5), error string (batch,)
+        patch_8, ...      the same at each patch size; serving_default is the first
+        classify_wav      wav_bytes string (batch,), 16-bit PCM WAV of any usual rate -> as
+                          serving_default
+        features          waveform, length -> log_mel float32 (batch, frames, mel_bins),
+                          normalised as the model sees it and filled up with zeros; frames int32
+                          (batch,); error
+        embed             waveform, length -> embedding float32 (batch, dim), error
+
+    A clip that cannot be used (NaN, silent, integers, too short or long, a length that does not
+    fit, not such a WAV) gets zeros, empty labels and a sentence in `error`, "" for all others.
+
+    Args:
+        run: Run.
+        folder: of the model; existing versions stay. models.config is written again,
+            batching.config only where it is missing.
+        patch_sizes: ints or (frequency, time) pairs.
+        version: positive int; None for one more than the highest there.
+        max_seconds: the longest clip that is accepted; at small patch sizes it may be less,
+            because a clip has at most 8,192 tokens.
+        overwrite: replace the version if it exists.
+        name: of the model in requests; None for the folder's name.
+
+    Returns:
+        pathlib.Path of the version's folder, which appears whole or not at all.
+
+    Raises:
+        RuntimeError: Keras runs on another backend than TensorFlow.
+        ValueError: no patch size or one that does not fit, or a number, version or name that
+            cannot be used.
+        FileExistsError: the version exists.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"A serving export needs the TensorFlow backend, and Keras runs on "
+            f"{keras.backend.backend()}. Save the run, and load it where "
+            f"KERAS_BACKEND=tensorflow."
+        )
+    check_positive("max_seconds", max_seconds)
+    folder = pathlib.Path(folder).absolute()
+    name = folder.name if name is None else name
+    if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+        raise ValueError(
+            f"name={name!r} cannot stand in a URL. Use letters, digits, '_', '-' and '.', or "
+            f"rename the folder."
+        )
+    versions = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+    version = 1 + max(versions, default=0) if version is None else version
+    check_positive("version", version, int)
+    target = folder / str(version)
+    check_free(target, overwrite)
+    module = _Serving(run, patch_sizes, max_seconds)
+    created = not folder.exists()
+    try:
+        with whole_folder(target, overwrite) as partial:
+            module.write(partial, name)
+    except BaseException:
+        if created:
+            with contextlib.suppress(OSError):  # not empty: another export writes there too
+                folder.rmdir()
+        raise
+    write_whole(folder / "models.config", _models_config(name, max([version, *versions])))
+    if not (folder / "batching.config").exists():
+        write_whole(folder / "batching.config", _batching_config())
+    return target
+
+
+class _Serving:
+    """The functions that are served, as plain TensorFlow."""
+
+    def __init__(self, run, patch_sizes, max_seconds):
+        import tensorflow as tf
+
+        self.run = run
+        self.max_seconds = max_seconds
+        self.patches = {}  # name: PatchSettings
+        for pair in map(patch_pair, patch_sizes):
+            self.patches[patch_name(pair)] = run.patches_at([pair])
+        if not self.patches:
+            raise ValueError("patch_sizes is empty; give at least one size, such as (16,).")
+        self.limits = {name: self._limit(name) for name in self.patches}  # samples
+        rows = {
+            "tokens": tf.TensorSpec([None, None, math.prod(run.model.base_patch)]),
+            "positions": tf.TensorSpec([None, None, 4]),
+            "segment_ids": tf.TensorSpec([None, None], tf.int32),
+        }
+
+        # Functions of their own, so that every signature calls one copy of the encoder.
+        @tf.function(input_signature=[rows], autograph=False)
+        def logits(rows):
+            return _row_by_row(run.model, rows, len(run.classes))
+
+        embedder = embedding_model(run.model)
+
+        @tf.function(input_signature=[rows], autograph=False)
+        def embedding(rows):
+            return _row_by_row(embedder, rows, run.model.dim)
+
+        self._logits, self._embedding = logits, embedding
+
+    def _limit(self, name):
+        """Samples of the longest clip at a patch size: max_seconds, or what its tokens allow."""
+        fbank, patches = self.run.fbank, self.patches[name]
+        (pair,) = patches.patch_sizes
+        limit = round(self.max_seconds * fbank.sample_rate)
+        if limit < fbank.window:
+            raise ValueError(
+                f"max_seconds={self.max_seconds} is under one window of {fbank.window_ms} ms. "
+                f"Choose more."
+            )
+        frames = np.arange(1, fbank.frames(limit) + 1)
+        if fbank.clip_ms is not None:
+            frames = np.array([fbank.clip_frames])  # of every clip, so all of them fit or none
+        fits = np.flatnonzero(token_count(frames, fbank.mel_bins, pair, patches) <= MAX_ROW_LENGTH)
+        if not len(fits):
+            raise ValueError(
+                f"patch_size={name} makes more than {MAX_ROW_LENGTH:,} tokens of every clip. "
+                f"Choose a larger one."
+            )
+        if fits[-1] + 1 < len(frames):
+            limit = fbank.window + int(frames[fits[-1]]) * fbank.shift - 1
+        return limit
+
+    def write(self, folder, name):
+        """Write the SavedModel, its labels and its warm-up requests into an empty folder."""
+        import tensorflow as tf
+
+        first = next(iter(self.patches))
+        waveform = tf.TensorSpec([None, None], tf.float32, "waveform")
+        sounds = [waveform, tf.TensorSpec([None], tf.int32, "length")]
+        wavs = [tf.TensorSpec([None], tf.string, "wav_bytes")]
+
+        def classify(patch):
+            return lambda waveform, length: self.classify(waveform, length, patch)
+
+        endpoints = {
+            "serving_default": (classify(first), sounds),
+            **{f"patch_{patch}": (classify(patch), sounds) for patch in self.patches},
+            "classify_wav": (lambda wav_bytes: self.classify_wav(wav_bytes, first), wavs),
+            "features": (lambda waveform, length: self.features(waveform, length, first), sounds),
+            "embed": (lambda waveform, length: self.embed(waveform, length, first), sounds),
+        }
+        # Not by ExportArchive, which keeps every weight twice.
+        module, signatures = tf.Module(), {}
+        module.weights = [weight.value for weight in self.run.model.weights]
+        with _dense_attention(self.run.model):
+            for endpoint, (function, signature) in endpoints.items():
+                traced = tf.function(function, input_signature=signature, autograph=False)
+                signatures[endpoint] = traced.get_concrete_function()
+        tf.saved_model.save(module, str(folder), signatures)
+        labels = "".join(f"{label}\n" for label in self.run.classes)
+        write_whole(folder / "assets" / "labels.txt", labels)
+        extra = folder / "assets.extra"
+        extra.mkdir()
+        examples = self._examples(min(self.limits.values()))
+        with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as records:
+            for endpoint, (_, signature) in endpoints.items():
+                inputs = {spec.name: examples[spec.name] for spec in signature}
+                records.write(_prediction_log(name, endpoint, inputs))
+
+    # === What is served ===
+
+    def classify(self, waveform, length, patch):
+        import tensorflow as tf
+
+        error, usable, length = self._checked(waveform, length, self.limits[patch])
+        logits = self._logits(self._rows(waveform, length, patch))
+        scores = tf.nn.sigmoid(logits) if self.run.multi_label else tf.nn.softmax(logits)
+        scores = tf.where(usable[:, None], scores, 0.0)
+        top_scores, places = tf.math.top_k(scores, min(TOP, len(self.run.classes)))
+        labels = tf.gather(tf.constant(self.run.classes), places)
+        return {
+            "scores": scores,
+            "top_labels": tf.where(usable[:, None], labels, ""),
+            "top_scores": top_scores,
+            "error": error,
+        }
+
+    def classify_wav(self, wav_bytes, patch):
+        import tensorflow as tf
+
+        from tf_data_pipelines.decode import decode_wav_bytes
+
+        def decode(contents):
+            return decode_wav_bytes(contents, self.run.fbank.sample_rate, self.max_seconds)
+
+        ragged = tf.RaggedTensorSpec([None], tf.float32, 0)
+        waveforms, error = tf.map_fn(
+            decode, wav_bytes, fn_output_signature=(ragged, tf.TensorSpec([], tf.string))
+        )
+        length = tf.cast(waveforms.row_lengths(), tf.int32)
+        answer = self.classify(waveforms.to_tensor(), length, patch)
+        answer["error"] = tf.where(tf.equal(error, ""), answer["error"], error)
+        return answer
+
+    def features(self, waveform, length, patch):
+        import tensorflow as tf
+
+        error, usable, length = self._checked(waveform, length, self.limits[patch])
+        ragged = tf.RaggedTensorSpec([None, self.run.fbank.mel_bins], tf.float32, 0)
+        log_mel = tf.map_fn(self._log_mel, (waveform, length), fn_output_signature=ragged)
+        frames = tf.where(usable, tf.cast(log_mel.row_lengths(), tf.int32), 0)
+        filled = tf.where(usable[:, None, None], log_mel.to_tensor(), 0.0)
+        return {"log_mel": filled, "frames": frames, "error": error}
+
+    def embed(self, waveform, length, patch):
+        import tensorflow as tf
+
+        error, usable, length = self._checked(waveform, length, self.limits[patch])
+        embedding = self._embedding(self._rows(waveform, length, patch))
+        return {"embedding": tf.where(usable[:, None], embedding, 0.0), "error": error}
+
+    # === Their parts ===
+
+    def _checked(self, waveform, length, limit):
+        """(error, usable, length); the length of a clip with an error becomes 0."""
+        import tensorflow as tf
+
+        from tf_data_pipelines.decode import first_problem
+
+        fbank = self.run.fbank
+        samples = tf.shape(waveform)[1]
+        counts = tf.sequence_mask(length, samples)
+        finite = tf.reduce_all(tf.math.is_finite(waveform) | ~counts, 1)
+        high = tf.reduce_max(tf.where(counts, waveform, -np.inf), 1)
+        low = tf.reduce_min(tf.where(counts, waveform, np.inf), 1)
+        at_rate = f" samples at {fbank.sample_rate} Hz"
+        error = first_problem(
+            (
+                (length < 0) | (length > samples),
+                ("length is ", length, "; expected 0 to ", samples, ", the waveform's samples."),
+            ),
+            (
+                length < fbank.window,
+                ("The clip has ", length, at_rate + f"; expected at least {fbank.window}."),
+            ),
+            (
+                length > limit,
+                (
+                    "The clip has ", length, at_rate + f"; at most {limit} "
+                    f"({limit / fbank.sample_rate:.2f} s) are accepted at this patch size.",
+                ),
+            ),
+            (~finite, "The clip has NaN or infinite samples; expected numbers in [-1, 1]."),
+            (
+                tf.maximum(high, -low) > MAX_PEAK,
+                f"The clip has samples beyond {MAX_PEAK:g}; expected numbers in [-1, 1]. Divide "
+                "16-bit integers by 32768.",
+            ),
+            (high <= low, "The clip is silent: all its samples are equal; expected sound."),
+        )  # fmt: skip
+        usable = tf.equal(error, "")
+        return error, usable, tf.where(usable, length, 0)
+
+    def _log_mel(self, clip):
+        """(waveform, length) of one clip -> normalised float32 (frames, mel_bins)."""
+        import tensorflow as tf
+
+        from tf_data_pipelines.fbank import log_mel, normalise
+
+        waveform, length = clip
+        fbank = self.run.fbank
+        features = normalise(log_mel(waveform[:length], fbank), fbank)
+        return tf.ensure_shape(features, [None, fbank.mel_bins])
+
+    def _rows(self, waveform, length, patch):
+        """Packed rows of one clip each, padded to the longest."""
+        import tensorflow as tf
+
+        from tf_data_pipelines.patches import patch_tokens
+
+        settings = self.patches[patch]
+        widths = math.prod(settings.base_patch), 4
+        ragged = [tf.RaggedTensorSpec([None, width], tf.float32, 0) for width in widths]
+        tokens, positions = tf.map_fn(
+            lambda clip: patch_tokens(self._log_mel(clip), settings),
+            (waveform, length),
+            fn_output_signature=tuple(ragged),
+        )
+        segment_ids = tf.cast(tf.sequence_mask(tokens.row_lengths()), tf.int32)
+        return {
+            "tokens": tokens.to_tensor(),
+            "positions": positions.to_tensor(),
+            "segment_ids": segment_ids,
+        }
+
+    def _examples(self, limit):
+        """One tone as every input, for the warm-up."""
+        import tensorflow as tf
+
+        fbank = self.run.fbank
+        rate = {"waveform": fbank.sample_rate, "wav_bytes": WARM_UP_RATE}
+        seconds = min(WARM_UP_SECONDS, limit / fbank.sample_rate)
+        tones = {
+            name: np.sin(np.arange(int(seconds * rate[name])) * (440 * 2 * np.pi / rate[name]))
+            for name in rate
+        }
+        waveform = tones["waveform"].astype("float32")
+        pcm16 = (tones["wav_bytes"] * 2**14).astype("<i2").tobytes()
+        header = struct.pack(
+            "<4sI4s4sIHHIIHH4sI",
+            *(b"RIFF", 36 + len(pcm16), b"WAVE"),
+            *(b"fmt ", 16, 1, 1, WARM_UP_RATE, 2 * WARM_UP_RATE, 2, 16),
+            *(b"data", len(pcm16)),
+        )
+        return {
+            "waveform": tf.make_tensor_proto(waveform[None]),
+            "length": tf.make_tensor_proto(np.array([len(waveform)], "int32")),
+            "wav_bytes": tf.make_tensor_proto([header + pcm16]),
+        }
+
+
+def _row_by_row(model, rows, width):
+    """The first slot's output of every row, float32 (rows, width).
+
+    As many rows at a time as attention has memory for: MAX_ROW_LENGTH squared pairs of tokens.
+    """
+    import tensorflow as tf
+
+    count, length = tf.unstack(tf.shape(rows["segment_ids"]))
+    group = tf.maximum(1, MAX_ROW_LENGTH**2 // tf.maximum(1, length * length))
+
+    def step(start, done):
+        part = {name: values[start : start + group] for name, values in rows.items()}
+        output = tf.cast(model(part, training=False)[:, 0], tf.float32)
+        return start + group, tf.concat([done, output], 0)
+
+    _, done = tf.while_loop(
+        lambda start, _: start < count,
+        step,
+        (0, tf.zeros([0, width])),
+        (tf.TensorShape([]), tf.TensorShape([None, width])),
+        parallel_iterations=1,  # or the memory is that of ten groups
+    )
+    return done
+
+
+@contextlib.contextmanager
+def _dense_attention(model):
+    """While it lasts the blocks attend under a dense mask: by clip needs a static length."""
+    layers = [model.get_layer(f"block_{index}").attention for index in range(model.depth)]
+    before = [layer.by_clip for layer in layers]
+    for layer in layers:
+        layer.by_clip = False
+    try:
+        yield
+    finally:
+        for layer, by_clip in zip(layers, before, strict=True):
+            layer.by_clip = by_clip
+
+
+def _prediction_log(name, signature, inputs):
+    """Bytes of a tensorflow.serving.PredictionLog with one predict request.
+
+    Written field by field: the package with these messages is large and not needed otherwise.
+
+    Source: TensorFlow Serving, apis/prediction_log.proto, predict.proto and model.proto.
+    """
+    spec = _field(1, name.encode()) + _field(3, signature.encode())  # name, signature_name
+    request = _field(1, spec)
+    for key, tensor in inputs.items():  # a map is a repeated message of key and value
+        request += _field(2, _field(1, key.encode()) + _field(2, tensor.SerializeToString()))
+    return _field(6, _field(1, request))  # predict_log, its request
+
+
+def _field(number, payload):
+    """One length-delimited field of a protocol buffer."""
+    size, prefix = len(payload), bytearray([number << 3 | 2])
+    while size > 127:
+        prefix.append(size & 127 | 128)
+        size >>= 7
+    return bytes(prefix) + bytes([size]) + payload
+
+
+def _models_config(name, version):
+    # Two versions, so that a new one is loaded before the label moves to it.
+    return f"""model_config_list {{
+  config {{
+    name: "{name}"
+    base_path: "/models/{name}"
+    model_platform: "tensorflow"
+    model_version_policy {{ latest {{ num_versions: 2 }} }}
+    version_labels {{ key: "stable" value: {version} }}
+  }}
+}}
+"""
+
+
+def _batching_config():
+    sizes = "".join(f"allowed_batch_sizes: {size}\n" for size in BATCH_SIZES)
+    return f"""max_batch_size {{ value: {BATCH_SIZES[-1]} }}
+batch_timeout_micros {{ value: {WAIT_MICROS} }}
+{sizes}pad_variable_length_inputs: true
+"""
