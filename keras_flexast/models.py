@@ -32,8 +32,38 @@ BY_CLIP_FROM = 1024  # tokens in a row; shorter ones gain little, and lose with 
 PREFIX_TOKENS = {"attention": 0, "cls": 1, "cls_distillation": 2, "mean": 0}
 
 
+class PackedModel(keras.Model):
+    """A functional model on packed rows that attends as is fastest for their length."""
+
+    _row_length = 0
+
+    def choose_attention(self, row_length):
+        """Let the blocks attend clip by clip where that is faster than a dense mask.
+
+        On a CPU and with rows of BY_CLIP_FROM tokens or more. On TensorFlow that runs without
+        XLA: `predict` then does so by itself, and for training `compile_packed` sees to it. The
+        numbers are the same.
+
+        Args:
+            row_length: tokens in a row; 0 for the dense mask.
+
+        Returns:
+            bool, whether they do.
+        """
+        chosen = row_length >= BY_CLIP_FROM and _on_one_cpu()
+        blocks = [layer for layer in self.layers if isinstance(layer, EncoderBlock)]
+        if row_length != self._row_length or any(b.attention.by_clip != chosen for b in blocks):
+            self.predict_function = None  # it was traced for other rows
+        self._row_length = row_length
+        for block in blocks:
+            block.attention.by_clip = chosen
+        if chosen and keras.backend.backend() == "tensorflow":
+            self.jit_compile = False
+        return chosen
+
+
 @keras.saving.register_keras_serializable(package="keras_flexast")
-class FlexAST(keras.Model):
+class FlexAST(PackedModel):
     """Audio spectrogram transformer on packed rows: any patch size, length and frame shift.
 
     A functional model. `FlexiAST` and `ElasticAST` are its two named configurations; every
@@ -209,23 +239,6 @@ class FlexAST(keras.Model):
         own = {name: getattr(self, name) for name in names}
         return PatchSettings(patch_sizes or (self.base_patch,), **{**own, **options})
 
-    def choose_attention(self, row_length):
-        """Let the blocks attend clip by clip where that is faster than a dense mask.
-
-        On a CPU and with rows of BY_CLIP_FROM tokens or more; on TensorFlow the model must
-        then be compiled without XLA, which `compile_packed` does. The numbers are the same.
-
-        Args:
-            row_length: tokens in a row; 0 for the dense mask.
-
-        Returns:
-            bool, whether they do.
-        """
-        chosen = row_length >= BY_CLIP_FROM and _on_one_cpu()
-        for index in range(self.depth):
-            self.get_layer(f"block_{index}").attention.by_clip = chosen
-        return chosen
-
     def get_config(self):
         names = (
             "num_classes", "dim", "depth", "num_heads", "mlp_ratio", "pooling", "prefix_tokens",
@@ -361,6 +374,4 @@ def fixed_model(
 
 def embedding_model(model):
     """Packed batches to embeddings (rows, segments, dim): a clip's vector before the head."""
-    embedding = keras.Model(model.inputs, model.get_layer("pooling").output, name="embedding")
-    embedding.jit_compile = model.jit_compile
-    return embedding
+    return PackedModel(model.inputs, model.get_layer("pooling").output, name="embedding")

@@ -76,7 +76,7 @@ def compile_packed(model, learning_rate, multi_label=False, weight_decay=5e-7, r
         multi_label: the labels are (rows, segments, classes).
         weight_decay: of the optimizer.
         row_length: tokens in a row, so that long rows can attend clip by clip, see
-            `FlexAST.choose_attention`; 0 for a dense mask.
+            `PackedModel.choose_attention`; 0 for a dense mask.
     """
     by_clip = model.choose_attention(row_length)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
