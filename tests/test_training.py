@@ -31,7 +31,7 @@ def batch(length=1024):
 
 def build(dtype="float32", dropout=0.0):
     keras.utils.set_random_seed(0)
-    return FlexAST(3, 16, 2, 2, segments=3, dtype=dtype, dropout=dropout)
+    return FlexAST(3, 16, 1, 2, segments=3, dtype=dtype, dropout=dropout)
 
 
 def losses(model, inputs, labels, steps=4):
@@ -66,24 +66,26 @@ def test_rematerialising_dropout_is_refused():
 
 def test_two_half_batches_are_one_whole():
     """Of the same number of clips: the mean of means is the mean."""
-    (inputs, labels), weights = batch(64), {}
+    (inputs, labels), outputs = batch(64), {}
     for accumulate in (1, 2):
         model = build()
-        compile_packed(model, 1e-2, accumulate=accumulate)
+        before = model.predict_on_batch(inputs)[:, :2]
+        compile_packed(model, 1e-3, accumulate=accumulate)
         for _ in range(3):
             for rows in np.split(np.arange(4), accumulate):
                 part = {name: value[rows] for name, value in inputs.items()}
                 model.train_on_batch(part, labels[rows], sample_weight=WEIGHTS[rows])
-        weights[accumulate] = model.get_weights()
         assert int(model.optimizer.iterations) == 3
-    start = build().get_weights()
-    assert max(np.abs(a - b).max() for a, b in zip(weights[1], start, strict=True)) > 1e-2
-    for whole, halves in zip(weights[1], weights[2], strict=True):
-        np.testing.assert_allclose(halves, whole, rtol=0, atol=1e-5)
+        # Not the weights: the key's bias has no effect, and Adam moves it by rounding errors.
+        outputs[accumulate] = model.predict_on_batch(inputs)[:, :2]
+    assert np.abs(outputs[1] - before).max() > 1e-2
+    np.testing.assert_allclose(outputs[2], outputs[1], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_learns(dtype):
+    if dtype == "mixed_float16" and keras.backend.backend() == "jax":
+        pytest.skip("JAX has no float16 products on a CPU")
     model = build(dtype)
     compile_packed(model, 1e-2, accumulate=2)
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
@@ -151,9 +153,12 @@ def test_the_next_process_finds_what_was_compiled(python, tmp_path, monkeypatch)
         keras.utils.set_random_seed(0)
         model = FlexAST(3, 16, 1, 2, segments=2)
         compile_packed(model, 1e-2)
-        inputs = {"tokens": np.ones((2, 32, 256), "float32"), "segment_ids": np.ones((2, 32), "int32"),
-                  "positions": np.ones((2, 32, 4), "float32")}
-        model.train_on_batch(inputs, np.zeros((2, 2), "int32"), sample_weight=np.ones((2, 2), "float32"))
+        inputs = {
+            "tokens": np.ones((2, 32, 256), "float32"),
+            "positions": np.ones((2, 32, 4), "float32"),
+            "segment_ids": np.ones((2, 32), "int32"),
+        }
+        model.train_on_batch(inputs, np.zeros((2, 2), "int32"), sample_weight=np.ones((2, 2)))
     """
     kept = []
     for _ in range(2):
