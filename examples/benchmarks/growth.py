@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-REPEATS = 5
+REPEATS = 3
 BASE = {"size": "nano", "rows": 2, "row_length": 2048, "clips": 8}
 PANELS = {  # what grows: (settings, the value on the axis)
     "tokens in a batch": [
