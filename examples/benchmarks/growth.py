@@ -2,8 +2,8 @@
 
 KERAS_BACKEND=tensorflow python examples/benchmarks/growth.py [--figure PATH] [--json PATH]
 
-One thing grows in each panel, the others stay; a line through the first point grows as much as
-its axis. The model is nano but in the panel of sizes.
+One thing grows in each panel, the others stay. A line through the first point shows linear
+growth, or none where only the layout of the same tokens changes. The model is nano but in the panel of sizes.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def draw(results, path, backend):
         middle = np.array([statistics.median(point["seconds"]) for point in points])
         least, most = (np.array([f(point["seconds"]) for point in points]) for f in (min, max))
         axis.errorbar(values, middle, (middle - least, most - middle), marker="o", capsize=3)
-        if "of 4,096" in panel or "clips" in panel:  # the work stays: so should the time
+        if "of 4,096" in panel or "clips" in panel:  # the tokens stay
             line, name = np.full(len(values), middle[0]), "constant"
         else:
             line, name = middle[0] * np.array(values) / values[0], "linear"
