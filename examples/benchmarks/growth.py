@@ -3,7 +3,8 @@
 KERAS_BACKEND=tensorflow python examples/benchmarks/growth.py [--figure PATH] [--json PATH]
 
 One thing grows in each panel, the others stay. A line through the first point shows linear
-growth, or none where only the layout of the same tokens changes. The model is nano but in the panel of sizes.
+growth, or none where only the layout of the same tokens changes.
+The model is nano but in the panel of sizes.
 """
 
 import argparse
