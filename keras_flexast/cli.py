@@ -4,6 +4,7 @@ import enum
 import json
 import os
 import pathlib
+import platform
 import sys
 from typing import Annotated
 
@@ -70,6 +71,12 @@ class Overlong(enum.StrEnum):
 class Resize(enum.StrEnum):
     pi = "pi"
     bilinear = "bilinear"
+
+
+class Dtype(enum.StrEnum):
+    float32 = "float32"
+    mixed_bfloat16 = "mixed_bfloat16"
+    mixed_float16 = "mixed_float16"
 
 
 class Family(enum.StrEnum):
@@ -216,6 +223,16 @@ def train(
     overlong: Annotated[
         Overlong, typer.Option(help="A clip longer than a row: an error, or cut.")
     ] = Overlong.error,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Of the computation; the saved weights are float32.")
+    ] = Dtype.float32,
+    rematerialise: Annotated[
+        bool,
+        typer.Option("--rematerialise", help="Less memory for more time: compute blocks twice."),
+    ] = False,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Batches to each step of the optimizer.")
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Of weights, order and draws.")] = 1337,
     overwrite: Overwrite = False,
 ):
@@ -248,6 +265,9 @@ def train(
         row_length=row_length or None,
         segments=segments,
         overlong=overlong.value,
+        dtype=dtype.value,
+        rematerialise=rematerialise,
+        accumulate=accumulate,
     )
     chosen = {"size": size, "pooling": pooling}
     options = {name: choice.value for name, choice in chosen.items() if choice}
@@ -536,8 +556,16 @@ def export(
 
 
 def main():
-    """Run the command line; errors that say what to do are shown without a traceback."""
+    """Run the command line; errors that say what to do are shown without a traceback.
+
+    What is compiled is kept for the next command, below $XDG_CACHE_HOME or ~/.cache.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # By machine: a program compiled for another processor may stop this one.
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = os.path.join(home, "keras-flexast", platform.node())
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{cache}/jax")
+    os.environ.setdefault("TF_XLA_FLAGS", f"--tf_xla_persistent_cache_directory={cache}/tensorflow")
     try:
         app()
     except (ValueError, OSError, ImportError, RuntimeError) as error:

@@ -7,6 +7,7 @@ import numpy as np
 from rich.progress import Progress
 
 from keras_flexast.metrics import accuracy, mean_average_precision
+from keras_flexast.models import PackedModel
 
 MAX_ROW_LENGTH = 8192  # tokens; dense attention over more needs over 3 GB a layer
 
@@ -15,7 +16,8 @@ def clip_outputs(model, batches, clips, description=None):
     """The model's output of every clip, in the order of the source.
 
     Args:
-        model: keras.Model on packed batches with one output vector a segment slot.
+        model: keras.Model on packed batches with one output vector a segment slot. A
+            PackedModel attends as is fastest for these rows, and keeps to it.
         batches: of `tf_data_pipelines.evaluation_batches`.
         clips: number of clips.
         description: text beside a progress bar; None shows none.
@@ -33,6 +35,8 @@ def clip_outputs(model, batches, clips, description=None):
         task = progress.add_task(description or "", total=clips)
         for inputs, _, weights, clip_ids in batches:
             inputs = {name: np.asarray(value) for name, value in inputs.items()}
+            if isinstance(model, PackedModel):
+                model.choose_attention(inputs["segment_ids"].shape[1])
             output = keras.ops.convert_to_numpy(model.predict_on_batch(inputs))
             real = np.asarray(weights) > 0
             output = output[:, : real.shape[1]]  # rows may be packed with fewer slots
@@ -55,6 +59,10 @@ def clip_outputs(model, batches, clips, description=None):
 def evaluate_run(run, survey, patch_sizes, frame_shift_ms=None, progress=False):
     """Accuracy (or mAP) at each patch size, with one set of weights.
 
+    However many patch sizes, the batches have at most two shapes, so that the model compiles
+    at most twice: rows of the run's own length, and longer rows for the sizes whose clips do
+    not all fit them.
+
     Args:
         run: Run.
         survey: Survey of the clips; its classes are the run's.
@@ -66,24 +74,32 @@ def evaluate_run(run, survey, patch_sizes, frame_shift_ms=None, progress=False):
         list of dictionaries: `patch_size` (frequency, time), `metric` ("accuracy" or
         "mAP"), `value`, `clips`, `rows`, `tokens` and `fill`.
     """
-    from tf_data_pipelines.pipeline import evaluation_batches
+    from tf_data_pipelines.pipeline import clip_tokens, evaluation_batches
 
-    results = []
-    for size in patch_sizes:
-        patches = run.patches_at([size], frame_shift_ms)
-        packing = fitting_rows(survey, run.fbank, patches, run.packing)
-        (pair,) = patches.patch_sizes
-        logits, counts = clip_outputs(
-            run.model,
-            evaluation_batches(survey, run.fbank, patches, packing),
-            len(survey.source),
-            f"Evaluating at patch {patch_name(pair)}" if progress else None,
-        )
-        metric, value = score_clips(survey.source, logits)
-        results.append(
-            {"patch_size": pair, "metric": metric, "value": value, "clips": len(logits), **counts}
-        )
-    return results
+    pairs = run.patches_at(patch_sizes, frame_shift_ms).patch_sizes
+    most = clip_tokens(survey, run.fbank, run.patches_at(pairs, frame_shift_ms)).max(1)
+    fits = dict(zip(pairs, most <= run.packing.row_length, strict=True))
+    results = {}
+    for group in (True, False):  # one shape after the other: the model is traced for one
+        chosen = [pair for pair in pairs if fits[pair] == group]
+        if not chosen:
+            continue
+        together = run.patches_at(chosen, frame_shift_ms)
+        packing = fitting_rows(survey, run.fbank, together, run.packing)
+        for pair in chosen:
+            patches = run.patches_at([pair], frame_shift_ms)
+            logits, counts = clip_outputs(
+                run.model,
+                evaluation_batches(survey, run.fbank, patches, packing),
+                len(survey.source),
+                f"Evaluating at patch {patch_name(pair)}" if progress else None,
+            )
+            metric, value = score_clips(survey.source, logits)
+            results[pair] = {
+                "patch_size": pair, "metric": metric, "value": value, "clips": len(logits),
+                **counts,
+            }  # fmt: skip
+    return [results[pair] for pair in pairs]
 
 
 def score_clips(source, logits):
@@ -97,10 +113,11 @@ def score_clips(source, logits):
 
 
 def fitting_rows(survey, fbank, patches, packing):
-    """Pack settings whose rows are long enough for the longest clip.
+    """Pack settings whose rows are long enough for every clip at every patch size.
 
     The run's own rows are kept where they suffice, so that one compilation serves; a few
-    clips that fit into less than one of them get one row of their size.
+    clips that fit into less than one of them get one row. Other lengths than the run's own
+    are one of 20, so that a cache of compiled models serves the next clips too.
 
     Raises:
         ValueError: a clip needs more than MAX_ROW_LENGTH tokens; it is named.
@@ -110,7 +127,8 @@ def fitting_rows(survey, fbank, patches, packing):
     tokens = clip_tokens(survey, fbank, patches).max(0)
     most, total = int(tokens.max()), int(tokens.sum())
     if total <= packing.row_length and len(tokens) <= packing.segments:
-        return dataclasses.replace(packing, rows=1, row_length=-(-total // 128) * 128)
+        row_length = min(packing.row_length, _round_up(total))
+        return dataclasses.replace(packing, rows=1, row_length=row_length)
     if most <= packing.row_length:
         return packing
     if most > MAX_ROW_LENGTH:
@@ -120,9 +138,15 @@ def fitting_rows(survey, fbank, patches, packing):
             f"{most:,} tokens, more than {MAX_ROW_LENGTH:,}. Use a larger patch size, or cut the "
             f"recording into shorter files."
         )
-    length = -(-most // 128) * 128
+    length = _round_up(most)
     rows = max(1, packing.rows * packing.row_length // length)
     return dataclasses.replace(packing, row_length=length, rows=rows)
+
+
+def _round_up(tokens):
+    """To a multiple of 128 up to 1,024; above, of a quarter of the power of two below."""
+    step = max(128, 2 ** ((tokens - 1).bit_length() - 3))
+    return -(-tokens // step) * step
 
 
 def patch_name(pair):

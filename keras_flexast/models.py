@@ -1,5 +1,7 @@
 """One transformer, two faces: packed rows of mixed clips, and clips of one fixed shape."""
 
+import functools
+
 import keras
 
 from keras_flexast.layers import (
@@ -32,8 +34,70 @@ BY_CLIP_FROM = 1024  # tokens in a row; shorter ones gain little, and lose with 
 PREFIX_TOKENS = {"attention": 0, "cls": 1, "cls_distillation": 2, "mean": 0}
 
 
+class PackedModel(keras.Model):
+    """A functional model on packed rows that attends as is fastest for their length."""
+
+    _row_length = 0
+
+    def choose_attention(self, row_length):
+        """Let the blocks attend clip by clip where that is faster than a dense mask.
+
+        On a CPU and with rows of BY_CLIP_FROM tokens or more. On TensorFlow that runs without
+        XLA: `predict` then does so by itself, and for training `compile_packed` sees to it. The
+        numbers are the same.
+
+        Args:
+            row_length: tokens in a row; 0 for the dense mask.
+
+        Returns:
+            bool, whether they do.
+        """
+        chosen = row_length >= BY_CLIP_FROM and _on_one_cpu()
+        blocks = self._blocks()
+        if row_length != self._row_length or any(b.attention.by_clip != chosen for b in blocks):
+            self.predict_function = None  # it was traced for other rows
+        self._row_length = row_length
+        for block in blocks:
+            block.attention.by_clip = chosen
+        if chosen and keras.backend.backend() == "tensorflow":
+            self.jit_compile = False
+        return chosen
+
+    def rematerialise(self):
+        """Keep only what goes into a block while training, and compute the rest of it again.
+
+        Less memory for a third more time; the numbers are the same. For this object: a model
+        that is saved and loaded has to be told again. Call it before `compile`.
+
+        Raises:
+            ValueError: the blocks have dropout, which would be drawn anew.
+        """
+        for block in self._blocks():
+            if block.dropout:
+                raise ValueError(
+                    f"dropout={block.dropout} would be drawn anew when a block is computed again. "
+                    f"Train without dropout, or without rematerialise."
+                )
+            block.call = _recomputed(block.call)
+
+    def _blocks(self):
+        return [layer for layer in self.layers if isinstance(layer, EncoderBlock)]
+
+
+def _recomputed(call):
+    """A block's call whose gradient computes it again."""
+
+    def call_again(tokens, segment_ids=None, training=None):
+        if not training:
+            return call(tokens, segment_ids)
+        # keras.RematScope would make a traced value of `training`, which fails on both backends.
+        return keras.remat(functools.partial(call, training=True))(tokens, segment_ids)
+
+    return call_again
+
+
 @keras.saving.register_keras_serializable(package="keras_flexast")
-class FlexAST(keras.Model):
+class FlexAST(PackedModel):
     """Audio spectrogram transformer on packed rows: any patch size, length and frame shift.
 
     A functional model. `FlexiAST` and `ElasticAST` are its two named configurations; every
@@ -209,23 +273,6 @@ class FlexAST(keras.Model):
         own = {name: getattr(self, name) for name in names}
         return PatchSettings(patch_sizes or (self.base_patch,), **{**own, **options})
 
-    def choose_attention(self, row_length):
-        """Let the blocks attend clip by clip where that is faster than a dense mask.
-
-        On a CPU and with rows of BY_CLIP_FROM tokens or more; on TensorFlow the model must
-        then be compiled without XLA, which `compile_packed` does. The numbers are the same.
-
-        Args:
-            row_length: tokens in a row; 0 for the dense mask.
-
-        Returns:
-            bool, whether they do.
-        """
-        chosen = row_length >= BY_CLIP_FROM and _on_one_cpu()
-        for index in range(self.depth):
-            self.get_layer(f"block_{index}").attention.by_clip = chosen
-        return chosen
-
     def get_config(self):
         names = (
             "num_classes", "dim", "depth", "num_heads", "mlp_ratio", "pooling", "prefix_tokens",
@@ -361,6 +408,4 @@ def fixed_model(
 
 def embedding_model(model):
     """Packed batches to embeddings (rows, segments, dim): a clip's vector before the head."""
-    embedding = keras.Model(model.inputs, model.get_layer("pooling").output, name="embedding")
-    embedding.jit_compile = model.jit_compile
-    return embedding
+    return PackedModel(model.inputs, model.get_layer("pooling").output, name="embedding")

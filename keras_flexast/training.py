@@ -15,7 +15,11 @@ from tf_data_pipelines.settings import (
     FbankSettings,
     PackSettings,
     PatchSettings,
+    check_choice,
+    check_positive,
 )
+
+DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,11 @@ class TrainSettings:
         row_length: tokens in a row; None for the longest clip's, 256 to 4,096.
         segments: clip slots in a row.
         overlong: "error" or "crop", for clips longer than a row.
+        dtype: "float32", "mixed_bfloat16" or "mixed_float16", what the model computes with
+            while it trains; its weights, and the run that is saved, are float32.
+        rematerialise: less memory for more time, see `PackedModel.rematerialise`.
+        accumulate: batches to each step of the optimizer, which takes the mean of their
+            gradients: batches of a size that does not fit into memory.
     """
 
     epochs: int = 20
@@ -43,6 +52,13 @@ class TrainSettings:
     row_length: int | None = None
     segments: int = 16
     overlong: str = "error"
+    dtype: str = "float32"
+    rematerialise: bool = False
+    accumulate: int = 1
+
+    def __post_init__(self):
+        check_choice("dtype", self.dtype, DTYPES)
+        check_positive("accumulate", self.accumulate, int)
 
     def packing(self, survey, fbank, patches):
         """PackSettings for these clips."""
@@ -67,7 +83,9 @@ def packed_loss(multi_label=False):
     return kind(from_logits=True, reduction="mean_with_sample_weight")
 
 
-def compile_packed(model, learning_rate, multi_label=False, weight_decay=5e-7, row_length=0):
+def compile_packed(
+    model, learning_rate, multi_label=False, weight_decay=5e-7, row_length=0, accumulate=1
+):
     """Compile a packed model: Adam, the loss above, accuracy of single-label clips, XLA.
 
     Args:
@@ -76,12 +94,19 @@ def compile_packed(model, learning_rate, multi_label=False, weight_decay=5e-7, r
         multi_label: the labels are (rows, segments, classes).
         weight_decay: of the optimizer.
         row_length: tokens in a row, so that long rows can attend clip by clip, see
-            `FlexAST.choose_attention`; 0 for a dense mask.
+            `PackedModel.choose_attention`; 0 for a dense mask.
+        accumulate: batches to each step of the optimizer; a schedule still counts batches.
     """
     by_clip = model.choose_attention(row_length)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    optimizer = keras.optimizers.Adam(
+        learning_rate, 0.95, 0.999, weight_decay=weight_decay,
+        gradient_accumulation_steps=accumulate if accumulate > 1 else None,
+    )  # fmt: skip
+    if model.get_layer("patch_embed").compute_dtype == "float16":  # its gradients underflow
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
-        keras.optimizers.Adam(learning_rate, 0.95, 0.999, weight_decay=weight_decay),
+        optimizer,
         packed_loss(multi_label),
         weighted_metrics=[] if multi_label else [accuracy],
         jit_compile=_can_compile(by_clip),
@@ -203,6 +228,7 @@ def train_run(
         "remainder": patches.remainder,
         "position": patches.position,
         "resize": patches.resize,
+        "dtype": settings.dtype,
         **(model_options or {}),
     }
     if init is None:
@@ -213,11 +239,18 @@ def train_run(
     patches = model.patch_settings(patches.patch_sizes, frame_shifts_ms=patches.frame_shifts_ms)
     packing = settings.packing(train, fbank, patches)
 
+    # Whole steps of the optimizer, so that no gradient waits for the next epoch.
     steps = steps_per_epoch(train, fbank, patches, packing)
+    steps = -(-steps // settings.accumulate) * settings.accumulate
     batches = training_batches(train, fbank, patches, packing, settings.seed)
     held_out = evaluation_batches(validation, fbank, patches, packing, settings.seed)
     schedule = WarmupCosine(settings.learning_rate, [steps * settings.epochs], settings.warmup)
-    compile_packed(model, schedule, source.multi_label, settings.weight_decay, packing.row_length)
+    if settings.rematerialise:
+        model.rematerialise()
+    compile_packed(
+        model, schedule, source.multi_label, settings.weight_decay, packing.row_length,
+        settings.accumulate,
+    )  # fmt: skip
     run = Run(
         model, fbank, patches, packing, source.classes, source.multi_label,
         clip_seconds=round(float(max(train.durations)), 3),
@@ -247,6 +280,11 @@ def train_run(
                 shuffle=False,
             )
         model.load_weights(folder / "model.keras")
+        if settings.dtype != "float32":
+            config = {**model.get_config(), "dtype": "float32"}
+            run = dataclasses.replace(run, model=FlexAST.from_config(config))
+            run.model.set_weights(model.get_weights())
+            save_run(run, folder)
     return run, history
 
 

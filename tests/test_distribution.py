@@ -42,6 +42,20 @@ TENSORFLOW = """
         two = losses()
 """
 
+SPREAD = """
+    from keras_flexast.distribution import layout_map
+    one = losses()
+    mesh = keras.distribution.DeviceMesh((1, 2), ("batch", "model"))
+    keras.distribution.set_distribution(
+        keras.distribution.ModelParallel(layout_map=layout_map(mesh), batch_dim_name="batch")
+    )
+    two = losses()
+    model = FlexAST(3, 16, 2, 2, segments=2)
+    split = {w.path for w in model.weights if not w.value.sharding.is_fully_replicated}
+    # A block: query, key, value and hidden, kernels and biases, and two kernels of outputs.
+    assert len(split) == 2 * (2 * 4 + 2), sorted(split)
+"""
+
 
 def test_two_devices_have_the_losses_of_one(python, monkeypatch):
     jax = keras.backend.backend() == "jax"
@@ -51,6 +65,14 @@ def test_two_devices_have_the_losses_of_one(python, monkeypatch):
         COMMON + (JAX if jax else TENSORFLOW) + '\n    print("LOSSES", *one, *two)\n',
         backend=keras.backend.backend(),
     )
+    (line,) = (line for line in out.splitlines() if line.startswith("LOSSES"))
+    values = [float(value) for value in line.split()[1:]]
+    assert values[0] > values[2] and values[:3] == pytest.approx(values[3:], abs=1e-4)
+
+
+def test_a_model_spread_over_two_devices_has_the_losses_of_one(python, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    out = python(COMMON + SPREAD + '\n    print("LOSSES", *one, *two)\n', backend="jax")
     (line,) = (line for line in out.splitlines() if line.startswith("LOSSES"))
     values = [float(value) for value in line.split()[1:]]
     assert values[0] > values[2] and values[:3] == pytest.approx(values[3:], abs=1e-4)

@@ -65,11 +65,36 @@ def read_audio(path, sample_rate=16000, min_samples=MIN_SAMPLES):
     return _decode(path, contents, sample_rate, min_samples)
 
 
+def decode_wav(path, sample_rate=16000):
+    """A 16-bit PCM WAV at `sample_rate`, decoded by TensorFlow's own operations alone.
+
+    So the graph also runs where there is no Python, as on tf.data service workers.
+
+    Args:
+        path: scalar string, or string tensor.
+        sample_rate: Hz.
+
+    Returns:
+        float32 (samples,), as `read_audio`; empty for any other file.
+
+    Raises:
+        tf.errors.NotFoundError: no such file.
+    """
+    return _decode_wav(tf.io.read_file(path), sample_rate)
+
+
+def _decode_wav(contents, sample_rate):
+    return tf.cond(
+        _is_pcm16(contents, sample_rate),
+        lambda: _decode_pcm16(contents),
+        functools.partial(tf.zeros, [0]),
+    )
+
+
 def decode_audio(path, sample_rate=16000, surveyed=False):
     """`read_audio` for eager code and for tf.data's `map`, with the same samples.
 
-    A 16-bit PCM WAV at `sample_rate` is decoded by TensorFlow's own operations, so it
-    also works on tf.data service workers without Python. tensorflow-io decodes surveyed
+    A 16-bit PCM WAV at `sample_rate` is `decode_wav`'s. tensorflow-io decodes surveyed
     FLAC and Ogg Vorbis at `sample_rate` where its native operations run. Its resampler is
     far from soxr (relative error 0.7 on a sine) and its MP3 decoder from libsndfile's once
     a frame is damaged, so other rates and MP3 go to `read_audio`.
@@ -91,8 +116,7 @@ def decode_audio(path, sample_rate=16000, surveyed=False):
     """
     path = tf.convert_to_tensor(path, tf.string)
     contents = tf.io.read_file(path)
-    empty = functools.partial(tf.zeros, [0])
-    wave = tf.cond(_is_pcm16(contents, sample_rate), lambda: _decode_pcm16(contents), empty)
+    wave = _decode_wav(contents, sample_rate)
     audio = _tensorflow_io() if surveyed else None
     if audio is not None:
         for matches, decode in (

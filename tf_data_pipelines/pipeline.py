@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from tf_data_pipelines.decode import decode_audio
+from tf_data_pipelines.decode import decode_audio, decode_wav
 from tf_data_pipelines.fbank import log_mel, log_mel_at, normalise
 from tf_data_pipelines.packing import batch_rows, pack
 from tf_data_pipelines.patches import patch_tokens
@@ -19,6 +19,15 @@ def training_batches(survey, fbank, patches, packing, seed=1337):
 
     Each clip draws a patch size and a frame shift from the settings; the draw depends on
     the seed and on how many clips came before, so a run repeats exactly.
+
+    Where `survey.graph_only`, the whole pipeline is one graph without Python, and
+    tf.data service workers can do its work:
+
+        batches = training_batches(survey, fbank, patches, packing).apply(
+            tf.data.experimental.service.distribute(ShardingPolicy.DYNAMIC, "grpc://host:5000"))
+
+    DYNAMIC hands each clip of a pass to one worker, which packs what it gets; OFF would give
+    every worker the same clips in the same order. All of them must see the files.
 
     Args:
         survey: Survey of the clips to train on.
@@ -46,6 +55,9 @@ def training_batches(survey, fbank, patches, packing, seed=1337):
 
 def evaluation_batches(survey, fbank, patches, packing, seed=0):
     """Packed batches that hold every clip exactly once, the last partial one included.
+
+    On the tf.data service too, with ShardingPolicy.DYNAMIC; each worker then has a last
+    partial batch.
 
     Args: as `training_batches`. With several patch sizes each clip keeps the same draw in
         every pass.
@@ -115,7 +127,13 @@ def _sounds(survey, fbank, patches, seed=None):
     )
 
     def decode(path, label, clip_id):
-        sound = decode_audio(path, fbank.sample_rate, surveyed=True)
+        if survey.graph_only:
+            sound = decode_wav(path, fbank.sample_rate)
+            whole = tf.size(sound) > 0
+            with tf.control_dependencies([tf.debugging.Assert(whole, ["changed file:", path])]):
+                sound = tf.identity(sound)
+        else:
+            sound = decode_audio(path, fbank.sample_rate, surveyed=True)
         if not patches.frame_shifts_ms:
             sound = normalise(log_mel(sound, fbank), fbank)
         return sound, label, clip_id

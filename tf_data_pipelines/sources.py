@@ -94,6 +94,8 @@ class Survey:
         durations: float64 (clips,), seconds.
         rejected: (path, reason) of each unusable file.
         mean, std: of the log-mel values of the training clips (of all, without any).
+        graph_only: every clip is a WAV that `decode_wav` decodes, so that the pipelines need
+            no Python while they run.
     """
 
     source: Source
@@ -101,6 +103,7 @@ class Survey:
     rejected: tuple[tuple[str, str], ...]
     mean: float
     std: float
+    graph_only: bool = False
 
     def split(self, name):
         """The part of one split, with the same mean and std; ValueError when it is empty."""
@@ -201,7 +204,12 @@ def survey(source, settings, progress=False, max_rejected=0.5):
     import rich.progress
     import tensorflow as tf
 
+    from tf_data_pipelines.decode import decode_wav
     from tf_data_pipelines.fbank import log_mel
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    def is_plain(path):
+        return tf.size(decode_wav(path, settings.sample_rate)) >= min_samples
 
     signature = [tf.TensorSpec([None], tf.float32)]
     filterbank = tf.function(lambda waveform: log_mel(waveform, settings), signature)
@@ -209,16 +217,16 @@ def survey(source, settings, progress=False, max_rejected=0.5):
     measured_split = {"train"} & {clip.split for clip in source.clips}
 
     def measure(clip):
-        """(reason, seconds, values, sum, sum of squares) of one clip."""
+        """(reason, seconds, whether plain WAV, values, sum, sum of squares) of one clip."""
         try:
             waveform = read_audio(clip.path, settings.sample_rate, min_samples)
         except AudioError as error:
-            return str(error), 0.0, 0, 0.0, 0.0
-        seconds = waveform.size / settings.sample_rate
+            return str(error), 0.0, True, 0, 0.0, 0.0
+        seconds, plain = waveform.size / settings.sample_rate, bool(is_plain(clip.path))
         if measured_split and clip.split not in measured_split:
-            return None, seconds, 0, 0.0, 0.0
+            return None, seconds, plain, 0, 0.0, 0.0
         values = filterbank(waveform).numpy().astype(np.float64)
-        return None, seconds, values.size, values.sum(), np.square(values).sum()
+        return None, seconds, plain, values.size, values.sum(), np.square(values).sum()
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(measure, source.clips)
@@ -235,11 +243,12 @@ def survey(source, settings, progress=False, max_rejected=0.5):
     )
     kept = dataclasses.replace(source, clips=clips)
     _check_rejected(source, kept, rejected, max_rejected)
-    count, total, squares = np.sum([result[2:] for result in results], 0)
+    count, total, squares = np.sum([result[3:] for result in results], 0)
     mean = total / count
     std = np.sqrt(max(0.0, squares / count - mean**2))
     durations = np.array([r[1] for r, keep in zip(results, good, strict=True) if keep])
-    return Survey(kept, durations, rejected, float(mean), float(std))
+    plain = all(result[2] for result in results)
+    return Survey(kept, durations, rejected, float(mean), float(std), plain)
 
 
 def _check_rejected(source, kept, rejected, max_rejected):

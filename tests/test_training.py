@@ -1,0 +1,168 @@
+"""Options of a training: what it computes with, and how it spares memory."""
+
+import dataclasses
+import os
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import soundfile
+
+from keras_flexast import FlexAST
+from keras_flexast.runs import load_run
+from keras_flexast.training import TrainSettings, compile_packed, train_run
+from tf_data_pipelines import FbankSettings, PatchSettings, load_source, survey
+
+WEIGHTS = np.float32([[1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 1, 0]])
+
+
+def batch(length=1024):
+    """Four rows of two clips, by which the blocks may attend clip by clip."""
+    rng, ids = np.random.default_rng(0), np.zeros((4, length), "int32")
+    ids[:, :50] = np.repeat([1, 2], [29, 21])
+    inputs = {
+        "tokens": rng.normal(size=(4, length, 256)).astype("float32"),
+        "positions": np.ones((4, length, 4), "float32"),
+        "segment_ids": ids,
+    }
+    return inputs, rng.integers(0, 3, (4, 3))
+
+
+def build(dtype="float32", dropout=0.0):
+    keras.utils.set_random_seed(0)
+    return FlexAST(3, 16, 1, 2, segments=3, dtype=dtype, dropout=dropout)
+
+
+def losses(model, inputs, labels, steps=4):
+    found = []
+    for _ in range(steps):
+        model.reset_metrics()
+        found.append(float(model.train_on_batch(inputs, labels, sample_weight=WEIGHTS)[0]))
+    return found
+
+
+@pytest.mark.parametrize("length", [64, 1024], ids=["dense", "by clip"])
+def test_rematerialised_blocks_learn_the_same(length, tmp_path):
+    results = []
+    for again in (False, True):
+        model = build()
+        if again:
+            model.rematerialise()
+        compile_packed(model, 1e-2, row_length=length)
+        results.append(losses(model, *batch(length)))
+    np.testing.assert_allclose(*results, rtol=0, atol=1e-5)
+    assert results[0][-1] < results[0][0]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    expected, found = (one.predict_on_batch(batch(length)[0])[:, :2] for one in (model, loaded))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_rematerialising_dropout_is_refused():
+    with pytest.raises(ValueError, match=r"dropout=0\.1 would be drawn anew"):
+        build(dropout=0.1).rematerialise()
+
+
+def test_two_half_batches_are_one_whole():
+    """Of the same number of clips: the mean of means is the mean."""
+    (inputs, labels), outputs = batch(64), {}
+    for accumulate in (1, 2):
+        model = build()
+        before = model.get_layer("head").kernel.numpy()
+        compile_packed(model, 1e-3, accumulate=accumulate)
+        for _ in range(3):
+            for rows in np.split(np.arange(4), accumulate):
+                part = {name: value[rows] for name, value in inputs.items()}
+                model.train_on_batch(part, labels[rows], sample_weight=WEIGHTS[rows])
+        assert int(model.optimizer.iterations) == 3
+        # Not the weights: the key's bias has no effect, and Adam moves it by rounding errors.
+        outputs[accumulate] = model.predict_on_batch(inputs)[:, :2]
+    assert np.abs(model.get_layer("head").kernel.numpy() - before).max() > 1e-3
+    np.testing.assert_allclose(outputs[2], outputs[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_learns(dtype):
+    if dtype == "mixed_float16" and keras.backend.backend() == "jax":
+        pytest.skip("JAX has no float16 products on a CPU")
+    model = build(dtype)
+    compile_packed(model, 1e-2, accumulate=2)
+    scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scaled == (dtype == "mixed_float16")
+    found = losses(model, *batch(64), steps=16)
+    assert np.isfinite(found).all() and found[-1] < 0.7 * found[0], found
+
+
+@pytest.fixture(scope="module")
+def surveyed(tmp_path_factory):
+    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("sounds")
+    for number in range(8):
+        times = np.arange(6000 + 500 * number) / 16000
+        tone = 0.3 * np.sin(2 * np.pi * (300, 2000)[number % 2] * times)
+        path = root / ("low", "high")[number % 2] / f"{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, tone + rng.normal(0, 0.01, len(times)), 16000)
+    return survey(load_source(root, validation=0, test=0), FbankSettings())
+
+
+def test_a_run_trained_with_every_option_is_float32(surveyed, tmp_path):
+    settings = TrainSettings(
+        epochs=2, batch_tokens=256, dtype="mixed_bfloat16", rematerialise=True, accumulate=3
+    )
+    run, history = train_run(
+        surveyed, surveyed, tmp_path / "run", PatchSettings((16, 32)), settings,
+        {"size": None, "dim": 16, "depth": 1, "num_heads": 2},
+    )  # fmt: skip
+    assert history.params["steps"] % 3 == 0
+    loaded = load_run(tmp_path / "run").model
+    for model in (run.model, loaded):
+        assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+    for ours, theirs in zip(run.model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"dtype": "bfloat16"}, "dtype='bfloat16' is unknown.*'mixed_bfloat16'"),
+        ({"accumulate": 0}, "accumulate=0 must be a positive"),
+    ],
+)
+def test_wrong_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TrainSettings(), **options)
+
+
+def test_the_next_process_finds_what_was_compiled(python, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("JAX_COMPILATION_CACHE_DIR", "TF_XLA_FLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # a tiny model's
+    code = """
+        import sys
+        from keras_flexast import cli
+        sys.argv = ["flexast", "--help"]
+        try:
+            cli.main()
+        except SystemExit:
+            pass
+        import keras, numpy as np
+        from keras_flexast import FlexAST
+        from keras_flexast.training import compile_packed
+        keras.utils.set_random_seed(0)
+        model = FlexAST(3, 16, 1, 2, segments=2)
+        compile_packed(model, 1e-2)
+        inputs = {
+            "tokens": np.ones((2, 32, 256), "float32"),
+            "positions": np.ones((2, 32, 4), "float32"),
+            "segment_ids": np.ones((2, 32), "int32"),
+        }
+        model.train_on_batch(inputs, np.zeros((2, 2), "int32"), sample_weight=np.ones((2, 2)))
+    """
+    kept = []
+    for _ in range(2):
+        python(code, backend=keras.backend.backend())
+        files = [path for path in pathlib.Path(tmp_path).rglob("*") if path.is_file()]
+        kept.append({path: os.stat(path).st_mtime_ns for path in files if "atime" not in path.name})
+    assert kept[0] and kept[0] == kept[1]  # the second process compiled nothing new
