@@ -17,7 +17,7 @@ def attend_by_clip(query, key, value, segment_ids):
     """Softmax attention of every token to the tokens of its own clip.
 
     Args:
-        query: float (rows, length, heads, width), scaled already; rows and length static.
+        query: float (rows, length, heads, width), scaled already; on JAX all static.
         key, value: like query.
         segment_ids: int (rows, length), the tokens of a clip side by side; 0 for padding.
 
@@ -38,8 +38,9 @@ def _by_tensorflow(query, key, value, segment_ids):
     """Arrays of clips of their own lengths; not compilable by XLA, which has static shapes."""
     import tensorflow as tf
 
-    _, length, heads, width = query.shape
+    heads, width = query.shape[2:]
     shape = tf.shape(query)
+    length = shape[1]
     flat = tf.reshape(segment_ids, [-1])
     first = tf.not_equal(flat, tf.roll(flat, 1, 0)) | tf.equal(tf.range(tf.size(flat)) % length, 0)
     run = tf.cumsum(tf.cast(first, tf.int32)) - 1
