@@ -8,7 +8,7 @@ import soundfile
 import tensorflow as tf
 
 from tf_data_pipelines import decode
-from tf_data_pipelines.decode import AudioError, decode_audio, read_audio
+from tf_data_pipelines.decode import AudioError, decode_audio, read_audio, stream_audio
 
 RATE = 16000
 FORMATS = [
@@ -268,3 +268,28 @@ def test_min_samples_is_the_shortest_allowed(tmp_path):
     assert read_audio(path, min_samples=701).shape == (701,)
     with pytest.raises(AudioError, match=r"at least 43\.875 ms \(702 samples"):
         read_audio(path, min_samples=702)
+
+
+@pytest.mark.parametrize("rate", [RATE, 22050, 48000])
+@pytest.mark.parametrize("extension", ["wav", "flac", "mp3"])
+def test_streamed_blocks_are_the_whole_recording(tmp_path, monkeypatch, rate, extension):
+    noise = np.random.default_rng(3).normal(0, 0.1, (rate, 2))
+    path = write(tmp_path / f"a.{extension}", noise, rate)
+    whole = read_audio(path)
+    monkeypatch.setattr(decode, "BLOCK_FRAMES", 4801)
+    seconds, blocks = stream_audio(path)
+    blocks = list(blocks)
+    assert seconds == pytest.approx(1, abs=0.1) and len(blocks) >= rate // 4801
+    assert max(map(len, blocks)) < 3 * 4801
+    np.testing.assert_allclose(np.concatenate(blocks), whole, rtol=0, atol=1e-6)
+
+
+def test_streaming_mends_and_refuses_as_reading_does(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(riff(FMT, chunk(b"data", PCM.tobytes(), 0xFFFFFFFF), size=0xFFFFFFFF))
+    np.testing.assert_array_equal(np.concatenate(list(stream_audio(path)[1])), read_audio(path))
+    fine = "silent.wav", "constant.flac", "antiphase.wav", "short.wav", "short.flac"
+    for name, (path, message) in bad_files(tmp_path).items():
+        if name not in (*fine, "no_samples.wav"):
+            with pytest.raises(AudioError, match=message):
+                list(stream_audio(path)[1])
