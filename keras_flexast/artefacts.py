@@ -183,29 +183,30 @@ def file_scores(artefact, paths, description=None):
     """
     from tf_data_pipelines.decode import AudioError, read_audio
 
-    used, rejected, scores = [], [], [np.zeros((0, len(artefact.classes)), "float32")]
-    waiting = []  # (path, waveform) until there are enough for one call
+    scores, rejected, waiting = {}, {}, {}  # by the file's number; waiting: waveforms
 
     def flush():
-        given, refused = artefact.answer([waveform for _, waveform in waiting])
-        for (path, _), score, reason in zip(waiting, given, refused, strict=True):
+        given, refused = artefact.answer(list(waiting.values()))
+        for number, score, reason in zip(waiting, given, refused, strict=True):
             if reason:
-                rejected.append((path, f"{path}: {reason}"))
+                rejected[number] = f"{paths[number]}: {reason}"
             else:
-                used.append(path)
-                scores.append(score[None])
+                scores[number] = score
         waiting.clear()
 
     with Progress(disable=description is None) as progress:
-        for path in progress.track(paths, description=description or ""):
+        for number, path in enumerate(progress.track(paths, description=description or "")):
             try:
-                waiting.append((path, read_audio(path, artefact.sample_rate)))
+                waiting[number] = read_audio(path, artefact.sample_rate)
             except AudioError as error:
-                rejected.append((path, str(error)))
-            if sum(len(waveform) for _, waveform in waiting) > BATCH_SAMPLES:
+                rejected[number] = str(error)
+            if sum(map(len, waiting.values())) > BATCH_SAMPLES:
                 flush()
         flush()
-    return np.concatenate(scores), used, tuple(rejected)
+    table = np.zeros((len(scores), len(artefact.classes)), "float32")
+    table[:] = list(scores.values()) or table
+    failed = tuple((paths[number], rejected[number]) for number in sorted(rejected))
+    return table, [paths[number] for number in scores], failed
 
 
 def _starts(length, window):
@@ -300,7 +301,9 @@ def _open_tflite(path, threads):
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
-        from tensorflow.lite import Interpreter
+        import tensorflow as tf
+
+        Interpreter = tf.lite.Interpreter  # noqa: N806, a class
 
     try:
         interpreter = Interpreter(model_path=str(path), num_threads=threads)

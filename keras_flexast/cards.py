@@ -114,7 +114,7 @@ def operating_points(paths, survey, threads=(1, 2), progress=False):
         points.append(
             {
                 "name": _name(artefact),
-                "path": str(artefact.path),
+                "path": str(artefact.path.resolve()),
                 "signature": artefact.signature,
                 "format": "saved_model" if artefact.path.is_dir() else artefact.path.suffix[1:],
                 "patch_size": artefact.patch_size,
@@ -157,8 +157,8 @@ def write_card(folder, points, run_info):
     """Write `card.json`, `points.png` and the model card `README.md`.
 
     Args:
-        folder: that they appear in; paths below it are written relative to it.
-        points: of `operating_points`.
+        folder: that they appear in; full paths below it are written relative to it.
+        points: of `operating_points`, or of a card.
         run_info: of `describe_run`; more keys are kept, and `data` (which clips) and
             `command` are told in the README.
 
@@ -172,7 +172,7 @@ def write_card(folder, points, run_info):
             metric, value, clips             "accuracy" or "mAP", 0 to 1, of how many clips
             standard_error                   of the accuracy, 0 to 1; null for mAP
             loss_points                      100 x (float32 of that patch size - this); null
-                                             without such a point
+                                             for float32, and without such a point
             latency_ms                       {threads: milliseconds}, median, one clip
             seconds                          length of that clip
             megabytes                        of the file, which its signatures share
@@ -276,7 +276,8 @@ def _bytes(path):
 
 
 def _relative(path, folder):
-    path, folder = pathlib.Path(path).resolve(), folder.resolve()
+    """A full path below the folder as it is seen from there; others unchanged."""
+    path, folder = pathlib.Path(path), folder.resolve()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
@@ -287,7 +288,7 @@ def _loss(point, points):
         for other in sorted(points, key=lambda other: other["format"] != point["format"])
         if other["precision"] == "float32" and other["patch_size"] == point["patch_size"]
     ]
-    if not references or point["precision"] is None:
+    if not references or point["precision"] in (None, "float32"):
         return None
     return round(100 * (references[0] - point["value"]), 3)
 

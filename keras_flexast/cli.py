@@ -555,13 +555,15 @@ def choose(
     if as_json:
         typer.echo(json.dumps({"best": best, "nearest": nearest, "points": points}, indent=2))
     else:
-        table = Table("", "artefact", "patch size", "precision", f"{points[0]['metric']} %")
-        for name in (f"ms, {threads} thread{'s' * (threads > 1)}", "MB"):
-            table.add_column(name, justify="right")
+        table = Table(
+            "", Column("artefact", overflow="fold"), "patch", "precision",
+            f"{points[0]['metric']} %", Column("ms a clip", justify="right"),
+            Column("MB", justify="right"), caption=f"{threads} thread{'s' * (threads > 1)}",
+        )  # fmt: skip
         for point in sorted(points, key=lambda point: -point["value"]):
             time = point["latency_ms"].get(str(threads))
             table.add_row(
-                "best" if point is best else "",
+                "→" if point is best else "",
                 point["name"],
                 point["patch_size"] or "",
                 point["precision"] or "",
@@ -572,9 +574,11 @@ def choose(
             )
         Console().print(table)
     if best is None:
+        limits = [f"{limit:g} ms"] * bool(limit) + [f"{max_mb:g} MB"] * bool(max_mb)
         raise ValueError(
-            f"no operating point is within the budget; the nearest is {nearest['name']} with "
-            f"{nearest['latency_ms'][str(threads)]:.3g} ms and {nearest['megabytes']:.2f} MB."
+            f"no operating point is within {' and '.join(limits)}; the nearest is "
+            f"{nearest['name']} with {nearest['latency_ms'][str(threads)]:.3g} ms and "
+            f"{nearest['megabytes']:.2f} MB."
         )
     if not as_json:
         typer.echo(f"Best within the budget: {folder / best['path']}")

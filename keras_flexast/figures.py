@@ -49,6 +49,7 @@ def points_figure(points, path, title, threads=1, chosen=None, budget_ms=None):
         budget_ms: where to draw a line, or None.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     points = [point for point in points if str(threads) in point["latency_ms"]]
     figure = Figure(figsize=(8, 4.6), dpi=150, layout="constrained")
@@ -69,9 +70,9 @@ def points_figure(points, path, title, threads=1, chosen=None, budget_ms=None):
     if budget_ms is not None:
         axes.axvline(budget_ms, color="0.4", linestyle="--", label=f"{budget_ms:g} ms")
     axes.set_xscale("log")
-    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        ticks(lambda value, _: f"{value:g}")
-    axes.tick_params(axis="x", which="minor", labelsize=7)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set(
         xlabel=f"milliseconds a clip, {threads} thread{'s' * (threads > 1)}",
         ylabel=f"{points[0]['metric']} (%)",
@@ -110,8 +111,8 @@ def timeline_figure(timeline, path, title, rows=10):
     colours = ListedColormap([f"C{index}" for index in range(10)][: min(rows, 10)])
     winning = np.ma.masked_less(place[winners], 0)[None]
     band.pcolormesh(edges, [0, 1], winning % 10, cmap=colours, vmin=-0.5, vmax=colours.N - 0.5)
-    _name_stretches(band, edges, winners, timeline.classes)
-    band.set(yticks=[0.5], title=title)
+    _name_stretches(band, edges, winners, timeline.classes, shown)
+    band.set(yticks=[0.5], title=_short(title, 100))
     band.set_yticklabels(["winner"])
     mesh = heat.pcolormesh(
         edges, np.arange(len(shown) + 1), scores[:, shown].T, cmap="Greys", vmin=0, vmax=1
@@ -148,7 +149,7 @@ def _edges(timeline):
     )
 
 
-def _name_stretches(axes, edges, winners, classes):
+def _name_stretches(axes, edges, winners, classes, shown):
     """Write each label into its stretch of the band where it is wide enough."""
     changes = np.flatnonzero(np.diff(winners)) + 1
     for first, last in zip([0, *changes], [*changes, len(winners)], strict=True):
@@ -156,13 +157,14 @@ def _name_stretches(axes, edges, winners, classes):
         if (edges[last] - edges[first]) / (edges[-1] - edges[0]) > 0.011 * len(name):
             middle = (edges[first] + edges[last]) / 2
             axes.text(
-                middle, 0.48, name, ha="center", va="center", fontsize=8, color="white",
-                fontweight="bold",
+                middle, 0.48, name, ha="center", va="center", fontsize=8, fontweight="bold",
+                color="white" if winners[first] in shown else "black",
             )  # fmt: skip
 
 
 def _short(name, width=24):
-    return name if len(name) <= width else name[: width - 1] + "\u2026"
+    name = name if len(name) <= width else name[: width - 1] + "\u2026"
+    return name.replace("$", r"\$")  # two of them would be a formula
 
 
 def _places(points, threads):
