@@ -1,4 +1,4 @@
-"""Exported artefacts as classifiers: waveforms of any length in, scores out, without Keras.
+"""Exported artefacts as classifiers: waveforms of any length in, scores out.
 
 A SavedModel is run by TensorFlow, a `.tflite` by LiteRT or TensorFlow's interpreter, an
 `.onnx` by onnxruntime. Labels come from the artefact itself.
@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 from rich.progress import Progress
+
+from keras_flexast.evaluation import patch_name
 
 BATCH_SAMPLES = 60 * 16000  # padded samples that one call gets; a longer clip is alone
 SAMPLE_RATE = 16000  # Hz, where an artefact does not say
@@ -134,16 +136,17 @@ def load_artefacts(path, threads=2):
             f"{path} is neither a SavedModel folder nor a .tflite or .onnx file. `flexast export` "
             f"writes them."
         )
-    facts = _facts(version)
+    classes, card = _labels_and_card(version)
+    sample_rate = card.get("fbank", {}).get("sample_rate", SAMPLE_RATE)
     artefacts = {}
     for name, (samples, width, run) in OPENERS[kind](version, threads).items():
-        if width != len(facts["classes"]):
-            raise ValueError(f"{version} has {width} scores and {len(facts['classes'])} labels.")
-        patch_size = name.removeprefix("patch_") if name.startswith("patch_") else None
+        if width != len(classes):
+            raise ValueError(f"{version} has {width} scores and {len(classes)} labels.")
+        pair = card.get("patch_sizes", {}).get(name)
+        named = name.removeprefix("patch_") if name.startswith("patch_") else None
         artefacts[name] = Artefact(
-            version, name, facts["classes"], samples,
-            facts.get("sample_rate", SAMPLE_RATE), facts.get("multi_label"),
-            patch_size or facts.get("patch_size"), facts.get("precision"), run,
+            version, name, classes, samples, sample_rate, card.get("multi_label"),
+            patch_name(pair) if pair else named, card.get("precision"), run,
         )  # fmt: skip
     if not artefacts:
         raise ValueError(
@@ -244,8 +247,8 @@ def _version(folder):
     return max(versions, key=lambda child: int(child.name), default=None)
 
 
-def _facts(path):
-    """What an artefact says of itself: `classes`, and what its card.json holds."""
+def _labels_and_card(path):
+    """Class names, and what card.json says ({} without one): inside, or labels beside."""
     texts = {}
     if path.is_dir():
         for name in ("labels.txt", "card.json"):
@@ -255,17 +258,13 @@ def _facts(path):
         with zipfile.ZipFile(path) as archive:
             for name in {"labels.txt", "card.json"} & set(archive.namelist()):
                 texts[name] = archive.read(name).decode()
-    beside = path.with_suffix(".labels.txt")
-    if "labels.txt" not in texts and beside.exists():
-        texts["labels.txt"] = beside.read_text()
+    place = path / "assets" / "labels.txt" if path.is_dir() else path.with_suffix(".labels.txt")
+    if "labels.txt" not in texts and place.exists():
+        texts["labels.txt"] = place.read_text()
     if "labels.txt" not in texts:
-        place = path / "assets" / "labels.txt" if path.is_dir() else beside
         raise ValueError(f"{path} has no labels. Write one class a line into {place}.")
-    return {**json.loads(texts.get("card.json", "{}")), "classes": _lines(texts["labels.txt"])}
-
-
-def _lines(text):
-    return tuple(line for line in text.split("\n") if line)
+    classes = tuple(line for line in texts["labels.txt"].split("\n") if line)
+    return classes, json.loads(texts.get("card.json", "{}"))
 
 
 def _open_saved_model(path, threads):

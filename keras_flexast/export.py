@@ -179,9 +179,12 @@ def fixed_scorer(run, patch_size, samples, frame_shift_ms=None):
 
     fbank, scale = _front_end(run, frame_shift_ms)
     model = _fixed(run, patch_size, int(fbank.frames(samples)), scale)
+    # TensorFlow's own graph is ready at once; XLA takes seconds to compile for a CPU.
+    model.compile(jit_compile=keras.backend.backend() != "tensorflow")
 
     def scores(waveforms):
-        return run.scores(model(normalise(log_mel(waveforms, fbank), fbank).numpy()))
+        features = normalise(log_mel(waveforms, fbank), fbank).numpy()
+        return run.scores(model.predict_on_batch(features))
 
     return scores
 

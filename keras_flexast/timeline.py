@@ -71,10 +71,11 @@ def run_timeline(run, path, patch_size, window=1.0, hop=0.5, frame_shift_ms=None
     scorers, rate = {}, run.fbank.sample_rate
 
     def score(waveforms):
-        samples = waveforms.shape[1]
+        count, samples = waveforms.shape
         if samples not in scorers:
-            scorers[samples] = fixed_scorer(run, patch_size, samples, frame_shift_ms)
-        return scorers[samples](waveforms)
+            scorers[samples] = count, fixed_scorer(run, patch_size, samples, frame_shift_ms)
+        full, scorer = scorers[samples]  # a last batch of another size would be compiled again
+        return scorer(np.pad(waveforms, [(0, full - count), (0, 0)]))[:count]
 
     patches = run.patches_at([patch_size], frame_shift_ms)
     fbank = run.fbank

@@ -42,7 +42,10 @@ def flexast(*arguments):
 def tiny(tmp_path_factory):
     """A folder of tiny artefacts."""
     folder = tmp_path_factory.mktemp("tiny")
-    card = {"sample_rate": 8000, "multi_label": False, "patch_size": "16", "precision": "int8"}
+    card = {
+        "precision": "int8", "multi_label": False, "fbank": {"sample_rate": 8000},
+        "patch_sizes": {"serving_default": [16, 24]},
+    }  # fmt: skip
     tiny_tflite(folder / "one.tflite", {"serving_default": 0}, card=card)
     tiny_tflite(folder / "two.tflite", {"patch_8": 8, "patch_16x24": 16})
     for version, seed in ((9, 9), (10, 10)):
@@ -112,7 +115,7 @@ def test_a_real_artefact_hears_a_long_clip_in_windows(real):
 def test_an_artefact_says_what_it_is(tiny):
     one = load_artefact(tiny / "one.tflite")
     assert (one.classes, one.samples, one.sample_rate) == (CLASSES, SAMPLES, 8000)
-    assert (one.patch_size, one.precision, one.multi_label) == ("16", "int8", False)
+    assert (one.patch_size, one.precision, one.multi_label) == ("16x24", "int8", False)
     served = load_artefact(tiny / "serving")
     assert served.path.name == "10" and served.samples is None and served.patch_size is None
     (clip,) = noise(SAMPLES)

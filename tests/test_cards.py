@@ -54,7 +54,7 @@ def artefacts(tmp_path_factory):
     tiny_tflite(
         folder / "full.tflite", {"patch_8": 8, "patch_16": 16}, card={"precision": "float32"}
     )
-    card = {"precision": "int8", "patch_size": "16"}
+    card = {"precision": "int8", "patch_sizes": {"serving_default": [16, 16]}}
     tiny_tflite(folder / "small.tflite", {"serving_default": 5}, card=card)
     tiny_saved_model(folder / "serving" / "1", 16)
     return folder
