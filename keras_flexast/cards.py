@@ -104,10 +104,12 @@ def operating_points(paths, survey, threads=(1, 2), progress=False):
         progress: show bars.
 
     Returns:
-        list of points for `write_card`.
+        list of points for `write_card`. An artefact that takes any length is timed at the
+        longest fixed length of the others, or else at the clips' median.
     """
     artefacts = [one for path in paths for one in scoring_artefacts(path).values()]
-    seconds = float(np.median(survey.durations))
+    lengths = [one.samples / one.sample_rate for one in artefacts if one.samples]
+    seconds = max(lengths, default=float(np.median(survey.durations)))
     points = []
     for artefact in artefacts:
         result = measure(artefact, survey, f"Testing {_name(artefact)}" if progress else None)
@@ -296,6 +298,7 @@ def _loss(point, points):
 def _readme(card):
     model, points, measured = card["model"], card["points"], card["measured"]
     metric, threads = points[0]["metric"], thread_counts(points)
+    errors = points[0]["standard_error"]
     labels = model["classes"]
     named = ", ".join(labels[:50]) + (f" and {len(labels) - 50} more" if len(labels) > 50 else "")
     several = "any number of labels a clip" if model["multi_label"] else "one label a clip"
@@ -352,8 +355,8 @@ def _readme(card):
             "",
             "![accuracy against latency](points.png)",
             "",
-            f"{metric} in percent ± one standard error. *lost*: points below float32 at the same "
-            f"patch size.",
+            f"The {metric} is in percent{' ± one standard error' * bool(errors)}. *lost*: points "
+            f"below float32 at the same patch size.",
             "",
             *(lost if any(point["precision"] in BOUNDS for point in points) else []),
             "",

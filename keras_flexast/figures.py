@@ -38,7 +38,7 @@ def accuracy_figure(curves, path, title, metric="accuracy"):
 
 
 def points_figure(points, path, title, threads=1, chosen=None, budget_ms=None):
-    """Draw accuracy against latency, a marker for each operating point.
+    """Draw accuracy against latency: a marker for each operating point, a colour a patch size.
 
     Args:
         points: of a card; those not timed with `threads` are left out.
@@ -52,21 +52,23 @@ def points_figure(points, path, title, threads=1, chosen=None, budget_ms=None):
     from matplotlib.ticker import LogLocator, NullLocator
 
     points = [point for point in points if str(threads) in point["latency_ms"]]
-    figure = Figure(figsize=(8, 4.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8.5, 4.6), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    kinds = dict.fromkeys((point["format"], point["precision"]) for point in points)
-    for number, (kind, marker) in enumerate(zip(kinds, MARKERS * len(kinds), strict=False)):
-        alike = [point for point in points if (point["format"], point["precision"]) == kind]
-        times, values = _places(alike, threads)
-        errors = [100 * (point["standard_error"] or 0) for point in alike]
+    sizes = _numbered(points, _size)
+    kinds = _numbered(points, _kind)
+    for point in points:
+        place = point["latency_ms"][str(threads)], 100 * point["value"]
         axes.errorbar(
-            times, values, errors, fmt=marker, color=f"C{number}", ecolor="0.85", elinewidth=1,
-            label=" ".join(filter(None, kind)), zorder=3,
+            *place, 100 * (point["standard_error"] or 0), fmt=MARKERS[kinds[_kind(point)] % 8],
+            color=f"C{sizes[_size(point)]}", ecolor="0.85", elinewidth=1, ms=7, alpha=0.8, zorder=3,
         )  # fmt: skip
-    _name_points(axes, points, threads)
+    for name, number in sizes.items():
+        axes.plot([], [], "o", color=f"C{number}", label=name)
+    for name, number in kinds.items():
+        axes.plot([], [], MARKERS[number % 8], color="0.4", label=name)
     if chosen is not None:
-        times, values = _places([chosen], threads)
-        axes.plot(times, values, "o", ms=15, mfc="none", mec="black", label="chosen")
+        place = chosen["latency_ms"][str(threads)], 100 * chosen["value"]
+        axes.plot(*place, "o", ms=15, mfc="none", mec="black", label="chosen")
     if budget_ms is not None:
         axes.axvline(budget_ms, color="0.4", linestyle="--", label=f"{budget_ms:g} ms")
     axes.set_xscale("log")
@@ -80,7 +82,7 @@ def points_figure(points, path, title, threads=1, chosen=None, budget_ms=None):
     )
     axes.margins(x=0.08, y=0.12)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     _write(figure, path)
 
 
@@ -167,21 +169,18 @@ def _short(name, width=24):
     return name.replace("$", r"\$")  # two of them would be a formula
 
 
-def _places(points, threads):
-    """Latencies in milliseconds and values in percent."""
-    return (
-        [point["latency_ms"][str(threads)] for point in points],
-        [100 * point["value"] for point in points],
-    )
+def _size(point):
+    return f"patch {point['patch_size']}" if point["patch_size"] else _short(point["name"])
 
 
-def _name_points(axes, points, threads):
-    """The patch size, or else the name, beside each marker."""
-    for point, time, value in zip(points, *_places(points, threads), strict=True):
-        axes.annotate(
-            point["patch_size"] or point["name"], (time, value), (5, 4),
-            textcoords="offset points", fontsize=8,
-        )  # fmt: skip
+def _kind(point):
+    return " ".join(filter(None, (point["format"], point["precision"])))
+
+
+def _numbered(points, name):
+    """{name: number} of the different names, in order, patch 8 before patch 16."""
+    names = {name(point) for point in points}
+    return {name: number for number, name in enumerate(sorted(names, key=lambda n: (len(n), n)))}
 
 
 def _write(figure, path):

@@ -141,6 +141,7 @@ def test_signatures_are_chosen_by_name(tiny):
         load_artefact(tiny / "two.tflite", "patch_32")
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated")
 def test_tensorflows_own_interpreter_does_as_well(tiny, monkeypatch):
     expected = load_artefact(tiny / "one.tflite").scores(noise(SAMPLES, 70))
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
