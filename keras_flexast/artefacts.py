@@ -334,17 +334,20 @@ def _open_onnx(path, threads):
         ) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    if [one.name for one in inputs] != ["waveform"]:
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no base of their own
+        raise ValueError(f"{path} cannot be loaded: {error}") from None
+    inputs = {one.name: one.shape for one in session.get_inputs()}
+    outputs = {one.name: one.shape for one in session.get_outputs()}
+    if list(inputs) != ["waveform"] or "scores" not in outputs:
         return {}
 
     def run(batch, lengths):
         rows = [session.run(["scores"], {"waveform": waveform[None]})[0] for waveform in batch]
         return np.concatenate(rows), [""] * len(batch)
 
-    width = next(one.shape[-1] for one in outputs if one.name == "scores")
-    return {"serving_default": (inputs[0].shape[1], width, run)}
+    return {"serving_default": (inputs["waveform"][1], outputs["scores"][-1], run)}
 
 
 OPENERS = {"saved_model": _open_saved_model, ".tflite": _open_tflite, ".onnx": _open_onnx}

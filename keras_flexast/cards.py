@@ -251,7 +251,8 @@ def choose_point(points, budget_ms=None, max_mb=None, threads=1):
         return point["latency_ms"][str(threads)]
 
     def excess(point):
-        return max(latency(point) / (budget_ms or math.inf), point["megabytes"] / (max_mb or 1e9))
+        size = point["megabytes"] / (max_mb or math.inf)
+        return max(latency(point) / (budget_ms or math.inf), size)
 
     within = [point for point in timed if excess(point) <= 1]
     best = min(within, key=lambda point: (-point["value"], latency(point)), default=None)

@@ -402,6 +402,7 @@ def evaluate(
     An artefact is run by its own runtime: the number is what the exported file scores.
     """
     from keras_flexast.artefacts import is_artefact
+    from keras_flexast.cards import share_text
     from keras_flexast.evaluation import evaluate_run, patch_name
     from keras_flexast.figures import accuracy_figure
     from tf_data_pipelines.settings import PATCH_SIZES
@@ -428,7 +429,7 @@ def evaluate(
     table = Table("patch size", metric, "clips", *(["tokens per clip", "row fill"] * packed))
     for r in results:
         more = (f"{r['tokens'] / r['clips']:.0f}", f"{100 * r['fill']:.0f} %") if packed else ()
-        table.add_row(r["name"], f"{100 * r['value']:.1f} %", str(r["clips"]), *more)
+        table.add_row(r["name"], f"{share_text(r)} %", str(r["clips"]), *more)
     Console().print(table)
 
 
@@ -468,7 +469,7 @@ def predict(
     as_json: AsJson = False,
 ):
     """Labels and scores of sound files of any format, rate and length."""
-    from keras_flexast.artefacts import file_scores, is_artefact
+    from keras_flexast.artefacts import is_artefact
     from keras_flexast.evaluation import patch_name
 
     if not timeline and (window or hop or timeline_out):
@@ -477,7 +478,7 @@ def predict(
         raise typer.BadParameter(f"--timeline takes one recording, not {len(files)} files.")
     if is_artefact(run):
         _refuse_run_options(frame_shift_ms, resize, own_length)
-        loaded = _load_artefact(run, patch_size)
+        loaded, pair = _load_artefact(run, patch_size), None
         name = loaded.patch_size
     else:
         loaded = _load(run, resize, own_length)
@@ -485,27 +486,11 @@ def predict(
         name = patch_name(pair)
     more = {}
     if timeline:
-        from keras_flexast.timeline import artefact_timeline, run_timeline
-
-        if is_artefact(run):
-            heard = artefact_timeline(loaded, files[0], window, hop, not as_json)
-        else:
-            window = window or 1.0
-            heard = run_timeline(
-                loaded, files[0], pair, window, hop or window / 2, frame_shift_ms or None,
-                not as_json,
-            )  # fmt: skip
-        paths, scores, rejected = [str(files[0])], heard.overall()[None], ()
+        heard = _hear(loaded, files[0], pair, window, hop, frame_shift_ms, not as_json)
+        scores, paths, rejected = heard.overall()[None], [str(files[0])], ()
         more = _write_timeline(heard, files[0], timeline_out)
-    elif is_artefact(run):
-        text = "Classifying" if not as_json and len(files) > 20 else None
-        scores, paths, rejected = file_scores(loaded, list(map(str, files)), text)
     else:
-        found, logits = _run_files(
-            loaded, files, pair, frame_shift_ms, lambda model: model, not as_json
-        )
-        scores, rejected = loaded.scores(logits), found.rejected
-        paths = [clip.path for clip in found.source.clips]
+        scores, paths, rejected = _score_files(loaded, files, pair, frame_shift_ms, not as_json)
     answers = []
     for path, score in zip(paths, scores, strict=True):
         best = score.argsort()[::-1][:top]
@@ -788,6 +773,28 @@ def _refuse_run_options(frame_shift_ms, resize, own_length):
     for name, value in given.items():
         if value:
             raise typer.BadParameter(f"{name} is settled in an exported artefact; export again.")
+
+
+def _score_files(model, files, pair, frame_shift_ms, progress):
+    """(scores, usable files, rejected) by a run at a patch size, or by an artefact (None)."""
+    from keras_flexast.artefacts import file_scores
+
+    if pair is None:
+        text = "Classifying" if progress and len(files) > 20 else None
+        return file_scores(model, [str(file) for file in files], text)
+    found, logits = _run_files(model, files, pair, frame_shift_ms, lambda model: model, progress)
+    return model.scores(logits), [clip.path for clip in found.source.clips], found.rejected
+
+
+def _hear(model, file, pair, window, hop, frame_shift_ms, progress):
+    """Timeline by a run at a patch size, or by an artefact (None)."""
+    from keras_flexast.timeline import artefact_timeline, run_timeline
+
+    if pair is None:
+        return artefact_timeline(model, file, window, hop, progress)
+    window = window or 1.0
+    hop = hop or window / 2
+    return run_timeline(model, file, pair, window, hop, frame_shift_ms or None, progress)
 
 
 def _write_timeline(heard, file, out):
