@@ -21,6 +21,7 @@ app = typer.Typer(
         "  flexast evaluate run sounds/ --patch-sizes 8,16,32,48\n\n"
         "  flexast predict run new.ogg --patch-size 32\n\n"
         "  flexast export run --patch-size 16,32 --format tflite\n\n"
+        "  flexast predict run/export/flexast_32.tflite new.ogg\n\n"
         "Or from published weights:\n\n"
         "  flexast convert MIT/ast-finetuned-audioset-10-10-0.4593 run\n\n"
         "KERAS_BACKEND=jax (or tensorflow) chooses what computes."
@@ -111,6 +112,24 @@ def parse_patch_sizes(text):
     return tuple(size if len(size) == 2 else size * 2 for size in sizes)
 
 
+def parse_milliseconds(text):
+    """ "20ms", "0.02s" or "20" -> 20.0; "" -> None."""
+    if not text:
+        return None
+    number, scale = text.strip().lower(), 1.0
+    if number.endswith("ms"):
+        number = number[:-2]
+    elif number.endswith("s"):
+        number, scale = number[:-1], 1000.0
+    try:
+        value = scale * float(number)
+        if not 0 < value < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a time such as 20ms, 0.02s or 20.") from None
+    return value
+
+
 def parse_numbers(text):
     """ "10,20" -> (10.0, 20.0)."""
     try:
@@ -122,6 +141,14 @@ def parse_numbers(text):
 RunArgument = Annotated[
     pathlib.Path,
     typer.Argument(help="Folder that train, convert or demo wrote.", show_default=False),
+]
+ModelArgument = Annotated[
+    pathlib.Path,
+    typer.Argument(
+        help="Folder that train, convert or demo wrote, or an exported artefact: .tflite, .onnx, "
+        "SavedModel.",
+        show_default=False,
+    ),
 ]
 DataArgument = Annotated[
     pathlib.Path,
@@ -371,11 +398,16 @@ def convert(
 
 @app.command()
 def evaluate(
-    run: RunArgument,
+    run: ModelArgument,
     data: DataArgument,
     patch_sizes: Annotated[
-        str, typer.Option(help="Sizes to test at, one set of weights for all.")
-    ] = "8,10,12,16,20,24,30,32,40,48",
+        str | None,
+        typer.Option(
+            help="Sizes to test at, one set of weights for all. If not given: "
+            "8,10,12,16,20,24,30,32,40,48, or all that an artefact has.",
+            show_default=False,
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="train, validation, test, or all.")] = "test",
     frame_shift_ms: FrameShift = 0,
     resize: ResizeRun = None,
@@ -385,61 +417,107 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ):
-    """Accuracy (mAP where clips have several labels) of a run at several patch sizes."""
+    """Accuracy (mAP where clips have several labels) of a run or artefact at several patch sizes.
+
+    An artefact is run by its own runtime: the number is what the exported file scores.
+    """
+    from keras_flexast.artefacts import is_artefact
+    from keras_flexast.cards import share_text
     from keras_flexast.evaluation import evaluate_run, patch_name
     from keras_flexast.figures import accuracy_figure
+    from tf_data_pipelines.settings import PATCH_SIZES
 
-    sizes = parse_patch_sizes(patch_sizes)
-    loaded = _load(run, resize, own_length)
-    found = _survey(data, loaded, split, not as_json)
-    _warn_of_cuts(loaded, found)
-    results = evaluate_run(loaded, found, sizes, frame_shift_ms or None, not as_json)
+    if is_artefact(run):
+        _refuse_run_options(frame_shift_ms, resize, own_length)
+        results = _evaluate_artefact(run, data, patch_sizes, split, not as_json)
+    else:
+        sizes = parse_patch_sizes(patch_sizes) if patch_sizes else PATCH_SIZES
+        loaded = _load(run, resize, own_length)
+        found = _survey(data, loaded.classes, loaded.fbank, split, not as_json)
+        _warn_of_cuts(loaded, found)
+        results = evaluate_run(loaded, found, sizes, frame_shift_ms or None, not as_json)
+        for result in results:
+            result["name"] = patch_name(result["patch_size"])
+    metric, clips = results[0]["metric"], results[0]["clips"]
     if figure:
-        curve = {patch_name(r["patch_size"]): r["value"] for r in results}
-        metric = results[0]["metric"]
-        accuracy_figure({run.name: curve}, figure, f"{len(found.source)} clips", metric)
+        curve = {result["name"]: result["value"] for result in results}
+        accuracy_figure({run.name: curve}, figure, f"{clips} clips", metric)
     if as_json:
         typer.echo(json.dumps(results, indent=2))
         return
-    table = Table("patch size", results[0]["metric"], "clips", "tokens per clip", "row fill")
+    packed = "tokens" in results[0]
+    table = Table("patch size", metric, "clips", *(["tokens per clip", "row fill"] * packed))
     for r in results:
-        table.add_row(
-            patch_name(r["patch_size"]),
-            f"{100 * r['value']:.1f} %",
-            str(r["clips"]),
-            f"{r['tokens'] / r['clips']:.0f}",
-            f"{100 * r['fill']:.0f} %",
-        )
+        more = (f"{r['tokens'] / r['clips']:.0f}", f"{100 * r['fill']:.0f} %") if packed else ()
+        table.add_row(r["name"], f"{share_text(r)} %", str(r["clips"]), *more)
     Console().print(table)
 
 
 @app.command()
 def predict(
-    run: RunArgument,
+    run: ModelArgument,
     files: FilesArgument,
     patch_size: PatchSize = None,
     frame_shift_ms: FrameShift = 0,
     resize: ResizeRun = None,
     own_length: OwnLength = False,
     top: Annotated[int, typer.Option(min=1, help="Labels to show.")] = 3,
+    timeline: Annotated[
+        bool,
+        typer.Option(
+            "--timeline",
+            help="What is heard when in one recording of any length: a table and a picture.",
+        ),
+    ] = False,
+    window: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Of the timeline, in seconds; 0 for 1, or what an artefact takes."
+        ),
+    ] = 0,
+    hop: Annotated[
+        float, typer.Option(min=0, help="From window to window, in seconds; 0 for half a window.")
+    ] = 0,
+    timeline_out: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            help="Write the timeline to this name with .csv and .png; NAME_timeline here if not "
+            "given.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ):
     """Labels and scores of sound files of any format, rate and length."""
+    from keras_flexast.artefacts import is_artefact
     from keras_flexast.evaluation import patch_name
 
-    loaded = _load(run, resize, own_length)
-    pair = _one_patch_size(loaded, patch_size)
-    found, logits = _run_files(
-        loaded, files, pair, frame_shift_ms, lambda model: model, not as_json
-    )
-    scores = loaded.scores(logits)
+    if not timeline and (window or hop or timeline_out):
+        raise typer.BadParameter("--window, --hop and --timeline-out belong to --timeline.")
+    if timeline and len(files) != 1:
+        raise typer.BadParameter(f"--timeline takes one recording, not {len(files)} files.")
+    if is_artefact(run):
+        _refuse_run_options(frame_shift_ms, resize, own_length)
+        loaded, pair = _load_artefact(run, patch_size), None
+        name = loaded.patch_size
+    else:
+        loaded = _load(run, resize, own_length)
+        pair = _one_patch_size(loaded, patch_size)
+        name = patch_name(pair)
+    more = {}
+    if timeline:
+        heard = _hear(loaded, files[0], pair, window, hop, frame_shift_ms, not as_json)
+        scores, paths, rejected = heard.overall()[None], [str(files[0])], ()
+        more = _write_timeline(heard, files[0], timeline_out)
+    else:
+        scores, paths, rejected = _score_files(loaded, files, pair, frame_shift_ms, not as_json)
     answers = []
-    for clip, score in zip(found.source.clips, scores, strict=True):
+    for path, score in zip(paths, scores, strict=True):
         best = score.argsort()[::-1][:top]
         labels = [{"label": loaded.classes[k], "score": round(float(score[k]), 6)} for k in best]
-        answers.append({"file": clip.path, "patch_size": patch_name(pair), "top": labels})
+        answers.append({"file": path, "patch_size": name, "top": labels, **more})
     if as_json:
-        failed = [{"file": path, "error": reason} for path, reason in found.rejected]
+        failed = [{"file": path, "error": reason} for path, reason in rejected]
         typer.echo(json.dumps(answers + failed, indent=2))
     else:
         table = Table(Column("file", overflow="fold"))
@@ -449,7 +527,66 @@ def predict(
             labels = (f"{one['label']} {one['score']:.3f}" for one in answer["top"])
             table.add_row(answer["file"], *labels)
         Console().print(table)
-    _fail_for(found)
+        if timeline:
+            typer.echo(f"Wrote {more['csv']} ({more['windows']} windows) and {more['png']}")
+    _fail_for(rejected)
+
+
+@app.command()
+def choose(
+    folder: Annotated[
+        pathlib.Path,
+        typer.Argument(help="Folder with the card.json of an export.", show_default=False),
+    ],
+    budget: Annotated[
+        str, typer.Option(help="Time for a clip: 20ms, 0.02s or 20 (ms).", show_default=False)
+    ] = "",
+    max_mb: Annotated[float, typer.Option(min=0, help="Largest file, in MB; 0 for any size.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that a clip may use.")] = 1,
+    figure: Annotated[
+        pathlib.Path | None, typer.Option(help="Draw the points as PNG.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+):
+    """The most accurate exported model within a budget of time and size, as measured."""
+    from keras_flexast.cards import choose_point, read_card, share_text
+    from keras_flexast.figures import points_figure
+
+    card, limit = read_card(folder), parse_milliseconds(budget)
+    points = card["points"]
+    best, nearest = choose_point(points, limit, max_mb or None, threads)
+    if figure:
+        points_figure(points, figure, card["model"]["name"], threads, best, limit)
+    if as_json:
+        typer.echo(json.dumps({"best": best, "nearest": nearest, "points": points}, indent=2))
+    else:
+        table = Table(
+            "", Column("artefact", overflow="fold"), "patch", "precision",
+            f"{points[0]['metric']} %", Column("ms a clip", justify="right"),
+            Column("MB", justify="right"), caption=f"{threads} thread{'s' * (threads > 1)}",
+        )  # fmt: skip
+        for point in sorted(points, key=lambda point: -point["value"]):
+            time = point["latency_ms"].get(str(threads))
+            table.add_row(
+                "→" if point is best else "",
+                point["name"],
+                point["patch_size"] or "",
+                point["precision"] or "",
+                share_text(point),
+                "" if time is None else f"{time:.3g}",
+                f"{point['megabytes']:.2f}",
+                style="bold" if point is best else None,
+            )
+        Console().print(table)
+    if best is None:
+        limits = [f"{limit:g} ms"] * bool(limit) + [f"{max_mb:g} MB"] * bool(max_mb)
+        raise ValueError(
+            f"no operating point is within {' and '.join(limits)}; the nearest is "
+            f"{nearest['name']} with {nearest['latency_ms'][str(threads)]:.3g} ms and "
+            f"{nearest['megabytes']:.2f} MB."
+        )
+    if not as_json:
+        typer.echo(f"Best within the budget: {folder / best['path']}")
 
 
 @app.command()
@@ -484,7 +621,7 @@ def embed(
     np.savez(content, files=[clip.path for clip in found.source.clips], embeddings=vectors)
     write_whole(out, content.getvalue())
     typer.echo(f"{len(vectors)} embeddings of width {vectors.shape[1]} are in {out}.")
-    _fail_for(found)
+    _fail_for(found.rejected)
 
 
 @app.command()
@@ -599,18 +736,104 @@ def _load(run, resize, own_length):
     return loaded.own_length() if own_length else loaded
 
 
-def _survey(data, run=None, split="all", progress=True, fbank=None):
-    """Survey of DATA, with the run's classes and front end; rejected files are warned of."""
+def _survey(data, classes=None, fbank=None, split="all", progress=True):
+    """Survey of DATA, with a model's classes and front end; rejected files are warned of."""
     from tf_data_pipelines.settings import FbankSettings
     from tf_data_pipelines.sources import load_source, survey
 
-    source = load_source(data, classes=run and run.classes)
+    source = load_source(data, classes=classes)
     if split != "all":
         source = source.split(split)
-    found = survey(source, run.fbank if run else fbank or FbankSettings(), progress)
+    found = survey(source, fbank or FbankSettings(), progress)
     if found.warning():
         errors.print(f"Warning: {found.warning()}", style="yellow")
     return found
+
+
+def _load_artefact(path, patch_size):
+    """The signature of an artefact for --patch-size, or its only one."""
+    from keras_flexast.artefacts import load_artefact, scoring_artefacts
+
+    _use_devices()
+    if not patch_size:
+        return load_artefact(path)
+    found = scoring_artefacts(path)
+    return _sized(found, path, _one_pair(patch_size, "--patch-size"))
+
+
+def _evaluate_artefact(path, data, patch_sizes, split, progress):
+    """A result for each signature of an artefact, or for those of --patch-sizes."""
+    from keras_flexast.artefacts import scoring_artefacts
+    from keras_flexast.cards import measure
+    from tf_data_pipelines.settings import FbankSettings
+
+    _use_devices()
+    found = scoring_artefacts(path)
+    chosen = list(found.values())
+    if patch_sizes:
+        chosen = [_sized(found, path, pair) for pair in parse_patch_sizes(patch_sizes)]
+    fbank = FbankSettings(sample_rate=chosen[0].sample_rate)
+    clips = _survey(data, chosen[0].classes, fbank, split, progress)
+    results = []
+    for one in chosen:
+        name = one.patch_size or one.signature
+        result = measure(one, clips, f"Evaluating {name}" if progress else None)
+        results.append({"name": name, "signature": one.signature, **result})
+    return results
+
+
+def _sized(found, path, pair):
+    """The Artefact of one patch size among those of a file."""
+    from keras_flexast.evaluation import patch_name
+
+    named = {one.patch_size: one for one in found.values()}
+    if patch_name(pair) not in named:
+        names = [name or "one that it does not name (leave the option out)" for name in named]
+        raise ValueError(f"{path} has no patch size {patch_name(pair)}; it has {', '.join(names)}.")
+    return named[patch_name(pair)]
+
+
+def _refuse_run_options(frame_shift_ms, resize, own_length):
+    """Raise for options that an exported artefact has settled."""
+    given = {
+        "--frame-shift-ms": frame_shift_ms, "--resize": resize, "--own-length": own_length
+    }  # fmt: skip
+    for name, value in given.items():
+        if value:
+            raise typer.BadParameter(f"{name} is settled in an exported artefact; export again.")
+
+
+def _score_files(model, files, pair, frame_shift_ms, progress):
+    """(scores, usable files, rejected) by a run at a patch size, or by an artefact (None)."""
+    from keras_flexast.artefacts import file_scores
+
+    if pair is None:
+        text = "Classifying" if progress and len(files) > 20 else None
+        return file_scores(model, [str(file) for file in files], text)
+    found, logits = _run_files(model, files, pair, frame_shift_ms, lambda model: model, progress)
+    return model.scores(logits), [clip.path for clip in found.source.clips], found.rejected
+
+
+def _hear(model, file, pair, window, hop, frame_shift_ms, progress):
+    """Timeline by a run at a patch size, or by an artefact (None)."""
+    from keras_flexast.timeline import artefact_timeline, run_timeline
+
+    if pair is None:
+        return artefact_timeline(model, file, window, hop, progress)
+    window = window or 1.0
+    hop = hop or window / 2
+    return run_timeline(model, file, pair, window, hop, frame_shift_ms or None, progress)
+
+
+def _write_timeline(heard, file, out):
+    """Write a timeline's table and picture; returns where, and how many windows."""
+    from keras_flexast.figures import timeline_figure
+    from keras_flexast.runs import write_whole
+
+    prefix = str(out or f"{file.stem}_timeline")
+    timeline_figure(heard, f"{prefix}.png", file.name)
+    write_whole(f"{prefix}.csv", heard.to_csv())
+    return {"csv": f"{prefix}.csv", "png": f"{prefix}.png", "windows": len(heard.starts)}
 
 
 def _warn_of_cuts(run, found):
@@ -630,10 +853,7 @@ def _warn_of_cuts(run, found):
 
 def _one_patch_size(run, text):
     """(frequency, time) of --patch-size; the model's own where that is not given."""
-    sizes = parse_patch_sizes(text) if text else (run.model.base_patch,)
-    if len(sizes) != 1:
-        raise typer.BadParameter(f"--patch-size {text!r} must be one size here.")
-    return sizes[0]
+    return _one_pair(text, "--patch-size") or run.model.base_patch
 
 
 def _run_files(run, files, pair, frame_shift_ms, part, progress):
@@ -710,11 +930,11 @@ def _text(pair):
     return "x".join(map(str, pair))
 
 
-def _fail_for(found):
+def _fail_for(rejected):
     """Name the files that could not be used, and exit with 1 when there are any."""
-    for _, reason in found.rejected:
+    for _, reason in rejected:
         errors.print(f"Error: {reason}", style="red")
-    if found.rejected:
+    if rejected:
         raise typer.Exit(1)
 
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from keras_flexast.artefacts import load_artefact
 from keras_flexast.evaluation import clip_outputs, evaluate_run, patch_name
-from keras_flexast.export import export_folder, fixed_scores, load_scorer
+from keras_flexast.export import export_folder, fixed_scores
 from keras_flexast.figures import accuracy_figure
 from keras_flexast.metrics import accuracy
 from keras_flexast.models import ElasticAST
@@ -197,8 +198,7 @@ def _check_artefacts(run, survey, artefacts):
     labels = [clip.labels[0] for clip in survey.source.clips]
     checks = {"max_abs_difference": {}, "accuracy": {}, "megabytes": {}}
     for name, (patch, path) in track(artefacts.items(), "Running artefacts"):
-        scorer, _ = load_scorer(path)
-        scores = scorer(waveforms)
+        scores = load_artefact(path).scores(waveforms)
         expected = fixed_scores(run, patch, waveforms)
         checks["max_abs_difference"][name] = float(np.abs(scores - expected).max())
         checks["accuracy"][name] = accuracy(labels, scores)

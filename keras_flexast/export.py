@@ -12,7 +12,6 @@ import sys
 import tempfile
 
 import keras
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 
@@ -171,11 +170,23 @@ def fixed_scores(run, patch_size, waveforms, frame_shift_ms=None):
     Returns:
         float32 (clips, classes).
     """
+    return fixed_scorer(run, patch_size, waveforms.shape[1], frame_shift_ms)(waveforms)
+
+
+def fixed_scorer(run, patch_size, samples, frame_shift_ms=None):
+    """`fixed_scores` as a function of waveforms float32 (clips, samples), to call often."""
     from tf_data_pipelines.fbank import log_mel, normalise
 
     fbank, scale = _front_end(run, frame_shift_ms)
-    features = normalise(log_mel(waveforms, fbank), fbank).numpy()
-    return run.scores(_fixed(run, patch_size, features.shape[1], scale)(features))
+    model = _fixed(run, patch_size, int(fbank.frames(samples)), scale)
+    # TensorFlow's own graph is ready at once; XLA takes seconds to compile for a CPU.
+    model.compile(jit_compile=keras.backend.backend() != "tensorflow")
+
+    def scores(waveforms):
+        features = normalise(log_mel(waveforms, fbank), fbank).numpy()
+        return run.scores(model.predict_on_batch(features))
+
+    return scores
 
 
 def _fixed(run, patch_size, frames, frame_shift_scale):
@@ -189,29 +200,6 @@ def _front_end(run, frame_shift_ms):
         return run.fbank, 1.0
     fbank = dataclasses.replace(run.fbank, frame_shift_ms=frame_shift_ms)
     return fbank, frame_shift_ms / run.fbank.frame_shift_ms
-
-
-def load_scorer(path):
-    """An exported artefact as a function, run by its own runtime.
-
-    Args:
-        path: a SavedModel folder (TensorFlow), or a `.tflite` file (LiteRT, or else
-            TensorFlow's interpreter).
-
-    Returns:
-        (function from float32 (clips, samples) to scores (clips, classes), samples).
-
-    Raises:
-        FileNotFoundError, ValueError: no such artefact, or of another kind.
-    """
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected a SavedModel folder or .tflite.")
-    if path.is_dir():
-        return _saved_model_scorer(path)
-    if path.suffix == ".tflite":
-        return _tflite_scorer(path)
-    raise ValueError(f"{path} is neither a SavedModel folder nor a .tflite file.")
 
 
 def _write_saved_model(model, samples, folder, batch=None):
@@ -234,37 +222,3 @@ def _tflite_bytes(model, samples):
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         return converter.convert()
-
-
-def _saved_model_scorer(path):
-    import tensorflow as tf
-
-    loaded = tf.saved_model.load(str(path))
-    serve = loaded.signatures["serving_default"]
-    (spec,) = serve.structured_input_signature[1].values()
-
-    def scores(waveforms, loaded=loaded):  # the signature does not keep its model alive
-        return serve(waveform=tf.constant(waveforms))["scores"].numpy()
-
-    return scores, spec.shape[1]
-
-
-def _tflite_scorer(path):
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
-        from tensorflow.lite import Interpreter
-
-    interpreter = Interpreter(model_path=str(path), num_threads=2)
-    interpreter.allocate_tensors()
-    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
-
-    def scores(waveforms):
-        rows = []
-        for waveform in waveforms:
-            interpreter.set_tensor(given["index"], np.asarray(waveform[None], "float32"))
-            interpreter.invoke()
-            rows.append(interpreter.get_tensor(result["index"])[0].copy())
-        return np.stack(rows)
-
-    return scores, int(given["shape"][1])

@@ -2,7 +2,11 @@
 
 import io
 
+import numpy as np
+
 from keras_flexast.runs import write_whole
+
+MARKERS = "osD^vP*X"
 
 
 def accuracy_figure(curves, path, title, metric="accuracy"):
@@ -30,6 +34,156 @@ def accuracy_figure(curves, path, title, metric="accuracy"):
     axes.set(ylim=(0, 104), xlim=(-0.3, len(names) - 0.3))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
+    _write(figure, path)
+
+
+def points_figure(points, path, title, threads=1, chosen=None, budget_ms=None):
+    """Draw accuracy against latency: a marker for each operating point, a colour a patch size.
+
+    Args:
+        points: of a card; those not timed with `threads` are left out.
+        path: of the PNG.
+        title: above the axes.
+        threads: number that the latency is of.
+        chosen: the point to ring, or None.
+        budget_ms: where to draw a line, or None.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    points = [point for point in points if str(threads) in point["latency_ms"]]
+    figure = Figure(figsize=(8.5, 4.6), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    sizes = _numbered(points, _size)
+    kinds = _numbered(points, _kind)
+    for point in points:
+        place = point["latency_ms"][str(threads)], 100 * point["value"]
+        axes.errorbar(
+            *place, 100 * (point["standard_error"] or 0), fmt=MARKERS[kinds[_kind(point)] % 8],
+            color=f"C{sizes[_size(point)]}", ecolor="0.85", elinewidth=1, ms=7, alpha=0.8, zorder=3,
+        )  # fmt: skip
+    for name, number in sizes.items():
+        axes.plot([], [], "o", color=f"C{number}", label=name)
+    for name, number in kinds.items():
+        axes.plot([], [], MARKERS[number % 8], color="0.4", label=name)
+    if chosen is not None:
+        place = chosen["latency_ms"][str(threads)], 100 * chosen["value"]
+        axes.plot(*place, "o", ms=15, mfc="none", mec="black", label="chosen")
+    if budget_ms is not None:
+        axes.axvline(budget_ms, color="0.4", linestyle="--", label=f"{budget_ms:g} ms")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(
+        xlabel=f"milliseconds a clip, {threads} thread{'s' * (threads > 1)}",
+        ylabel=f"{points[0]['metric']} (%)",
+        title=title,
+    )
+    axes.margins(x=0.08, y=0.12)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    _write(figure, path)
+
+
+def timeline_figure(timeline, path, title, rows=10):
+    """Draw a Timeline: a band of the winning labels over a heat map of the top classes.
+
+    Args:
+        timeline: Timeline.
+        path: of the PNG.
+        title: above the axes.
+        rows: classes at the most, those that win most windows first; where another class
+            wins, the band is white.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+
+    scores, edges = timeline.scores, _edges(timeline)
+    winners = scores.argmax(1)
+    wins = np.bincount(winners, minlength=scores.shape[1])
+    shown = np.lexsort((-scores.max(0), -wins))[:rows]
+    place = np.full(scores.shape[1], -1)
+    place[shown] = np.arange(len(shown))
+
+    figure = Figure(figsize=(11, 1.9 + 0.32 * len(shown)), dpi=150, layout="constrained")
+    band, heat = figure.subplots(
+        2, 1, sharex=True, gridspec_kw={"height_ratios": [0.9, len(shown)]}
+    )
+    colours = ListedColormap([f"C{index}" for index in range(10)][: min(rows, 10)])
+    winning = np.ma.masked_less(place[winners], 0)[None]
+    band.pcolormesh(edges, [0, 1], winning % 10, cmap=colours, vmin=-0.5, vmax=colours.N - 0.5)
+    _name_stretches(band, edges, winners, timeline.classes, shown)
+    band.set(yticks=[0.5], title=_short(title, 100))
+    band.set_yticklabels(["winner"])
+    mesh = heat.pcolormesh(
+        edges, np.arange(len(shown) + 1), scores[:, shown].T, cmap="Greys", vmin=0, vmax=1
+    )
+    heat.invert_yaxis()
+    heat.set_yticks(np.arange(len(shown)) + 0.5, [_short(timeline.classes[k]) for k in shown])
+    for index, label in enumerate(heat.get_yticklabels()):
+        label.set(color=colours(index % colours.N), fontweight="bold")
+    heat.xaxis.set_major_formatter(lambda seconds, _: clock(seconds))
+    heat.set_xticks(_ticks(edges[-1]))
+    heat.set(xlabel="time (min:sec)", xlim=(edges[0], edges[-1]))
+    figure.colorbar(mesh, ax=heat, label="score", pad=0.01)
+    _write(figure, path)
+
+
+def clock(seconds):
+    """ "1:05" or "0:00.5": minutes and seconds."""
+    minutes, seconds = divmod(round(seconds, 3), 60)
+    return f"{minutes:.0f}:" + (f"{seconds:04.1f}" if seconds % 1 else f"{seconds:02.0f}")
+
+
+def _ticks(seconds):
+    """At most 12 places, whole steps of a clock apart."""
+    steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800)
+    step = next((step for step in steps if seconds / step <= 12), 3600 * np.ceil(seconds / 43200))
+    return np.arange(0, seconds + step / 100, step)
+
+
+def _edges(timeline):
+    """(windows + 1,) seconds: each window's part of the time, halfway to its neighbours."""
+    centres = (timeline.starts + timeline.ends) / 2
+    return np.concatenate(
+        [timeline.starts[:1], (centres[1:] + centres[:-1]) / 2, timeline.ends[-1:]]
+    )
+
+
+def _name_stretches(axes, edges, winners, classes, shown):
+    """Write each label into its stretch of the band where it is wide enough."""
+    changes = np.flatnonzero(np.diff(winners)) + 1
+    for first, last in zip([0, *changes], [*changes, len(winners)], strict=True):
+        name = _short(classes[winners[first]])
+        if (edges[last] - edges[first]) / (edges[-1] - edges[0]) > 0.011 * len(name):
+            middle = (edges[first] + edges[last]) / 2
+            axes.text(
+                middle, 0.48, name, ha="center", va="center", fontsize=8, fontweight="bold",
+                color="white" if winners[first] in shown else "black",
+            )  # fmt: skip
+
+
+def _short(name, width=24):
+    name = name if len(name) <= width else name[: width - 1] + "\u2026"
+    return name.replace("$", r"\$")  # two of them would be a formula
+
+
+def _size(point):
+    return f"patch {point['patch_size']}" if point["patch_size"] else _short(point["name"])
+
+
+def _kind(point):
+    return " ".join(filter(None, (point["format"], point["precision"])))
+
+
+def _numbered(points, name):
+    """{name: number} of the different names, in order, patch 8 before patch 16."""
+    names = {name(point) for point in points}
+    return {name: number for number, name in enumerate(sorted(names, key=lambda n: (len(n), n)))}
+
+
+def _write(figure, path):
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_whole(path, content.getvalue())

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from keras_flexast import ElasticAST
+from keras_flexast.artefacts import load_artefact
 from keras_flexast.convert import convert_run
-from keras_flexast.export import export_run, fixed_scores, load_scorer
+from keras_flexast.export import export_run, fixed_scores
 from keras_flexast.runs import Run, load_run, save_run
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
 
@@ -96,11 +97,12 @@ def in_memory(folder, name, waveforms):
 
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_exported_scores_equal_those_in_memory(folder, waveforms, name):
-    scorer, samples = load_scorer(folder / name)
+    artefact = load_artefact(folder / name)
+    samples = artefact.samples
     assert samples == (SAMPLES if OUTPUTS[name][0] == "run" else AST_SAMPLES)
     waveforms = np.pad(waveforms, [[0, 0], [0, samples - SAMPLES]])
     expected = in_memory(folder, name, waveforms)
-    scores = scorer(waveforms)
+    scores = artefact.scores(waveforms)
     np.testing.assert_allclose(scores.sum(-1), 1, atol=1e-5)
     tolerance = 1e-4 if name.endswith(".tflite") else 1e-5
     np.testing.assert_allclose(scores, expected, rtol=0, atol=tolerance)
@@ -169,10 +171,3 @@ def test_export_refuses_other_backends_and_formats(folder, monkeypatch):
     with pytest.raises(RuntimeError, match="needs the TensorFlow backend, and Keras runs on jax"):
         export_run(run, 8, "tflite", folder / "new.tflite")
     assert not list(folder.glob("new*"))
-
-
-def test_load_scorer_errors(folder):
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        load_scorer(folder / "nowhere")
-    with pytest.raises(ValueError, match="neither a SavedModel folder nor a"):
-        load_scorer(folder / "errors.json")

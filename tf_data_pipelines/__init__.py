@@ -12,6 +12,7 @@ _LAZY = {
     "AudioError": "decode",
     "decode_audio": "decode",
     "read_audio": "decode",
+    "stream_audio": "decode",
     "Clip": "sources",
     "Source": "sources",
     "Survey": "sources",

@@ -1,13 +1,15 @@
 """Sound files to mono float32 waveforms at one sample rate, in Python and in tf.data.
 
 `read_audio` is the reference: soundfile decodes, soxr resamples, every unusable file
-raises an `AudioError`. `decode_audio` gives the same samples inside a graph: 16-bit WAV
+raises an `AudioError`. `stream_audio` gives the same samples in blocks, for recordings of
+hours. `decode_audio` gives the same samples inside a graph: 16-bit WAV
 with TensorFlow alone, surveyed FLAC and Ogg Vorbis with tensorflow-io where its native
 operations run, everything else through `read_audio`.
 """
 
 import functools
 import io
+import mmap
 import os
 import struct
 import warnings
@@ -48,20 +50,8 @@ def read_audio(path, sample_rate=16000, min_samples=MIN_SAMPLES):
             with NaN or infinite samples, all silent, or under `min_samples`.
     """
     path = os.fspath(path)
-    if os.path.isdir(path):
-        raise AudioError(f"{path} is a folder; expected one sound file.")
-    _check_extension(path)
-    try:
-        with open(path, "rb") as file:
-            contents = file.read()
-    except FileNotFoundError:
-        raise AudioError(
-            f"{path} does not exist. Check the path, or the manifest's folder."
-        ) from None
-    except OSError as error:
-        raise AudioError(
-            f"{path} cannot be read: {error.strerror}. Check its permissions."
-        ) from None
+    with _open(path) as file:
+        contents = file.read()
     return _decode(path, contents, sample_rate, min_samples)
 
 
@@ -89,6 +79,46 @@ def _decode_wav(contents, sample_rate):
         lambda: _decode_pcm16(contents),
         functools.partial(tf.zeros, [0]),
     )
+
+
+def stream_audio(path, sample_rate=16000):
+    """`read_audio` in blocks, in memory that does not grow with the recording.
+
+    Only a WAV whose header has no length, as a pipe writes it, is read whole.
+
+    Args:
+        path, sample_rate: as `read_audio`.
+
+    Returns:
+        seconds as the file announces them, and an iterator over float32 (samples,) blocks,
+        whose concatenation is `read_audio`'s waveform.
+
+    Raises:
+        AudioError: as `read_audio`, now or on the way, but silence and shortness are not
+            looked for.
+    """
+    path = os.fspath(path)
+    with _open(path) as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise AudioError(f"{path} is empty (0 bytes). Restore or remove it.")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
+            mended = _mend_wav(path, contents)
+            stream = None if mended is contents else io.BytesIO(mended)
+    stream = stream or _open(path)
+    file = _sound_file(path, stream)
+
+    def blocks():
+        resampler = None
+        if file.samplerate != sample_rate:
+            resampler = soxr.ResampleStream(file.samplerate, sample_rate, 1, "float32", "HQ")
+        with stream, file:
+            for block in _channel_blocks(path, file, stream):
+                wave = _mix(path, block)
+                yield wave if resampler is None else resampler.resample_chunk(wave)
+            if resampler is not None:
+                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+    return file.frames / file.samplerate, blocks()
 
 
 def decode_audio(path, sample_rate=16000, surveyed=False):
@@ -238,6 +268,23 @@ def _as_text(number):
     return tf.strings.as_string(number, precision=2 if number.dtype.is_floating else -1)
 
 
+def _open(path):
+    """A sound file opened for reading bytes."""
+    if os.path.isdir(path):
+        raise AudioError(f"{path} is a folder; expected one sound file.")
+    _check_extension(path)
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise AudioError(
+            f"{path} does not exist. Check the path, or the manifest's folder."
+        ) from None
+    except OSError as error:
+        raise AudioError(
+            f"{path} cannot be read: {error.strerror}. Check its permissions."
+        ) from None
+
+
 def _decode_bytes(path, contents, sample_rate):
     """`read_audio` of bytes already read, so that remote file systems work too."""
     # Scalars come as bytes from a graph and as arrays eagerly; "object" keeps last zeros.
@@ -258,15 +305,11 @@ def _check_extension(path):
 def _decode(path, contents, sample_rate, min_samples):
     if not contents:
         raise AudioError(f"{path} is empty (0 bytes). Restore or remove it.")
-    samples, rate = _read_channels(path, _mend_wav(path, contents))
-    channels = samples.shape[1]
-    wave = samples[:, 0] if channels == 1 else samples.mean(1, dtype=np.float32)
-    finite = np.isfinite(wave)
-    if not finite.all():
-        raise AudioError(
-            f"{path} has {wave.size - finite.sum():,} NaN or infinite of {wave.size:,} samples; "
-            f"expected finite numbers in [-1, 1]. Write it again, or remove it."
-        )
+    stream = io.BytesIO(_mend_wav(path, contents))
+    with _sound_file(path, stream) as file:
+        blocks = list(_channel_blocks(path, file, stream))
+        rate, channels = file.samplerate, file.channels
+    wave = _mix(path, np.concatenate(blocks or [np.zeros([0, channels], np.float32)]))
     if wave.size and wave.min() == wave.max():
         raise AudioError(
             f"{path} is silent: all {wave.size:,} samples, averaged over {channels} channel(s), "
@@ -283,9 +326,19 @@ def _decode(path, contents, sample_rate, min_samples):
     return np.ascontiguousarray(wave, np.float32)
 
 
-def _read_channels(path, contents):
-    """All samples, float32 (frames, channels), and their rate in Hz."""
-    stream = io.BytesIO(contents)
+def _mix(path, samples):
+    """float32 (frames, channels) as their finite average (frames,)."""
+    wave = samples[:, 0] if samples.shape[1] == 1 else samples.mean(1, dtype=np.float32)
+    finite = np.isfinite(wave)
+    if not finite.all():
+        raise AudioError(
+            f"{path} has {wave.size - finite.sum():,} NaN or infinite of {wave.size:,} samples; "
+            f"expected finite numbers in [-1, 1]. Write it again, or remove it."
+        )
+    return wave
+
+
+def _sound_file(path, stream):
     try:
         file = soundfile.SoundFile(stream)
     except soundfile.LibsndfileError as error:
@@ -293,31 +346,35 @@ def _read_channels(path, contents):
             f"{path} cannot be decoded: {error.error_string.strip()} Expected WAV, FLAC, Ogg, "
             f"MP3, Opus or AIFF content; convert it with ffmpeg, or remove it."
         ) from None
-    with file:
-        announced, blocks = file.frames, []
-        if announced > 1 << 62:
-            raise AudioError(
-                f"{path} is a streamed {file.format} whose header has no length. Write it "
-                f"again with `ffmpeg -i in.flac out.flac`."
-            )
-        try:
-            while len(block := file.read(BLOCK_FRAMES, "float32", always_2d=True)):
-                blocks.append(block)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(
-                f"{path} is truncated or damaged after {sum(map(len, blocks)):,} of "
-                f"{announced:,} frames: {error.error_string} Copy it again, or remove it."
-            ) from None
-        samples = np.concatenate(blocks or [np.zeros([0, file.channels], np.float32)])
-        slack = MP3_SLACK if file.format == "MP3" else 0
-        unread = len(contents) - stream.tell() if file.format == "MP3" else 0
-        if len(samples) < announced - slack or unread > max(len(contents) // 10, 4096):
-            raise AudioError(
-                f"{path} is truncated or has no true length: {len(samples):,} of {announced:,} "
-                f"frames decoded, {unread:,} bytes unread. Copy it again, or write it again "
-                f"with ffmpeg."
-            )
-        return samples, file.samplerate
+    if file.frames > 1 << 62:
+        raise AudioError(
+            f"{path} is a streamed {file.format} whose header has no length. Write it "
+            f"again with `ffmpeg -i in.flac out.flac`."
+        )
+    return file
+
+
+def _channel_blocks(path, file, stream):
+    """All samples, float32 (frames, channels) blocks; a truncated file raises at its end."""
+    announced, decoded = file.frames, 0
+    try:
+        while len(block := file.read(BLOCK_FRAMES, "float32", always_2d=True)):
+            decoded += len(block)
+            yield block
+    except soundfile.LibsndfileError as error:
+        raise AudioError(
+            f"{path} is truncated or damaged after {decoded:,} of "
+            f"{announced:,} frames: {error.error_string} Copy it again, or remove it."
+        ) from None
+    slack = MP3_SLACK if file.format == "MP3" else 0
+    read, size = stream.tell(), stream.seek(0, io.SEEK_END)
+    unread = size - read if file.format == "MP3" else 0
+    if decoded < announced - slack or unread > max(size // 10, 4096):
+        raise AudioError(
+            f"{path} is truncated or has no true length: {decoded:,} of {announced:,} "
+            f"frames decoded, {unread:,} bytes unread. Copy it again, or write it again "
+            f"with ffmpeg."
+        )
 
 
 def _mend_wav(path, contents):

@@ -8,7 +8,13 @@ import soundfile
 import tensorflow as tf
 
 from tf_data_pipelines import decode
-from tf_data_pipelines.decode import AudioError, decode_audio, decode_wav_bytes, read_audio
+from tf_data_pipelines.decode import (
+    AudioError,
+    decode_audio,
+    decode_wav_bytes,
+    read_audio,
+    stream_audio,
+)
 
 RATE = 16000
 FORMATS = [
@@ -343,3 +349,28 @@ def test_bad_wav_bytes_are_explained_and_raise_nothing(contents, message):
     waveform, error = tf.function(decode_wav_bytes)(tf.constant(contents), max_seconds=8.0)
     assert message in error.numpy().decode()
     assert waveform.shape == (0,)
+
+
+@pytest.mark.parametrize("rate", [RATE, 22050, 48000])
+@pytest.mark.parametrize("extension", ["wav", "flac", "mp3"])
+def test_streamed_blocks_are_the_whole_recording(tmp_path, monkeypatch, rate, extension):
+    noise = np.random.default_rng(3).normal(0, 0.1, (rate, 2))
+    path = write(tmp_path / f"a.{extension}", noise, rate)
+    whole = read_audio(path)
+    monkeypatch.setattr(decode, "BLOCK_FRAMES", 4801)
+    seconds, blocks = stream_audio(path)
+    blocks = list(blocks)
+    assert seconds == pytest.approx(1, abs=0.1) and len(blocks) >= rate // 4801
+    assert max(map(len, blocks)) < 3 * 4801
+    np.testing.assert_allclose(np.concatenate(blocks), whole, rtol=0, atol=1e-6)
+
+
+def test_streaming_mends_and_refuses_as_reading_does(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(riff(FMT, chunk(b"data", PCM.tobytes(), 0xFFFFFFFF), size=0xFFFFFFFF))
+    np.testing.assert_array_equal(np.concatenate(list(stream_audio(path)[1])), read_audio(path))
+    fine = "silent.wav", "constant.flac", "antiphase.wav", "short.wav", "short.flac"
+    for name, (path, message) in bad_files(tmp_path).items():
+        if name not in (*fine, "no_samples.wav"):
+            with pytest.raises(AudioError, match=message):
+                list(stream_audio(path)[1])

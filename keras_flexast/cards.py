@@ -1,0 +1,384 @@
+"""What exported artefacts can do, measured on themselves: model card, and the choice by budget."""
+
+import datetime
+import json
+import math
+import os
+import pathlib
+import platform
+import time
+
+import numpy as np
+from rich.progress import Progress
+
+from keras_flexast.artefacts import file_scores, load_artefact, scoring_artefacts
+from keras_flexast.evaluation import score_clips
+from keras_flexast.figures import points_figure
+from keras_flexast.runs import write_whole
+
+BOUNDS = {"float16": 0.5, "dynamic": 0.5, "int8": 2.0}  # points that may be lost to float32
+REASONS = {
+    "float16": "the weights have 11 significant bits instead of 24",
+    "dynamic": "the weights are rounded to 255 steps",
+    "int8": "weights and activations are rounded to 255 steps, set by the calibration clips",
+}
+WARM_ROUNDS = 3
+
+
+def measure(artefact, survey, description=None):
+    """What an artefact itself scores on clips, decoded from their files.
+
+    Args:
+        artefact: Artefact.
+        survey: Survey of the clips; its classes are the artefact's.
+        description: text beside a progress bar; None shows none.
+
+    Returns:
+        {`metric`: "accuracy" or "mAP", `value`, `standard_error` (None for mAP), `clips`}.
+
+    Raises:
+        ValueError: other classes, or a clip that the artefact refuses.
+    """
+    source = survey.source
+    if source.classes != artefact.classes:
+        raise ValueError(
+            f"the data has the classes {', '.join(source.classes)}, {artefact.path} the labels "
+            f"{', '.join(artefact.classes)}. Load the data with classes=artefact.classes."
+        )
+    scores, _, rejected = file_scores(artefact, [c.path for c in source.clips], description)
+    if rejected:
+        raise ValueError(
+            f"{artefact.path} ({artefact.signature}) cannot score {len(rejected)} of "
+            f"{len(source)} clips: {rejected[0][1]}"
+        )
+    metric, value = score_clips(source, scores)
+    error = _standard_error(value, len(source)) if metric == "accuracy" else None
+    return {"metric": metric, "value": value, "standard_error": error, "clips": len(source)}
+
+
+def latencies(artefacts, threads=(1, 2), rounds=20, seconds=10.0, progress=False):
+    """Milliseconds that one clip takes, the median of warm calls, all taking turns.
+
+    Args:
+        artefacts: list of Artefact; each is run on noise.
+        threads: numbers of threads. TensorFlow's are set before it starts, so a SavedModel
+            is timed once, with as many as there are cores.
+        rounds: timed calls of each.
+        seconds: length of the clip where an artefact takes any.
+        progress: show a bar.
+
+    Returns:
+        list of {threads: milliseconds}, in the order of the artefacts.
+    """
+    timed = []
+    for place, artefact in enumerate(artefacts):
+        samples = artefact.samples or round(seconds * artefact.sample_rate)
+        noise = np.random.default_rng(0).normal(0, 0.1, (1, samples)).astype("float32")
+        if artefact.path.is_dir():
+            timed.append((place, os.cpu_count(), artefact, noise))
+            continue
+        for count in threads:
+            loaded = load_artefact(artefact.path, artefact.signature, count)
+            timed.append((place, count, loaded, noise))
+    taken = np.zeros((WARM_ROUNDS + rounds, len(timed)))
+    with Progress(disable=not progress) as bar:
+        for row in bar.track(taken, description="Timing"):
+            for column, (_, _, artefact, noise) in enumerate(timed):
+                start = time.perf_counter()
+                artefact.run(noise, np.array([noise.shape[1]], "int32"))
+                row[column] = time.perf_counter() - start
+    medians = 1000 * np.median(taken[WARM_ROUNDS:], 0)
+    results = [{} for _ in artefacts]
+    for (place, count, _, _), median in zip(timed, medians, strict=True):
+        results[place][str(count)] = round(float(median), 3)
+    return results
+
+
+def operating_points(paths, survey, threads=(1, 2), progress=False):
+    """Measure every signature of exported artefacts: accuracy, latency, size.
+
+    Args:
+        paths: of the artefacts.
+        survey: Survey of the clips, such as the test split.
+        threads: numbers of threads to time with.
+        progress: show bars.
+
+    Returns:
+        list of points for `write_card`. An artefact that takes any length is timed at the
+        longest fixed length of the others, or else at the clips' median.
+    """
+    artefacts = [one for path in paths for one in scoring_artefacts(path).values()]
+    lengths = [one.samples / one.sample_rate for one in artefacts if one.samples]
+    seconds = max(lengths, default=float(np.median(survey.durations)))
+    points = []
+    for artefact in artefacts:
+        result = measure(artefact, survey, f"Testing {_name(artefact)}" if progress else None)
+        points.append(
+            {
+                "name": _name(artefact),
+                "path": str(artefact.path.resolve()),
+                "signature": artefact.signature,
+                "format": "saved_model" if artefact.path.is_dir() else artefact.path.suffix[1:],
+                "patch_size": artefact.patch_size,
+                "precision": artefact.precision,
+                **result,
+                "seconds": round((artefact.samples or 0) / artefact.sample_rate or seconds, 3),
+                "megabytes": round(_bytes(artefact.path) / 1e6, 3),
+            }
+        )
+    times = latencies(artefacts, threads, seconds=seconds, progress=progress)
+    return [{**point, "latency_ms": one} for point, one in zip(points, times, strict=True)]
+
+
+def describe_run(run, name):
+    """What a card says of the model itself.
+
+    Args:
+        run: Run.
+        name: of the model.
+
+    Returns:
+        dictionary for `write_card`.
+    """
+    return {
+        "name": name,
+        "classes": list(run.classes),
+        "multi_label": run.multi_label,
+        "parameters": run.model.count_params(),
+        "pooling": run.model.pooling,
+        "sample_rate": run.fbank.sample_rate,
+        "mel_bins": run.fbank.mel_bins,
+        "frame_shift_ms": run.fbank.frame_shift_ms,
+        "window_ms": run.fbank.window_ms,
+        "mean": run.fbank.mean,
+        "std": run.fbank.std,
+    }
+
+
+def write_card(folder, points, run_info):
+    """Write `card.json`, `points.png` and the model card `README.md`.
+
+    Args:
+        folder: that they appear in; full paths below it are written relative to it.
+        points: of `operating_points`, or of a card.
+        run_info: of `describe_run`; more keys are kept, and `data` (which clips) and
+            `command` are told in the README.
+
+    Returns:
+        the card, as card.json holds it:
+
+        model        run_info
+        points       list, one operating point each:
+            name, path, signature, format    the artefact; path relative to the folder
+            patch_size, precision            "16x24", "int8"; null where it does not say
+            metric, value, clips             "accuracy" or "mAP", 0 to 1, of how many clips
+            standard_error                   of the accuracy, 0 to 1; null for mAP
+            loss_points                      100 x (float32 of that patch size - this); null
+                                             for float32, and without such a point
+            latency_ms                       {threads: milliseconds}, median, one clip
+            seconds                          length of that clip
+            megabytes                        of the file, which its signatures share
+        measured     date, cores, machine, python
+    """
+    folder = pathlib.Path(folder)
+    points = [
+        {**point, "path": _relative(point["path"], folder), "loss_points": _loss(point, points)}
+        for point in points
+    ]
+    measured = {
+        "date": datetime.date.today().isoformat(),
+        "cores": os.cpu_count(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+    card = {"model": dict(run_info), "points": points, "measured": measured}
+    write_whole(folder / "card.json", json.dumps(card, indent=2) + "\n")
+    threads = thread_counts(points)[0]
+    points_figure(points, folder / "points.png", run_info["name"], threads)
+    write_whole(folder / "README.md", _readme(card))
+    return card
+
+
+def read_card(folder):
+    """The card in a folder.
+
+    Raises:
+        FileNotFoundError, ValueError: it has none, or a damaged one.
+    """
+    path = pathlib.Path(folder, "card.json")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist. An export that was measured on test clips writes one."
+        )
+    try:
+        card = json.loads(path.read_text())
+        for point in card["points"]:
+            point["name"], point["value"], point["megabytes"], point["latency_ms"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}. Export again.") from error
+    if not card["points"]:
+        raise ValueError(f"{path} has no operating points. Export again.")
+    return card
+
+
+def thread_counts(points):
+    """Numbers of threads that points were timed with, ascending."""
+    return sorted({int(count) for point in points for count in point["latency_ms"]})
+
+
+def choose_point(points, budget_ms=None, max_mb=None, threads=1):
+    """The best operating point within a budget.
+
+    Args:
+        points: of a card.
+        budget_ms: milliseconds for one clip; None for any.
+        max_mb: size in MB; None for any.
+        threads: with how many threads the clip is classified.
+
+    Returns:
+        (the most accurate point within, of several the fastest, or None if there is none;
+        the point that is nearest to the budget, by its largest excess over it as a ratio).
+
+    Raises:
+        ValueError: no point was timed with that number of threads.
+    """
+    timed = [point for point in points if str(threads) in point["latency_ms"]]
+    if not timed:
+        counts = ", ".join(map(str, thread_counts(points)))
+        raise ValueError(f"threads={threads}: no operating point was timed so, only with {counts}.")
+
+    def latency(point):
+        return point["latency_ms"][str(threads)]
+
+    def excess(point):
+        size = point["megabytes"] / (max_mb or math.inf)
+        return max(latency(point) / (budget_ms or math.inf), size)
+
+    within = [point for point in timed if excess(point) <= 1]
+    best = min(within, key=lambda point: (-point["value"], latency(point)), default=None)
+    return best, min(timed, key=excess)
+
+
+def _standard_error(share, clips):
+    """Of a share (Agresti and Coull: two hits and two misses more), so that 100 % has one too."""
+    share = (share * clips + 2) / (clips + 4)
+    return float(np.sqrt(share * (1 - share) / (clips + 4)))
+
+
+def _name(artefact):
+    """The file's own name, and the signature where the file has several."""
+    stem = artefact.path.stem
+    if artefact.path.is_dir() and stem.isdecimal():  # a version of TF Serving
+        stem = artefact.path.parent.name
+    return stem if artefact.signature == "serving_default" else f"{stem} {artefact.signature}"
+
+
+def _bytes(path):
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _relative(path, folder):
+    """A full path below the folder as it is seen from there; others unchanged."""
+    path, folder = pathlib.Path(path), folder.resolve()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def _loss(point, points):
+    """Points of accuracy lost to float32 at the same patch size, in the same format if there."""
+    references = [
+        other["value"]
+        for other in sorted(points, key=lambda other: other["format"] != point["format"])
+        if other["precision"] == "float32" and other["patch_size"] == point["patch_size"]
+    ]
+    if not references or point["precision"] in (None, "float32"):
+        return None
+    return round(100 * (references[0] - point["value"]), 3)
+
+
+def _readme(card):
+    model, points, measured = card["model"], card["points"], card["measured"]
+    metric, threads = points[0]["metric"], thread_counts(points)
+    errors = points[0]["standard_error"]
+    labels = model["classes"]
+    named = ", ".join(labels[:50]) + (f" and {len(labels) - 50} more" if len(labels) > 50 else "")
+    several = "any number of labels a clip" if model["multi_label"] else "one label a clip"
+    times = [f"ms, {count} thread{'s' * (count > 1)}" for count in threads]
+    header = ["artefact", "patch", "precision", metric, "lost", *times, "MB"]
+    rows = [
+        [
+            f"`{point['name']}`",
+            point["patch_size"] or "-",
+            point["precision"] or "-",
+            share_text(point),
+            "-" if point["loss_points"] is None else f"{point['loss_points']:.1f}",
+            *(_number(point["latency_ms"].get(str(count))) for count in threads),
+            f"{point['megabytes']:.2f}",
+        ]
+        for point in points
+    ]
+    table = [header, ["---"] * len(header), *rows]
+    seconds = sorted({point["seconds"] for point in points})
+    lengths = f"{seconds[0]:g}" if len(seconds) == 1 else f"{seconds[0]:g} to {seconds[-1]:g}"
+    beyond = [
+        f"- `{point['name']}` lost {point['loss_points']:.1f} points, more than "
+        f"{BOUNDS[point['precision']]:g}: {REASONS[point['precision']]}."
+        for point in points
+        if point["precision"] in BOUNDS and (point["loss_points"] or 0) > BOUNDS[point["precision"]]
+    ]
+    lost = beyond or [
+        "No artefact lost more than "
+        + ", ".join(f"{bound:g} points ({name})" for name, bound in BOUNDS.items())
+        + "."
+    ]
+    return "\n".join(
+        [
+            "---",
+            "library_name: keras",
+            "pipeline_tag: audio-classification",
+            "---",
+            "",
+            f"# {model['name']}",
+            "",
+            f"Audio classifier, {several}: {model['parameters']:,} parameters, "
+            f"{model['pooling']} pooling. Waveform in, scores out; the front end is inside.",
+            "",
+            f"**Labels** ({len(labels)}): {named}.",
+            "",
+            f"**Sound**: mono at {model['sample_rate']} Hz, float32 in [-1, 1]. Log-mel as Kaldi: "
+            f"{model['mel_bins']} bins, {model['window_ms']:g} ms every "
+            f"{model['frame_shift_ms']:g} ms; normalised by mean {model['mean']:.4f} and standard "
+            f"deviation {model['std']:.4f}.",
+            "",
+            "## Operating points",
+            "",
+            *("| " + " | ".join(row) + " |" for row in table),
+            "",
+            "![accuracy against latency](points.png)",
+            "",
+            f"The {metric} is in percent{' ± one standard error' * bool(errors)}. *lost*: points "
+            f"below float32 at the same patch size.",
+            "",
+            *(lost if any(point["precision"] in BOUNDS for point in points) else []),
+            "",
+            "## How it was measured",
+            "",
+            f"Every artefact itself scored {points[0]['clips']} clips"
+            f"{' of ' + model['data'] if model.get('data') else ''}. Times are medians of warm "
+            f"calls on one clip of {lengths} s; all artefacts took turns in one process. "
+            f"{measured['machine']}, {measured['cores']} cores, Python {measured['python']}, "
+            f"{measured['date']}."
+            + (f" Command: `{model['command']}`." if model.get("command") else ""),
+            "",
+        ]
+    )
+
+
+def share_text(point):
+    """ "97.0 ± 0.7": a metric in percent, with its standard error where there is one."""
+    error = point.get("standard_error")
+    return f"{100 * point['value']:.1f}" + (f" ± {100 * error:.1f}" if error else "")
+
+
+def _number(value):
+    return "-" if value is None else f"{value:.3g}"

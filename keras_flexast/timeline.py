@@ -1,0 +1,171 @@
+"""What is heard when, in recordings of any length: scores of windows that overlap."""
+
+import csv
+import dataclasses
+import io
+
+import numpy as np
+from rich.progress import Progress
+
+from tf_data_pipelines.resize import token_count
+from tf_data_pipelines.settings import check_positive
+
+BATCH_TOKENS = 8192  # of windows that a run scores at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+    """Scores of the windows of one recording.
+
+    Args:
+        classes: names in the order of the scores.
+        starts, ends: float64 (windows,), seconds.
+        scores: float32 (windows, classes).
+        multi_label: whether scores are independent (sigmoid).
+    """
+
+    classes: tuple
+    starts: np.ndarray
+    ends: np.ndarray
+    scores: np.ndarray
+    multi_label: bool
+
+    def overall(self):
+        """Scores of the recording (classes,): the windows' mean; the largest if multi-label."""
+        return self.scores.max(0) if self.multi_label else self.scores.mean(0)
+
+    def to_csv(self):
+        """Text with a line for each window: `start`, `end` in seconds, a column a class."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["start", "end", *self.classes])
+        for start, end, scores in zip(self.starts, self.ends, self.scores, strict=True):
+            writer.writerow([f"{start:.3f}", f"{end:.3f}", *(f"{score:.6f}" for score in scores)])
+        return text.getvalue()
+
+
+def run_timeline(run, path, patch_size, window=1.0, hop=0.5, frame_shift_ms=None, progress=False):
+    """Timeline of a recording by a run.
+
+    Windows have one length, so the fixed face scores them in full batches; the numbers are
+    the packed model's.
+
+    Args:
+        run: Run.
+        path: sound file of any format, rate and length; it is decoded in blocks.
+        patch_size: int or (frequency, time).
+        window, hop: seconds of a window, and from one to the next. The last window ends where
+            the recording does; a shorter recording is one window.
+        frame_shift_ms: milliseconds; None for that of training.
+        progress: show a bar.
+
+    Returns:
+        Timeline.
+
+    Raises:
+        AudioError: the file cannot be used.
+        ValueError: a window is shorter than one patch or one frame, or not a positive number.
+    """
+    from keras_flexast.export import fixed_scorer
+
+    scorers, rate = {}, run.fbank.sample_rate
+
+    def score(waveforms):
+        count, samples = waveforms.shape
+        if samples not in scorers:
+            scorers[samples] = count, fixed_scorer(run, patch_size, samples, frame_shift_ms)
+        full, scorer = scorers[samples]  # a last batch of another size would be compiled again
+        return scorer(np.pad(waveforms, [(0, full - count), (0, 0)]))[:count]
+
+    patches = run.patches_at([patch_size], frame_shift_ms)
+    fbank = run.fbank
+    if frame_shift_ms:
+        fbank = dataclasses.replace(fbank, frame_shift_ms=frame_shift_ms)
+    frames = fbank.frames(round(window * rate))
+    tokens = int(token_count(frames, fbank.mel_bins, patches.patch_sizes[0], patches))
+    return _timeline(
+        path, rate, window, hop, score, max(1, BATCH_TOKENS // tokens),
+        run.classes, run.multi_label, progress,
+    )  # fmt: skip
+
+
+def artefact_timeline(artefact, path, window=None, hop=None, progress=False):
+    """Timeline of a recording by an exported artefact.
+
+    Args:
+        artefact: Artefact.
+        window: seconds; None for the artefact's own length, which no other can replace (1 s
+            where it has none).
+        hop: seconds from one window to the next; None for half a window.
+        path, progress: as `run_timeline`.
+
+    Returns, Raises: as `run_timeline`; ValueError also for another window than the artefact's.
+    """
+    own = artefact.samples and artefact.samples / artefact.sample_rate
+    if window and own and round(window * artefact.sample_rate) != artefact.samples:
+        raise ValueError(
+            f"window={window:g} s: {artefact.path} takes {own:g} s, no other length. Leave it out."
+        )
+    window = own or window or 1.0
+    return _timeline(
+        path, artefact.sample_rate, window, hop or window / 2, artefact.scores, 64,
+        artefact.classes, artefact.multi_label, progress,
+    )  # fmt: skip
+
+
+def cut_windows(blocks, window, hop):
+    """Cut a stream into windows of one length.
+
+    Args:
+        blocks: iterable of float32 (samples,).
+        window, hop: samples of a window, and from one to the next.
+
+    Yields:
+        (first sample, float32 (window,)); the last window ends with the stream. A stream that
+        is shorter than a window is one, as long as it is.
+    """
+    held, start, at = np.zeros(0, "float32"), 0, 0  # `held` begins at sample `start`
+    for block in blocks:
+        held = np.concatenate([held, block])
+        while at + window <= start + len(held):
+            yield at, held[at - start : at - start + window]
+            at += hop
+        past = max(0, min(at - start, len(held) - window))  # the last window may be needed
+        held, start = held[past:], start + past
+    total = start + len(held)
+    if at == 0:
+        yield 0, held
+    elif at - hop + window < total:
+        yield total - window, held[-window:]
+
+
+def _timeline(path, rate, window, hop, score, batch, classes, multi_label, progress):
+    from tf_data_pipelines.decode import AudioError, stream_audio
+
+    check_positive("window", window)
+    check_positive("hop", hop)
+    window, hop = round(window * rate), max(1, round(hop * rate))
+    seconds, blocks = stream_audio(path, rate)
+    starts, ends, scores, waiting = [], [], [], []
+
+    def flush():
+        scores.append(score(np.stack(waiting)))
+        waiting.clear()
+        bar.update(task, completed=ends[-1])
+
+    with Progress(disable=not progress) as bar:
+        task = bar.add_task("Listening", total=seconds)
+        for start, waveform in cut_windows(blocks, window, hop):
+            if not waveform.size:
+                raise AudioError(f"{path} has no samples. Record it again, or remove it.")
+            waiting.append(waveform)
+            starts.append(start / rate)
+            ends.append((start + len(waveform)) / rate)
+            if len(waiting) == batch:
+                flush()
+        if waiting:
+            flush()
+    scores = np.concatenate(scores)
+    if multi_label is None:  # an artefact that does not say: softmax sums to 1
+        multi_label = not np.allclose(scores.sum(1), 1, atol=0.01)
+    return Timeline(tuple(classes), np.array(starts), np.array(ends), scores, multi_label)

@@ -1,0 +1,368 @@
+"""Exported artefacts as classifiers: any length, labels of their own, the same commands."""
+
+import csv
+import dataclasses
+import json
+import shutil
+import sys
+
+import keras
+import numpy as np
+import pytest
+import soundfile
+from tiny import CLASSES, SAMPLES, softmax, tiny_saved_model, tiny_tflite, weights
+from typer.testing import CliRunner
+
+from keras_flexast import ElasticAST, cli
+from keras_flexast.artefacts import file_scores, is_artefact, load_artefact, load_artefacts
+from keras_flexast.runs import Run, load_run, save_run
+from keras_flexast.timeline import artefact_timeline, cut_windows, run_timeline
+from tf_data_pipelines.decode import read_audio
+from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
+
+RATE, SECONDS = 16000, 0.5
+EXPORT = """
+    import sys
+    from keras_flexast.export import export_run
+    from keras_flexast.runs import load_run
+    run = load_run(sys.argv[1] + "/run")
+    export_run(run, 16, "tflite", sys.argv[1] + "/16.tflite")
+"""
+
+
+def flexast(*arguments):
+    """(exit code, stdout, message) of `flexast ARGUMENTS`, as `main` would end it."""
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    expected = (ValueError, OSError, ImportError, RuntimeError, SystemExit, type(None))
+    assert isinstance(result.exception, expected), result.exception
+    return result.exit_code, result.stdout, f"{result.exception} {result.stderr}"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder of tiny artefacts."""
+    folder = tmp_path_factory.mktemp("tiny")
+    card = {
+        "precision": "int8", "multi_label": False, "fbank": {"sample_rate": 8000},
+        "patch_sizes": {"serving_default": [16, 24]},
+    }  # fmt: skip
+    tiny_tflite(folder / "one.tflite", {"serving_default": 0}, card=card)
+    tiny_tflite(folder / "two.tflite", {"patch_8": 8, "patch_16x24": 16})
+    for version, seed in ((9, 9), (10, 10)):
+        tiny_saved_model(folder / "serving" / str(version), seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory, python, randomise):
+    """A nano run, its exports, and sounds: a tone each, ogg at 44.1 kHz."""
+    folder = tmp_path_factory.mktemp("real")
+    keras.utils.set_random_seed(1)
+    model = randomise(ElasticAST(3, "nano"), scale=0.2)
+    (folder / "run").mkdir()
+    patches, fbank = PatchSettings((8, 16)), FbankSettings(mean=-8.0, std=4.0)
+    packing = PackSettings(rows=2, row_length=256)
+    run = Run(model, fbank, patches, packing, CLASSES, clip_seconds=SECONDS)
+    save_run(run, folder / "run")
+    python(EXPORT, folder, backend="tensorflow")
+    rng = np.random.default_rng(4)
+    (folder / "sounds").mkdir()
+    for number, seconds in enumerate((0.3, 0.5, 0.9, 1.7, 0.4, 0.5, 0.2, 0.5, 0.7)):
+        time = np.arange(round(44100 * seconds)) / 44100
+        sound = 0.3 * np.sin(2 * np.pi * 150 * 1.6**number * time) + rng.normal(0, 0.01, len(time))
+        soundfile.write(folder / "sounds" / f"{number}.ogg", np.stack([sound, sound], 1), 44100)
+    return folder
+
+
+def noise(*lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(0, 0.1, length).astype("float32") for length in lengths]
+
+
+def test_a_short_clip_is_filled_up_and_a_long_one_is_the_mean_of_windows(tiny):
+    artefact = load_artefact(tiny / "one.tflite")
+    short, whole, long = noise(400, SAMPLES, 2 * SAMPLES + 300)
+    matrix = weights(0)
+    starts = (0, 500, 1000, 1300)  # half a window apart, the last up to the end
+    expected = [
+        softmax(short @ matrix[:400]),
+        softmax(whole @ matrix),
+        np.mean([softmax(long[start : start + SAMPLES] @ matrix) for start in starts], 0),
+    ]
+    np.testing.assert_allclose(artefact.scores([short, whole, long]), expected, atol=1e-5)
+    assert artefact.scores([]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("name", ["one.tflite", "serving"])
+def test_a_clips_scores_do_not_depend_on_its_company(tiny, name, monkeypatch):
+    monkeypatch.setattr("keras_flexast.artefacts.BATCH_SAMPLES", 3 * SAMPLES)
+    artefact = load_artefact(tiny / name)
+    clips = noise(700, 300, SAMPLES, 20, 999, 300, 500)
+    alone = [artefact.scores([clip])[0] for clip in clips]
+    np.testing.assert_allclose(artefact.scores(clips), alone, atol=1e-6)
+    assert np.ptp(alone, axis=0).min() > 0.1
+
+
+def test_a_real_artefact_hears_a_long_clip_in_windows(real):
+    artefact, samples = load_artefact(real / "16.tflite"), round(SECONDS * RATE)
+    assert artefact.samples == samples and artefact.classes == CLASSES
+    (clip,) = noise(2 * samples)
+    windows = [clip[start : start + samples] for start in (0, samples // 2, samples)]
+    expected = artefact.scores(windows).mean(0)
+    np.testing.assert_allclose(artefact.scores([clip])[0], expected, atol=1e-6)
+
+
+def test_an_artefact_says_what_it_is(tiny):
+    one = load_artefact(tiny / "one.tflite")
+    assert (one.classes, one.samples, one.sample_rate) == (CLASSES, SAMPLES, 8000)
+    assert (one.patch_size, one.precision, one.multi_label) == ("16x24", "int8", False)
+    served = load_artefact(tiny / "serving")
+    assert served.path.name == "10" and served.samples is None and served.patch_size is None
+    (clip,) = noise(SAMPLES)
+    np.testing.assert_allclose(served.scores([clip])[0], softmax(clip @ weights(10)), atol=1e-5)
+    for name, known in {"one.tflite": True, "serving": True, "no.onnx": True, ".": False}.items():
+        assert is_artefact(tiny / name) == known
+    assert not is_artefact(tiny / "no") and not is_artefact(tiny / "x.wav")
+
+
+def test_signatures_are_chosen_by_name(tiny):
+    (clip,) = noise(SAMPLES)
+    found = load_artefacts(tiny / "two.tflite")
+    assert {name: one.patch_size for name, one in found.items()} == {
+        "patch_8": "8", "patch_16x24": "16x24"
+    }  # fmt: skip
+    for name, seed in {"patch_8": 8, "patch_16x24": 16}.items():
+        expected = softmax(clip @ weights(seed))
+        artefact = load_artefact(tiny / "two.tflite", name, threads=1)
+        np.testing.assert_allclose(artefact.scores([clip])[0], expected, atol=1e-5)
+    with pytest.raises(ValueError, match="several signatures, patch_16x24, patch_8"):
+        load_artefact(tiny / "two.tflite")
+    with pytest.raises(ValueError, match="no signature 'patch_32'; it has patch_16x24, patch_8"):
+        load_artefact(tiny / "two.tflite", "patch_32")
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_tensorflows_own_interpreter_does_as_well(tiny, monkeypatch):
+    expected = load_artefact(tiny / "one.tflite").scores(noise(SAMPLES, 70))
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    scores = load_artefact(tiny / "one.tflite").scores(noise(SAMPLES, 70))
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
+def test_onnx_is_run_by_onnxruntime(tmp_path):
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    helper, numbers = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [
+        helper.make_node("MatMul", ["waveform", "matrix"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("waveform", numbers, [1, SAMPLES])],
+        [helper.make_tensor_value_info("scores", numbers, [1, 3])],
+        [onnx.numpy_helper.from_array(weights(0), "matrix")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "a.onnx")
+    (tmp_path / "a.labels.txt").write_text("\n".join(CLASSES))
+    clips = noise(SAMPLES, SAMPLES, seed=2)
+    scores = load_artefact(tmp_path / "a.onnx").scores(clips)
+    np.testing.assert_allclose(scores, softmax(np.stack(clips) @ weights(0)), atol=1e-5)
+    (tmp_path / "a.onnx").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match=r"a\.onnx cannot be loaded"):
+        load_artefact(tmp_path / "a.onnx")
+
+
+def test_what_cannot_be_loaded_is_named(tiny, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no\.tflite does not exist"):
+        load_artefact(tmp_path / "no.tflite")
+    (tmp_path / "x.txt").touch()
+    for path in (tmp_path / "x.txt", tmp_path):
+        with pytest.raises(ValueError, match=r"neither a SavedModel folder nor a \.tflite"):
+            load_artefact(path)
+    (tmp_path / "bad.tflite").write_bytes(b"not a model")
+    (tmp_path / "bad.labels.txt").write_text("one\n")
+    with pytest.raises(ValueError, match=r"bad.tflite cannot be loaded"):
+        load_artefact(tmp_path / "bad.tflite")
+    bare = tiny_tflite(tmp_path / "bare.tflite", {"serving_default": 0}, labels=())
+    with pytest.raises(ValueError, match=r"no labels. Write one class a line into .*bare.labels"):
+        load_artefact(bare)
+    (tmp_path / "bare.labels.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match="has 3 scores and 2 labels"):
+        load_artefact(bare)
+    (tmp_path / "bare.labels.txt").write_text("a\nb\nc d\n")
+    assert load_artefact(bare).classes == ("a", "b", "c d")
+    unlabelled = shutil.copytree(tiny / "serving" / "9", tmp_path / "unlabelled")
+    (unlabelled / "assets" / "labels.txt").unlink()
+    with pytest.raises(ValueError, match=r"no labels. .*assets/labels.txt"):
+        load_artefact(unlabelled)
+
+
+def test_a_refused_clip_is_reported_and_its_neighbours_are_scored(tiny, tmp_path):
+    artefact = load_artefact(tiny / "serving")
+    fine, long = noise(SAMPLES, SAMPLES + 1)
+    scores, refused = artefact.answer([long, fine])
+    assert refused == ("more than 1000 samples.", "")
+    np.testing.assert_allclose(scores[1], artefact.scores([fine])[0], atol=1e-6)
+    with pytest.raises(ValueError, match="refused clip 0: more than 1000 samples"):
+        artefact.scores([long, fine])
+    for name, clip in (("fine", fine), ("long", long)):
+        soundfile.write(tmp_path / f"{name}.wav", clip, RATE)
+    code, out, message = flexast(
+        "predict", tiny / "serving", tmp_path / "long.wav", tmp_path / "fine.wav",
+        tmp_path / "no.wav", "--json",
+    )  # fmt: skip
+    assert code == 1 and "long.wav: more than 1000 samples." in message
+    answer, *failed = json.loads(out)
+    assert answer["file"].endswith("fine.wav")
+    assert [one["file"].rsplit("/")[-1] for one in failed] == ["long.wav", "no.wav"]
+
+
+def test_scores_that_are_no_numbers_raise(tiny):
+    artefact = load_artefact(tiny / "one.tflite")
+    with pytest.raises(ValueError, match=r"serving_default\) gave NaN"):
+        artefact.scores([np.full(SAMPLES, np.nan, "float32")])
+
+
+def test_predict_prints_an_artefacts_own_scores(real, tiny):
+    files = sorted((real / "sounds").iterdir())
+    for path, size, signature, more in (
+        (real / "16.tflite", None, None, ()),
+        (tiny / "two.tflite", "16x24", "patch_16x24", ("--patch-size", "16x24")),
+    ):
+        code, out, message = flexast("predict", path, *files, "--top", 3, "--json", *more)
+        assert code == 0, message
+        artefact = load_artefact(path, signature)
+        expected = artefact.scores([read_audio(file) for file in files])
+        answers = json.loads(out)
+        assert [answer["file"] for answer in answers] == list(map(str, files))
+        assert {answer["patch_size"] for answer in answers} == {size}
+        for answer, scores in zip(answers, expected, strict=True):
+            given = {one["label"]: one["score"] for one in answer["top"]}
+            np.testing.assert_allclose([given[name] for name in CLASSES], scores, atol=2e-6)
+
+
+def test_evaluate_measures_the_artefact_itself(real, tiny, tmp_path):
+    files = sorted((real / "sounds").iterdir())
+    artefact = load_artefact(tiny / "two.tflite", "patch_8")
+    best = file_scores(artefact, files)[0].argmax(1)
+    best[[2, 5]] = (best[[2, 5]] + 1) % 3  # two that it gets wrong
+    for file, label in zip(files, best, strict=True):
+        (tmp_path / "data" / CLASSES[label]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "data" / CLASSES[label])
+    figure = tmp_path / "accuracy.png"
+    code, out, message = flexast(
+        "evaluate", tiny / "two.tflite", tmp_path / "data", "--split", "all", "--json",
+        "--figure", figure,
+    )  # fmt: skip
+    assert code == 0, message
+    results = {result["name"]: result for result in json.loads(out)}
+    assert set(results) == {"8", "16x24"} and figure.read_bytes()[:4] == b"\x89PNG"
+    assert results["8"]["value"] == pytest.approx(7 / 9) and results["8"]["clips"] == 9
+    code, out, _ = flexast(
+        "evaluate", tiny / "two.tflite", tmp_path / "data", "--split", "all", "--patch-sizes", "8"
+    )
+    assert code == 0 and "77.8 ± 12.8 %" in out and "16x24" not in out
+    (tmp_path / "data" / "whistle").mkdir()
+    shutil.copy(files[0], tmp_path / "data" / "whistle")
+    code, _, message = flexast("evaluate", tiny / "one.tflite", tmp_path / "data")
+    assert code != 0 and "the class(es) 'whistle'" in message and "low, middle, high" in message
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["predict", "{tiny}/one.tflite", "{wav}", "--resize", "pi"], "--resize is settled"),
+        (["predict", "{tiny}/one.tflite", "{wav}", "--own-length"], "--own-length is settled"),
+        (["evaluate", "{tiny}/one.tflite", "{real}", "--frame-shift-ms", "20"], "settled"),
+        (["predict", "{tiny}/two.tflite", "{wav}"], "several signatures"),
+        (["predict", "{tiny}/two.tflite", "{wav}", "--patch-size", "9"], "no patch size 9; it has"),
+        (["evaluate", "{tiny}/two.tflite", "{real}", "--patch-sizes", "8,9"], "no patch size 9"),
+        (["predict", "{real}/16.tflite", "{wav}", "--patch-size", "8"], "does not name"),
+        (["predict", "{real}/run", "{wav}", "--window", "1"], "belong to --timeline"),
+        (["predict", "{real}/run", "{wav}", "{wav}", "--timeline"], "one recording, not 2"),
+        (["predict", "{real}/16.tflite", "{wav}", "--timeline", "--window", "2"], "takes 0.5 s"),
+        (["predict", "{real}/run", "{wav}", "--timeline", "--window", "0.1"], "larger than"),
+        (["predict", "{real}/run", "{tiny}/no.wav", "--timeline"], "no.wav does not exist"),
+    ],
+)
+def test_wrong_uses_are_explained(tiny, real, arguments, text):
+    values = {"tiny": tiny, "real": real, "wav": real / "sounds" / "1.ogg"}
+    code, _, message = flexast(*(argument.format(**values) for argument in arguments))
+    assert code != 0 and text in " ".join(message.replace("│", " ").split()), message
+
+
+@pytest.mark.parametrize(("total", "hop"), [(17, 4), (23, 4), (40, 3), (7, 4), (3, 4), (31, 9)])
+def test_windows_are_a_hop_apart_and_reach_the_end(total, hop):
+    window, sound = 7, np.arange(total, dtype="float32")
+    starts = list(range(0, max(1, total - window + 1), hop))
+    if starts[-1] + window < total:
+        starts.append(total - window)
+    for block in (1, 5, 100):
+        blocks = [sound[at : at + block] for at in range(0, total, block)]
+        found = list(cut_windows(blocks, window, hop))
+        assert [start for start, _ in found] == starts
+        for start, waveform in found:
+            np.testing.assert_array_equal(waveform, sound[start : start + window])
+
+
+def test_a_runs_timeline_is_its_predictions_on_the_cut_files(real, tmp_path, monkeypatch):
+    monkeypatch.setattr("tf_data_pipelines.decode.BLOCK_FRAMES", 9973)
+    monkeypatch.setattr("keras_flexast.timeline.BATCH_TOKENS", 3 * 9 * 4)  # three windows
+    tones = [read_audio(file) for file in sorted((real / "sounds").iterdir())]
+    recording = np.concatenate(tones)[: round(3.9 * RATE)]
+    soundfile.write(tmp_path / "long.wav", recording, RATE, subtype="FLOAT")
+    code, out, message = flexast(
+        "predict", real / "run", tmp_path / "long.wav", "--timeline", "--window", 0.8,
+        "--hop", 0.5, "--timeline-out", tmp_path / "line", "--patch-size", "16x24", "--json",
+    )  # fmt: skip
+    assert code == 0, message
+    with open(tmp_path / "line.csv") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["start", "end", *CLASSES]
+    rows = np.array(rows, "float64")
+    np.testing.assert_allclose(rows[:, 0], [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.1], atol=1e-3)
+    np.testing.assert_allclose(rows[:, 1] - rows[:, 0], 0.8, atol=1e-3)
+    assert (tmp_path / "line.png").read_bytes()[:4] == b"\x89PNG"
+    cuts = []
+    for start, end in rows[:, :2]:
+        cuts.append(tmp_path / f"{start}.wav")
+        piece = recording[round(start * RATE) : round(end * RATE)]
+        soundfile.write(cuts[-1], piece, RATE, subtype="FLOAT")
+    code, answers, message = flexast(
+        "predict", real / "run", *cuts, "--patch-size", "16x24", "--top", 3, "--json"
+    )
+    assert code == 0, message
+    for row, answer in zip(rows, json.loads(answers), strict=True):
+        scores = {one["label"]: one["score"] for one in answer["top"]}
+        np.testing.assert_allclose(row[2:], [scores[name] for name in CLASSES], atol=1e-5)
+    assert np.ptp(rows[:, 2:], axis=0).max() > 1e-3  # the windows do differ
+    (answer,) = json.loads(out)
+    assert answer["windows"] == 8 and answer["csv"] == str(tmp_path / "line.csv")
+    means = dict(zip(CLASSES, rows[:, 2:].mean(0), strict=True))
+    for one in answer["top"]:
+        assert one["score"] == pytest.approx(means[one["label"]], abs=1e-5)
+
+
+def test_an_artefacts_timeline_has_its_own_windows(real, tmp_path):
+    recording = np.concatenate([read_audio(real / "sounds" / f"{n}.ogg") for n in (2, 3)])
+    soundfile.write(tmp_path / "long.wav", recording, RATE, subtype="FLOAT")
+    artefact = load_artefact(real / "16.tflite")
+    line = artefact_timeline(artefact, tmp_path / "long.wav")
+    np.testing.assert_allclose(np.diff(line.starts)[:-1], SECONDS / 2)
+    assert line.ends[-1] == pytest.approx(len(recording) / RATE) and not line.multi_label
+    np.testing.assert_allclose(line.overall(), line.scores.mean(0))
+    for start, scores in zip(line.starts, line.scores, strict=True):
+        piece = recording[round(start * RATE) :][: artefact.samples]
+        np.testing.assert_allclose(scores, artefact.scores([piece])[0], atol=1e-6)
+
+
+def test_several_labels_are_heard_anywhere_and_a_short_recording_is_one_window(real):
+    run = dataclasses.replace(load_run(real / "run"), multi_label=True)
+    line = run_timeline(run, real / "sounds" / "3.ogg", 16, window=0.5, hop=0.25)
+    np.testing.assert_array_equal(line.overall(), line.scores.max(0))
+    assert len(line.starts) == 6
+    short = run_timeline(run, real / "sounds" / "3.ogg", 16, window=5.0)
+    assert short.starts.tolist() == [0] and short.ends[0] == pytest.approx(1.7, abs=1e-3)
