@@ -48,7 +48,7 @@ def attach_metadata(
     """
     model = unpack_model(content)
     for graph in model.subgraphs:
-        outputs = [list(graph.tensors[index].shape) for index in graph.outputs]
+        outputs = [graph.tensors[index].shape.tolist() for index in graph.outputs]
         if len(graph.inputs) != 1 or outputs != [[1, len(labels)]]:
             raise ValueError(
                 f"subgraph {_text(graph.name)!r} has {len(graph.inputs)} inputs and outputs of the "
@@ -169,9 +169,14 @@ def set_entry(model, name, content):
     """Put bytes under a name into a ModelT's own metadata, in place of those there."""
     from tensorflow.lite.python import schema_py_generated as schema
 
-    model.metadata = [entry for entry in model.metadata or [] if _text(entry.name) != name]
+    content = np.frombuffer(content, "uint8")
+    model.metadata = model.metadata or []
+    for entry in model.metadata:
+        if _text(entry.name) == name:
+            model.buffers[entry.buffer].data = content
+            return
     buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(content, "uint8")
+    buffer.data = content
     entry.name, entry.buffer = name, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata.append(entry)

@@ -130,8 +130,8 @@ def write_onnx(
         opset=ONNX_OPSET,
         custom_op_handlers={
             "RFFT": (_onnx_rfft, []),
-            "Real": (_onnx_part, [0]),
-            "Imag": (_onnx_part, [1]),
+            "Real": (_onnx_part, []),
+            "Imag": (_onnx_part, []),
             "Erfc": (_onnx_erfc, []),
         },
     )
@@ -387,7 +387,8 @@ def _onnx_rfft(context, node, name, arguments):
 
 def _onnx_part(context, node, name, arguments):
     """Real or Imag: one of the pair."""
-    part = context.make_const(f"{name}_part", np.array(arguments[0], "int64")).output[0]
+    which = np.array({"Real": 0, "Imag": 1}[node.type], "int64")
+    part = context.make_const(f"{name}_part", which).output[0]
     context.replace_inputs(node, [node.input[0], part])
     node.type = "Gather"
     node.set_attr("axis", -1)
