@@ -85,10 +85,12 @@ def sound():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, python, randomise, sound):
+def folder(tmp_path_factory, python, sound):
     folder = tmp_path_factory.mktemp("mobile")
     keras.utils.set_random_seed(0)
-    model = randomise(ElasticAST(len(CLASSES), "nano"), scale=0.1)
+    model = ElasticAST(len(CLASSES), "nano", depth=2)
+    kernel = model.get_layer("head").kernel
+    kernel.assign(4 * kernel)  # scores far apart, as of a trained model
     run = Run(
         model, FbankSettings(), PatchSettings(), PackSettings(), CLASSES, clip_seconds=SECONDS
     )
@@ -122,7 +124,7 @@ def in_memory(folder, name, waveforms):
 
 @pytest.mark.parametrize(
     "name, most",
-    [("float32", 1e-4), ("ast", 1e-4), ("float16", 5e-3), ("dynamic", 5e-2), ("int8", 5e-2)],
+    [("float32", 1e-4), ("ast", 1e-4), ("float16", 2e-3), ("dynamic", 3e-2), ("int8", 0.1)],
 )
 def test_scores_equal_those_in_memory(folder, sound, name, most):
     if name == "ast":
@@ -158,7 +160,7 @@ def test_the_front_end_stays_float(folder, name):
     assert "RFFT2D" in names[:end]
     assert not any(uses_int8[:end])
     dense = [use for op, use in zip(names, uses_int8, strict=True) if op == "FULLY_CONNECTED"]
-    assert sum(dense) > 20  # four blocks of six
+    assert sum(dense) > 12  # two blocks of six, and the embedding
 
 
 @pytest.mark.parametrize("name", [*OUTPUTS, "multi"])
