@@ -46,6 +46,20 @@ class Artefact:
     precision: str | None
     run: Callable = dataclasses.field(repr=False)
 
+    @property
+    def name(self):
+        """The file's own name, and the signature where the file has several."""
+        stem = self.path.stem
+        if self.path.is_dir() and stem.isdecimal():  # a version of TF Serving
+            stem = self.path.parent.name
+        return stem if self.signature == "serving_default" else f"{stem} {self.signature}"
+
+    @property
+    def size(self):
+        """Bytes of the file, or of the folder's files; its signatures share them."""
+        files = self.path.rglob("*") if self.path.is_dir() else [self.path]
+        return sum(file.stat().st_size for file in files if file.is_file())
+
     def scores(self, waveforms):
         """Scores of clips of any lengths.
 

@@ -112,10 +112,10 @@ def operating_points(paths, survey, threads=(1, 2), progress=False):
     seconds = max(lengths, default=float(np.median(survey.durations)))
     points = []
     for artefact in artefacts:
-        result = measure(artefact, survey, f"Testing {_name(artefact)}" if progress else None)
+        result = measure(artefact, survey, f"Testing {artefact.name}" if progress else None)
         points.append(
             {
-                "name": _name(artefact),
+                "name": artefact.name,
                 "path": str(artefact.path.resolve()),
                 "signature": artefact.signature,
                 "format": "saved_model" if artefact.path.is_dir() else artefact.path.suffix[1:],
@@ -123,7 +123,7 @@ def operating_points(paths, survey, threads=(1, 2), progress=False):
                 "precision": artefact.precision,
                 **result,
                 "seconds": round((artefact.samples or 0) / artefact.sample_rate or seconds, 3),
-                "megabytes": round(_bytes(artefact.path) / 1e6, 3),
+                "megabytes": round(artefact.size / 1e6, 3),
             }
         )
     times = latencies(artefacts, threads, seconds=seconds, progress=progress)
@@ -263,19 +263,6 @@ def _standard_error(share, clips):
     """Of a share (Agresti and Coull: two hits and two misses more), so that 100 % has one too."""
     share = (share * clips + 2) / (clips + 4)
     return float(np.sqrt(share * (1 - share) / (clips + 4)))
-
-
-def _name(artefact):
-    """The file's own name, and the signature where the file has several."""
-    stem = artefact.path.stem
-    if artefact.path.is_dir() and stem.isdecimal():  # a version of TF Serving
-        stem = artefact.path.parent.name
-    return stem if artefact.signature == "serving_default" else f"{stem} {artefact.signature}"
-
-
-def _bytes(path):
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _relative(path, folder):

@@ -20,8 +20,8 @@ app = typer.Typer(
         "  flexast train sounds/ --out run\n\n"
         "  flexast evaluate run sounds/ --patch-sizes 8,16,32,48\n\n"
         "  flexast predict run new.ogg --patch-size 32\n\n"
-        "  flexast export run --patch-size 16,32 --format tflite\n\n"
-        "  flexast predict run/export/flexast_32.tflite new.ogg\n\n"
+        "  flexast export run --data sounds/\n\n"
+        "  flexast predict saved_models/run/mobile/run_32_int8.tflite new.ogg\n\n"
         "Or from published weights:\n\n"
         "  flexast convert MIT/ast-finetuned-audioset-10-10-0.4593 run\n\n"
         "KERAS_BACKEND=jax (or tensorflow) chooses what computes."
@@ -34,9 +34,9 @@ app = typer.Typer(
 errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
-class Format(enum.StrEnum):
-    saved_model = "saved_model"
-    tflite = "tflite"
+class Input(enum.StrEnum):
+    waveform = "waveform"
+    features = "features"
 
 
 class Pooling(enum.StrEnum):
@@ -664,32 +664,70 @@ def stats(data: DataArgument, as_json: AsJson = False):
 @app.command()
 def export(
     run: RunArgument,
-    patch_size: Annotated[
-        str, typer.Option(help="One or several, each its own model: 8,16,16x24.")
-    ] = "16",
-    format: Annotated[
-        Format, typer.Option(help="saved_model for TensorFlow and TF Serving, tflite for phones.")
-    ] = Format.saved_model,
     out: Annotated[
-        pathlib.Path | None, typer.Option(help="Folder; RUN/export if not given.")
+        pathlib.Path | None,
+        typer.Option(help="Folder; saved_models/NAME OF THE RUN if not given."),
+    ] = None,
+    patch_sizes: Annotated[
+        str, typer.Option(help="Each a signature for the server and files for phones.")
+    ] = "8,16,24,32,48",
+    formats: Annotated[
+        str, typer.Option(help="serving (TensorFlow Serving), mobile (.tflite), onnx.")
+    ] = "serving,mobile",
+    precisions: Annotated[
+        str,
+        typer.Option(
+            help="Of the .tflite files: float32, float16, dynamic, int8. All of them if not "
+            "given; int8 needs --data.",
+            show_default=False,
+        ),
+    ] = "",
+    data: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            help="As for train: its training clips give int8 its scales, its test clips measure "
+            "every artefact for the model card and `flexast choose`.",
+            show_default=False,
+        ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(min=0, help="Length of every clip; 0 for the longest training clip.")
+        float,
+        typer.Option(
+            min=0,
+            help="Length of every clip on phones and in onnx; 0 for the longest training clip.",
+        ),
     ] = 0,
+    max_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Of the longest clip that the server accepts.")
+    ] = 60,
+    input: Annotated[
+        Input, typer.Option(help="Of .tflite and onnx; features are normalised log-mel.")
+    ] = Input.waveform,
     frame_shift_ms: FrameShift = 0,
     resize: ResizeRun = None,
     overwrite: Overwrite = False,
 ):
-    """Write models that need neither Keras nor this package: waveform in, scores out."""
+    """A folder to deploy: TF Serving model, phone models, model card. Neither Keras nor this
+    package is needed to run them: waveform in, scores out.
+
+    With --overwrite the files are replaced and the server gets a new version beside the old.
+    """
     from keras_flexast.export import export_folder
 
-    sizes = parse_patch_sizes(patch_size)
-    targets = export_folder(
-        run, sizes, format.value, out, seconds or None, frame_shift_ms or None,
-        resize and resize.value, overwrite,
+    out = out or pathlib.Path("saved_models", run.resolve().name)
+    written = export_folder(
+        run, out, parse_patch_sizes(patch_sizes), _words(formats), _words(precisions), data,
+        seconds or None, frame_shift_ms or None, resize and resize.value, input.value, max_seconds,
+        overwrite,
     )  # fmt: skip
-    for target in targets.values():
-        typer.echo(f"Wrote {target}")
+    typer.echo(f"{len(written)} artefacts are in {out}.")
+    if data:
+        typer.echo(f"Their card is {out / 'README.md'}. Next: flexast choose {out} --budget 20ms")
+
+
+def _words(text):
+    """ "serving,mobile" -> ("serving", "mobile")."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def main():

@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from keras_flexast.artefacts import load_artefact
+from keras_flexast.artefacts import scoring_artefacts
 from keras_flexast.evaluation import clip_outputs, evaluate_run, patch_name
-from keras_flexast.export import export_folder, fixed_scores
+from keras_flexast.export import export_folder
 from keras_flexast.figures import accuracy_figure
 from keras_flexast.metrics import accuracy
 from keras_flexast.models import ElasticAST
 from keras_flexast.runs import Run, save_run, whole_folder, write_whole
+from keras_flexast.scoring import fixed_scores
 from keras_flexast.training import WarmupCosine, compile_packed, time_cells
 from tf_data_pipelines.settings import (
     BASE_PATCH,
@@ -140,13 +141,12 @@ def run_demo(out="flexast-demo", seed=1337, overwrite=False):
                 folder / "accuracy.png",
                 f"One model, ten patch sizes: {len(test.source)} spoken digits by new voices",
             )
-        with stage("export", "7  Exporting: SavedModel, and a .tflite for each of three sizes"):
-            artefacts = {}
-            for format, sizes in (("saved_model", [BASE_PATCH]), ("tflite", EXPORT_PATCHES)):
-                for name, path in export_folder(folder, sizes, format).items():
-                    artefacts[f"{format}_{name}"] = (int(name), path)
+        with stage("export", "7  Exporting: a server's model, and a .tflite for three patch sizes"):
+            written = export_folder(
+                folder, folder / "export", EXPORT_PATCHES, precisions=("float32",)
+            )
         with stage("artefacts", "8  Running the exported models on test files"):
-            checks = _check_artefacts(run, sample, artefacts)
+            checks = _check_artefacts(run, sample, written)
 
         report = {
             "accuracy": curves,
@@ -166,7 +166,7 @@ def run_demo(out="flexast-demo", seed=1337, overwrite=False):
     console.print(
         f"\nThe run is in [bold]{out}[/]. Now try:\n"
         f"  flexast predict {out} {out}/speech/test/seven/*.wav --patch-size 24\n"
-        f"  flexast export {out} --patch-size 20 --format tflite\n"
+        f"  flexast export {out} --data {out}/speech\n"
         f"  tensorboard --logdir {out}/logs\n",
         highlight=False,
         soft_wrap=True,
@@ -186,7 +186,7 @@ def _row_fill(batches, count=20):
     return float(np.mean([inputs["segment_ids"] > 0 for inputs, _, _ in batches.take(count)]))
 
 
-def _check_artefacts(run, survey, artefacts):
+def _check_artefacts(run, survey, paths):
     """Each artefact's scores against Keras's, and its own accuracy, on padded test clips."""
     from tf_data_pipelines.decode import read_audio
 
@@ -196,15 +196,17 @@ def _check_artefacts(run, survey, artefacts):
         waveform = read_audio(clip.path)[:samples]
         row[: len(waveform)] = waveform
     labels = [clip.labels[0] for clip in survey.source.clips]
-    checks = {"max_abs_difference": {}, "accuracy": {}, "megabytes": {}}
-    for name, (patch, path) in track(artefacts.items(), "Running artefacts"):
-        scores = load_artefact(path).scores(waveforms)
-        expected = fixed_scores(run, patch, waveforms)
-        checks["max_abs_difference"][name] = float(np.abs(scores - expected).max())
-        checks["accuracy"][name] = accuracy(labels, scores)
-        files = path.rglob("*") if path.is_dir() else [path]
-        size = sum(file.stat().st_size for file in files if file.is_file())
-        checks["megabytes"][name] = round(size / 1e6, 2)
+    expected = {str(size): fixed_scores(run, size, waveforms) for size in EXPORT_PATCHES}
+    checks = {}
+    artefacts = [one for path in paths for one in scoring_artefacts(path).values()]
+    for artefact in track(artefacts, "Running artefacts"):
+        scores = artefact.scores(list(waveforms))
+        difference = np.abs(scores - expected[artefact.patch_size]).max()
+        checks[artefact.name] = {
+            "max_abs_difference": float(difference),
+            "accuracy": accuracy(labels, scores),
+            "megabytes": round(artefact.size / 1e6, 2),
+        }
     return checks
 
 
@@ -219,11 +221,11 @@ def _print_table(console, report):
     facts = Table(show_header=False)
     facts.add_row("row fill in training", f"{100 * report['row_fill']:.1f} %")
     facts.add_row("packed against alone", f"{report['packed_max_abs_difference']:.1e}")
-    for name, difference in report["export"]["max_abs_difference"].items():
+    for name, check in report["export"].items():
         facts.add_row(
             name,
-            f"{difference:.1e} from Keras, accuracy {100 * report['export']['accuracy'][name]:.1f} "
-            f"%, {report['export']['megabytes'][name]} MB",
+            f"{check['max_abs_difference']:.1e} from Keras, accuracy "
+            f"{100 * check['accuracy']:.1f} %, {check['megabytes']} MB",
         )
     facts.add_row("time", f"{report['seconds']['total']:.0f} s on {report['backend']}")
     console.print(facts)

@@ -1,224 +1,205 @@
-"""A run as something that needs neither Keras nor this package: SavedModel and TFLite.
+"""A run as a folder that another team can deploy, and what each artefact in it is worth.
 
-Waveform in, scores out: the front end and the score activation are in the graph. Needs
-the TensorFlow backend; a model trained on JAX is loaded from its `.keras` file.
+OUT/serving/      for TensorFlow Serving: <version>/, models.config, batching.config
+OUT/mobile/       OUT_16_int8.tflite and so on; OUT_multi_float32.tflite holds every patch size
+OUT/onnx/         OUT_16.onnx and so on
+OUT/README.md     model card; with card.json and points.png, where test clips were given
 """
 
-import dataclasses
+import functools
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
 
 import keras
-from rich.console import Console
+import numpy as np
 from rich.progress import track
 
 from keras_flexast.evaluation import patch_name
-from keras_flexast.models import fixed_model
-from keras_flexast.runs import check_free, load_run, whole_folder, write_whole
-from tf_data_pipelines.settings import check_choice, check_positive, patch_pair
+from keras_flexast.runs import check_free, load_run, whole_folder
+from tf_data_pipelines.settings import check_choice, patch_pair
 
-FORMATS = ("saved_model", "tflite")
+FORMATS = ("serving", "mobile", "onnx")
+MOBILE_PATCHES = (8, 16, 24, 32, 48)
+PRECISIONS = ("float32", "float16", "dynamic", "int8")
+CALIBRATION_CLIPS = 100
 
 
 def export_folder(
-    folder, patch_sizes, format, out=None, seconds=None, frame_shift_ms=None, resize=None,
-    overwrite=False,
+    folder, out, patch_sizes=MOBILE_PATCHES, formats=("serving", "mobile"), precisions=None,
+    data=None, seconds=None, frame_shift_ms=None, resize=None, input="waveform",
+    max_seconds=60.0, overwrite=False,
 ):  # fmt: skip
-    """Export a run at several patch sizes, on any backend, with a progress bar.
+    """Export a run, on any backend, with progress bars; with `data`, measured on test clips.
 
     On another backend than TensorFlow a process of its own does it.
 
     Args:
         folder: of the run.
-        patch_sizes: ints or (frequency, time) pairs, each a model of its own.
-        format, seconds, frame_shift_ms, overwrite: as `export_run`.
-        resize: "pi" or "bilinear"; None for the run's own.
-        out: folder; None for FOLDER/export.
-
-    Returns:
-        {patch name: path}, such as {"16": OUT/flexast_16.tflite} or
-        {"16": OUT/saved_model_16}.
-
-    Raises:
-        RuntimeError: the other process failed; its message is given. Else as `export_run`.
-    """
-    check_choice("format", format, FORMATS)
-    out = pathlib.Path(folder, "export") if out is None else pathlib.Path(out)
-    targets = {}
-    for pair in map(patch_pair, patch_sizes):
-        name = patch_name(pair)
-        file = f"flexast_{name}.tflite" if format == "tflite" else f"saved_model_{name}"
-        check_free(out / file, overwrite)
-        targets[name] = out / file
-    if keras.backend.backend() == "tensorflow":
-        run = load_run(folder)
-        run = run.resized(resize) if resize else run
-        for target, pair in track(
-            zip(targets.values(), patch_sizes, strict=True), f"Exporting {format}", len(targets)
-        ):
-            export_run(run, pair, format, target, seconds, frame_shift_ms, overwrite)
-        return targets
-    command = [
-        sys.executable, "-m", "keras_flexast.cli", "export", str(folder), "--format", format,
-        "--patch-size", ",".join(targets), "--out", str(out), "--seconds", str(seconds or 0),
-        "--frame-shift-ms", str(frame_shift_ms or 0),
-    ] + ["--overwrite"] * overwrite + ["--resize", resize] * bool(resize)  # fmt: skip
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
-    with Console().status("Exporting in a TensorFlow process"):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the export in a TensorFlow process failed:\n{done.stderr[-2000:]}")
-    return targets
-
-
-def export_run(run, patch_size, format, out, seconds=None, frame_shift_ms=None, overwrite=False):
-    """Export one patch size of a run.
-
-    Args:
-        run: Run.
-        patch_size: int or (frequency, time).
-        format: "saved_model", a folder whose `serving_default` takes `waveform` float32
-            (batch, samples) at the run's sample rate and gives `scores` float32 (batch,
-            classes); or "tflite", one file with one clip at a time, (1, samples), of
-            built-in operations only.
-        out: path of the folder or file.
-        seconds: length of every clip; None for the longest training clip, or what a
-            converted checkpoint cuts its clips to.
+        out: folder that appears whole or not at all. Its name is the model's.
+        patch_sizes: ints or (frequency, time) pairs.
+        formats: of "serving" (one SavedModel with a signature for each patch size), "mobile"
+            (a `.tflite` for each patch size and precision, and one of all patch sizes) and "onnx".
+        precisions: of "float32", "float16", "dynamic" and "int8", for mobile; None for all
+            of them, without int8 where there is no `data`.
+        data: folder or manifest as for training: its train split gives int8 its scales, its
+            test split measures every artefact. None for no model card.
+        seconds: length of every clip of mobile and onnx; None for the longest training clip,
+            or what a converted checkpoint cuts its clips to.
         frame_shift_ms: milliseconds; None for that of training. 20 halves the cost.
-        overwrite: replace what is there.
+        resize: "pi" or "bilinear"; None for the run's own.
+        input: "waveform" or "features" (normalised log-mel), of mobile and onnx.
+        max_seconds: of the longest clip that serving accepts.
+        overwrite: replace what is there; the versions in OUT/serving stay, beside a new one.
 
     Returns:
-        pathlib.Path of the artefact; `labels.txt` lies in a SavedModel's `assets`, and
-        beside a `.tflite` as NAME.labels.txt.
+        list of pathlib.Path: the artefacts.
 
     Raises:
-        RuntimeError: Keras runs on another backend than TensorFlow.
-        ValueError: unknown format, or a patch larger than the clip's spectrogram.
+        ValueError: an unknown format, precision or input, int8 without data, or a patch larger than
+            the clip's spectrogram.
         FileExistsError: `out` exists.
+        RuntimeError: the other process was stopped.
     """
-    check_choice("format", format, FORMATS)
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            f"Export needs the TensorFlow backend, and Keras runs on {keras.backend.backend()}. "
-            f"Save the run and use `flexast export`, which starts a TensorFlow process."
+    precisions = precisions or (PRECISIONS if data else PRECISIONS[:3])
+    for name, chosen, known in (
+        ("formats", formats, FORMATS),
+        ("precisions", precisions, PRECISIONS),
+    ):
+        for one in chosen:
+            check_choice(name, one, known)
+    if not patch_sizes:
+        raise ValueError("patch_sizes is empty; give at least one size, such as [16].")
+    if "int8" in precisions and "mobile" in formats and data is None:
+        raise ValueError(
+            "precisions: int8 measures its scales on training clips. Give them with --data, or "
+            "leave int8 out; dynamic needs none."
         )
-    if seconds is None:
-        seconds = run.clip_seconds
-    else:
-        check_positive("seconds", seconds)
-        run = run.own_length()
+    if data and input == "features":
+        raise ValueError("input='features' cannot be measured on sound files; leave data out.")
     out = pathlib.Path(out)
     check_free(out, overwrite)
-    model, samples = scoring_model(run, patch_size, seconds, frame_shift_ms)
-    labels = "".join(f"{name}\n" for name in run.classes)
-    if format == "saved_model":
-        with whole_folder(out, overwrite) as folder:
-            _write_saved_model(model, samples, folder)
-            write_whole(folder / "assets" / "labels.txt", labels)
-    else:
-        write_whole(out, _tflite_bytes(model, samples))
-        write_whole(out.with_suffix(".labels.txt"), labels)
-    return out
+    if keras.backend.backend() != "tensorflow":
+        sizes = [patch_pair(size) for size in patch_sizes]
+        return _in_tensorflow_process(
+            folder=str(folder), out=str(out), patch_sizes=sizes, formats=formats,
+            precisions=precisions, data=data and str(data), seconds=seconds,
+            frame_shift_ms=frame_shift_ms, resize=resize, input=input, max_seconds=max_seconds,
+            overwrite=overwrite,
+        )  # fmt: skip
+    from keras_flexast.cards import describe_run, operating_points, write_card
+
+    run = load_run(folder)
+    run = run.resized(resize) if resize else run
+    train, test = _splits(data, run) if data else (None, None)
+    with whole_folder(out, overwrite) as building:
+        if (out / "serving").exists():
+            shutil.copytree(out / "serving", building / "serving")
+        writers = _writers(
+            run, building, out.name, patch_sizes, formats, precisions, train, seconds,
+            frame_shift_ms, input, max_seconds,
+        )  # fmt: skip
+        written = [write() for write in track(writers, "Exporting")]
+        if test:
+            points = operating_points(written, test, progress=True)
+            command = f"flexast export {pathlib.Path(folder).name} --data {pathlib.Path(data).name}"
+            facts = {"data": f"the test split of {pathlib.Path(data).name}", "command": command}
+            write_card(building, points, {**describe_run(run, out.name), **facts})
+    return [out / path.relative_to(building) for path in written]
 
 
-def scoring_model(run, patch_size, seconds, frame_shift_ms=None):
-    """TensorFlow function from waveforms to scores, and the samples it takes.
+def _writers(
+    run, folder, name, patch_sizes, formats, precisions, train, seconds, frame_shift_ms, input,
+    max_seconds,
+):  # fmt: skip
+    """Functions that each write one artefact and return its path."""
+    from keras_flexast.mobile import write_multi_tflite, write_onnx, write_tflite
+    from keras_flexast.serving import write_serving
 
-    Returns:
-        (tf.Module with `__call__(waveform float32 (batch, samples))`, samples).
-    """
-    import tensorflow as tf
-
-    from tf_data_pipelines.fbank import log_mel, normalise
-
-    fbank, scale = _front_end(run, frame_shift_ms)
-    samples = round(seconds * fbank.sample_rate)
-    frames = int(fbank.frames(samples))
-    patch_f, patch_t = patch_pair(patch_size)
-    if frames < patch_t or fbank.mel_bins < patch_f:
-        raise ValueError(
-            f"patch_size={patch_name((patch_f, patch_t))} is larger than the spectrogram of "
-            f"{seconds} s: {fbank.mel_bins} mel bins, {frames} frames. Choose a smaller patch, "
-            f"or more --seconds."
-        )
-
-    class Scoring(tf.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = _fixed(run, patch_size, frames, scale)
-            self.activation = tf.nn.sigmoid if run.multi_label else tf.nn.softmax
-
-        def __call__(self, waveform):
-            features = normalise(log_mel(waveform, fbank), fbank)
-            return {"scores": self.activation(self.model(features))}
-
-    return Scoring(), samples
-
-
-def fixed_scores(run, patch_size, waveforms, frame_shift_ms=None):
-    """Scores of equally long clips by the fixed face, on whatever backend Keras runs.
-
-    Args:
-        run: Run.
-        patch_size: int or (frequency, time).
-        waveforms: float32 (clips, samples).
-        frame_shift_ms: milliseconds; None for that of training.
-
-    Returns:
-        float32 (clips, classes).
-    """
-    return fixed_scorer(run, patch_size, waveforms.shape[1], frame_shift_ms)(waveforms)
+    sizes = {patch_name(patch_pair(size)): patch_pair(size) for size in patch_sizes}
+    fixed = {"seconds": seconds, "frame_shift_ms": frame_shift_ms, "input": input}
+    writers = []
+    if "serving" in formats:
+        writers.append(
+            lambda: write_serving(
+                run, folder / "serving", tuple(sizes.values()), max_seconds=max_seconds,
+                frame_shift_ms=frame_shift_ms, name=name,
+            )
+        )  # fmt: skip
+    if "mobile" in formats:
+        (folder / "mobile").mkdir()
+        sound = None
+        if "int8" in precisions:
+            sound = _calibration(
+                train, round((seconds or run.clip_seconds) * run.fbank.sample_rate)
+            )
+        for precision in precisions:
+            options = {**fixed, "precision": precision}
+            if precision == "int8":
+                options["calibration"] = sound
+            for label, size in sizes.items():
+                path = folder / "mobile" / f"{name}_{label}_{precision}.tflite"
+                writers.append(functools.partial(write_tflite, run, path, size, **options))
+            if precision == precisions[0] and len(sizes) > 1:
+                path = folder / "mobile" / f"{name}_multi_{precision}.tflite"
+                writers.append(
+                    functools.partial(write_multi_tflite, run, path, sizes.values(), **options)
+                )
+    if "onnx" in formats:
+        (folder / "onnx").mkdir()
+        for label, size in sizes.items():
+            path = folder / "onnx" / f"{name}_{label}.onnx"
+            writers.append(functools.partial(write_onnx, run, path, size, **fixed))
+    return writers
 
 
-def fixed_scorer(run, patch_size, samples, frame_shift_ms=None):
-    """`fixed_scores` as a function of waveforms float32 (clips, samples), to call often."""
-    from tf_data_pipelines.fbank import log_mel, normalise
+def _splits(data, run):
+    """Surveys of the train and the test clips."""
+    from tf_data_pipelines.sources import load_source, survey
 
-    fbank, scale = _front_end(run, frame_shift_ms)
-    model = _fixed(run, patch_size, int(fbank.frames(samples)), scale)
-    # TensorFlow's own graph is ready at once; XLA takes seconds to compile for a CPU.
-    model.compile(jit_compile=keras.backend.backend() != "tensorflow")
-
-    def scores(waveforms):
-        features = normalise(log_mel(waveforms, fbank), fbank).numpy()
-        return run.scores(model.predict_on_batch(features))
-
-    return scores
+    found = survey(load_source(data, classes=run.classes), run.fbank, progress=True)
+    return found.split("train"), found.split("test")
 
 
-def _fixed(run, patch_size, frames, frame_shift_scale):
-    policies = run.patches.remainder, run.patches.position, run.patches.resize
-    return fixed_model(run.model, patch_size, frames, *policies, frame_shift_scale)
+def _calibration(train, samples):
+    """Training clips from the whole split, cut or filled up: float32 (clips, samples)."""
+    from tf_data_pipelines.decode import read_audio
+
+    every = max(1, len(train.source) // CALIBRATION_CLIPS)
+    clips = train.source.clips[::every][:CALIBRATION_CLIPS]
+    waveforms = np.zeros((len(clips), samples), "float32")
+    for row, clip in zip(waveforms, clips, strict=True):
+        waveform = read_audio(clip.path)[:samples]
+        row[: len(waveform)] = waveform
+    return waveforms
 
 
-def _front_end(run, frame_shift_ms):
-    """(FbankSettings at a frame shift, that shift over the run's own)."""
-    if frame_shift_ms is None:
-        return run.fbank, 1.0
-    fbank = dataclasses.replace(run.fbank, frame_shift_ms=frame_shift_ms)
-    return fbank, frame_shift_ms / run.fbank.frame_shift_ms
-
-
-def _write_saved_model(model, samples, folder, batch=None):
-    import tensorflow as tf
-
-    archive = keras.export.ExportArchive()
-    archive.track(model.model)
-    waveform = tf.TensorSpec([batch, samples], tf.float32, name="waveform")
-    archive.add_endpoint("serving_default", model.__call__, input_signature=[waveform])
-    archive.write_out(str(folder), verbose=False)
-
-
-def _tflite_bytes(model, samples):
-    import tensorflow as tf
-
-    # By way of ExportArchive: the converter freezes the variables only where it tracks them,
-    # and otherwise writes a file that answers nan.
+def _in_tensorflow_process(**arguments):
+    """`export_folder` where Keras runs on TensorFlow; its bars are shown here."""
+    code = """
+import json, sys
+from keras_flexast.export import export_folder
+try:
+    answer = {"paths": [str(path) for path in export_folder(**json.loads(sys.argv[1]))]}
+except (ValueError, OSError, ImportError) as error:
+    answer = {"error": str(error)}
+with open(sys.argv[2], "w") as file:
+    json.dump(answer, file)
+"""
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
     with tempfile.TemporaryDirectory() as folder:
-        _write_saved_model(model, samples, folder, batch=1)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        return converter.convert()
+        path = pathlib.Path(folder, "answer.json")
+        command = [sys.executable, "-c", code, json.dumps(arguments), str(path)]
+        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise RuntimeError(
+                f"the TensorFlow process that exports failed:\n{done.stderr[-2000:]}"
+            )
+        answer = json.loads(path.read_text())
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    return [pathlib.Path(path) for path in answer["paths"]]

@@ -15,6 +15,7 @@ TensorFlow alone to run. With FOLDER mounted at /models/NAME the server starts a
 """
 
 import contextlib
+import json
 import math
 import pathlib
 import re
@@ -26,6 +27,7 @@ import numpy as np
 from keras_flexast.evaluation import MAX_ROW_LENGTH, patch_name
 from keras_flexast.models import embedding_model
 from keras_flexast.runs import check_free, whole_folder, write_whole
+from keras_flexast.scoring import artefact_card, front_end
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import check_positive, patch_pair
 
@@ -38,8 +40,9 @@ WARM_UP_RATE = 44100  # Hz, so that the resampler is warm too
 
 
 def write_serving(
-    run, folder, patch_sizes=(16,), version=None, max_seconds=60.0, overwrite=False, name=None
-):
+    run, folder, patch_sizes=(16,), version=None, max_seconds=60.0, overwrite=False, name=None,
+    frame_shift_ms=None,
+):  # fmt: skip
     """Write a run as a new version of a TensorFlow Serving model.
 
     Signatures, the batch always the first axis:
@@ -69,6 +72,7 @@ def write_serving(
             because a clip has at most 8,192 tokens.
         overwrite: replace the version if it exists.
         name: of the model in requests; None for the folder's name.
+        frame_shift_ms: milliseconds; None for that of training.
 
     Returns:
         pathlib.Path of the version's folder, which appears whole or not at all.
@@ -98,7 +102,7 @@ def write_serving(
     check_positive("version", version, int)
     target = folder / str(version)
     check_free(target, overwrite)
-    module = _Serving(run, patch_sizes, max_seconds)
+    module = _Serving(run, patch_sizes, max_seconds, frame_shift_ms)
     created = not folder.exists()
     try:
         with whole_folder(target, overwrite) as partial:
@@ -117,10 +121,11 @@ def write_serving(
 class _Serving:
     """The functions that are served, as plain TensorFlow."""
 
-    def __init__(self, run, patch_sizes, max_seconds):
+    def __init__(self, run, patch_sizes, max_seconds, frame_shift_ms):
         import tensorflow as tf
 
         self.run = run
+        self.fbank, self.frame_shift_scale = front_end(run, frame_shift_ms)
         self.max_seconds = max_seconds
         self.patches = {}  # name: PatchSettings
         for pair in map(patch_pair, patch_sizes):
@@ -149,7 +154,7 @@ class _Serving:
 
     def _limit(self, name):
         """Samples of the longest clip at a patch size: max_seconds, or what its tokens allow."""
-        fbank, patches = self.run.fbank, self.patches[name]
+        fbank, patches = self.fbank, self.patches[name]
         (pair,) = patches.patch_sizes
         limit = round(self.max_seconds * fbank.sample_rate)
         if limit < fbank.window:
@@ -199,6 +204,9 @@ class _Serving:
         tf.saved_model.save(module, str(folder), signatures)
         labels = "".join(f"{label}\n" for label in self.run.classes)
         write_whole(folder / "assets" / "labels.txt", labels)
+        sizes = {f"patch_{patch}": one.patch_sizes[0] for patch, one in self.patches.items()}
+        card = artefact_card(self.run, self.fbank, sizes)
+        write_whole(folder / "assets" / "card.json", json.dumps(card, indent=2) + "\n")
         extra = folder / "assets.extra"
         extra.mkdir()
         examples = self._examples(min(self.limits.values()))
@@ -231,7 +239,7 @@ class _Serving:
         from tf_data_pipelines.decode import decode_wav_bytes
 
         def decode(contents):
-            return decode_wav_bytes(contents, self.run.fbank.sample_rate, self.max_seconds)
+            return decode_wav_bytes(contents, self.fbank.sample_rate, self.max_seconds)
 
         ragged = tf.RaggedTensorSpec([None], tf.float32, 0)
         waveforms, error = tf.map_fn(
@@ -246,7 +254,7 @@ class _Serving:
         import tensorflow as tf
 
         error, usable, length = self._checked(waveform, length, self.limits[patch])
-        ragged = tf.RaggedTensorSpec([None, self.run.fbank.mel_bins], tf.float32, 0)
+        ragged = tf.RaggedTensorSpec([None, self.fbank.mel_bins], tf.float32, 0)
         log_mel = tf.map_fn(self._log_mel, (waveform, length), fn_output_signature=ragged)
         frames = tf.where(usable, tf.cast(log_mel.row_lengths(), tf.int32), 0)
         filled = tf.where(usable[:, None, None], log_mel.to_tensor(), 0.0)
@@ -267,7 +275,7 @@ class _Serving:
 
         from tf_data_pipelines.decode import first_problem
 
-        fbank = self.run.fbank
+        fbank = self.fbank
         samples = tf.shape(waveform)[1]
         counts = tf.sequence_mask(length, samples)
         finite = tf.reduce_all(tf.math.is_finite(waveform) | ~counts, 1)
@@ -308,7 +316,7 @@ class _Serving:
         from tf_data_pipelines.fbank import log_mel, normalise
 
         waveform, length = clip
-        fbank = self.run.fbank
+        fbank = self.fbank
         features = normalise(log_mel(waveform[:length], fbank), fbank)
         return tf.ensure_shape(features, [None, fbank.mel_bins])
 
@@ -322,7 +330,9 @@ class _Serving:
         widths = math.prod(settings.base_patch), 4
         ragged = [tf.RaggedTensorSpec([None, width], tf.float32, 0) for width in widths]
         tokens, positions = tf.map_fn(
-            lambda clip: patch_tokens(self._log_mel(clip), settings),
+            lambda clip: patch_tokens(
+                self._log_mel(clip), settings, frame_shift_scale=self.frame_shift_scale
+            ),
             (waveform, length),
             fn_output_signature=tuple(ragged),
         )
@@ -337,7 +347,7 @@ class _Serving:
         """One tone as every input, for the warm-up."""
         import tensorflow as tf
 
-        fbank = self.run.fbank
+        fbank = self.fbank
         rate = {"waveform": fbank.sample_rate, "wav_bytes": WARM_UP_RATE}
         seconds = min(WARM_UP_SECONDS, limit / fbank.sample_rate)
         tones = {

@@ -66,7 +66,7 @@ def run_timeline(run, path, patch_size, window=1.0, hop=0.5, frame_shift_ms=None
         AudioError: the file cannot be used.
         ValueError: a window is shorter than one patch or one frame, or not a positive number.
     """
-    from keras_flexast.export import fixed_scorer
+    from keras_flexast.scoring import fixed_scorer
 
     scorers, rate = {}, run.fbank.sample_rate
 

@@ -23,10 +23,10 @@ from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSetting
 RATE, SECONDS = 16000, 0.5
 EXPORT = """
     import sys
-    from keras_flexast.export import export_run
+    from keras_flexast.mobile import write_tflite
     from keras_flexast.runs import load_run
     run = load_run(sys.argv[1] + "/run")
-    export_run(run, 16, "tflite", sys.argv[1] + "/16.tflite")
+    write_tflite(run, sys.argv[1] + "/16.tflite", 16)
 """
 
 
@@ -229,7 +229,7 @@ def test_scores_that_are_no_numbers_raise(tiny):
 def test_predict_prints_an_artefacts_own_scores(real, tiny):
     files = sorted((real / "sounds").iterdir())
     for path, size, signature, more in (
-        (real / "16.tflite", None, None, ()),
+        (real / "16.tflite", "16", None, ()),
         (tiny / "two.tflite", "16x24", "patch_16x24", ("--patch-size", "16x24")),
     ):
         code, out, message = flexast("predict", path, *files, "--top", 3, "--json", *more)
@@ -280,7 +280,10 @@ def test_evaluate_measures_the_artefact_itself(real, tiny, tmp_path):
         (["predict", "{tiny}/two.tflite", "{wav}"], "several signatures"),
         (["predict", "{tiny}/two.tflite", "{wav}", "--patch-size", "9"], "no patch size 9; it has"),
         (["evaluate", "{tiny}/two.tflite", "{real}", "--patch-sizes", "8,9"], "no patch size 9"),
-        (["predict", "{real}/16.tflite", "{wav}", "--patch-size", "8"], "does not name"),
+        (
+            ["predict", "{real}/16.tflite", "{wav}", "--patch-size", "8"],
+            "no patch size 8; it has 16",
+        ),
         (["predict", "{real}/run", "{wav}", "--window", "1"], "belong to --timeline"),
         (["predict", "{real}/run", "{wav}", "{wav}", "--timeline"], "one recording, not 2"),
         (["predict", "{real}/16.tflite", "{wav}", "--timeline", "--window", "2"], "takes 0.5 s"),

@@ -1,173 +1,161 @@
-"""Exported artefacts: the scores in memory, on runtimes that know nothing of this package."""
+"""The exported folder: one command from a run to what another team deploys, measured on itself."""
 
 import json
-import pathlib
+import os
 
 import keras
 import numpy as np
 import pytest
+import soundfile
+from typer.testing import CliRunner
 
-from keras_flexast import ElasticAST
-from keras_flexast.artefacts import load_artefact
-from keras_flexast.convert import convert_run
-from keras_flexast.export import export_run, fixed_scores
+from keras_flexast import ElasticAST, cli
+from keras_flexast.artefacts import load_artefact, load_artefacts
+from keras_flexast.cards import read_card
+from keras_flexast.export import export_folder
 from keras_flexast.runs import Run, load_run, save_run
+from keras_flexast.scoring import fixed_scores
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
 
-SECONDS, SAMPLES = 0.5, 8000
-AST, AST_SAMPLES = pathlib.Path(__file__).parent / "data" / "hf_ast_overlap", 40960  # 2.56 s
-OUTPUTS = {  # run, patch size, frame shift in ms, resize
-    "saved": ("run", 8, None, "pi"),
-    "8.tflite": ("run", 8, None, "pi"),
-    "16x24.tflite": ("run", (16, 24), 20.0, "pi"),
-    "ast_saved": ("ast", 16, None, "pi"),  # converted, stride 10
-    "ast_16x24.tflite": ("ast", (16, 24), None, "bilinear"),
-}
-
-# Export needs TensorFlow, so it has a process of its own: the tests run on every backend.
-EXPORT = """
-    import json, os, pathlib, sys
-    from keras_flexast.export import export_run
-    from keras_flexast.runs import load_run
-    folder = pathlib.Path(sys.argv[1])
-    runs = {name: load_run(folder / name) for name in ("run", "ast")}
-    for name, (run, patch_size, shift, resize) in json.loads(sys.argv[2]).items():
-        format = "tflite" if name.endswith(".tflite") else "saved_model"
-        resized = runs[run].resized(resize)
-        export_run(resized, patch_size, format, folder / name, frame_shift_ms=shift)
-    run = runs["run"]
-
-    def refuse(patch_size, format, out, **options):
-        try:
-            export_run(run, patch_size, format, folder / out, **options)
-        except Exception as error:
-            return [type(error).__name__, str(error)]
-
-    before = sorted(os.listdir(folder))
-    errors = {
-        "existing folder": refuse(8, "saved_model", "saved"),
-        "existing file": refuse(8, "tflite", "8.tflite"),
-        "long patch": refuse((16, 49), "tflite", "new.tflite"),
-        "high patch": refuse((129, 8), "saved_model", "new"),
-        "short clip": refuse(8, "saved_model", "new", seconds=0.02),
-        "no seconds": refuse(8, "saved_model", "new", seconds=0),
-    }
-    import keras_flexast.export
-    def fail(*_, **__):
-        raise RuntimeError("converter")
-    keras_flexast.export.write_whole = fail
-    errors["labels"] = refuse(8, "saved_model", "new")
-    keras_flexast.export._write_saved_model = fail
-    errors["writer"] = refuse(8, "tflite", "new.tflite")
-    errors["overwriting"] = refuse(8, "saved_model", "saved", overwrite=True)
-    assert sorted(os.listdir(folder)) == before, os.listdir(folder)
-    (folder / "errors.json").write_text(json.dumps(errors))
-"""
+RATE, SECONDS, SAMPLES = 16000, 0.4, 6400
+CLASSES = ("high", "low")
+FILES = {  # of the folder, beside the SavedModel's own
+    "README.md", "card.json", "points.png", "serving/models.config", "serving/batching.config",
+    "serving/1/saved_model.pb", "serving/1/assets/labels.txt", "serving/1/assets/card.json",
+    "serving/1/assets.extra/tf_serving_warmup_requests",
+    "mobile/out_16_float32.tflite", "mobile/out_16_int8.tflite", "mobile/out_24x32_float32.tflite",
+    "mobile/out_24x32_int8.tflite", "mobile/out_multi_float32.tflite",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, python):
+def folder(tmp_path_factory):
+    """A run, its data, and what `flexast export` makes of them, on either backend."""
     folder = tmp_path_factory.mktemp("export")
+    rng = np.random.default_rng(0)
+    for split, clips in (("train", 6), ("test", 4)):
+        for name, hertz in (("high", 3000), ("low", 300)):
+            (folder / "sounds" / split / name).mkdir(parents=True)
+            for clip in range(clips):
+                time = np.arange(SAMPLES - 400 * clip) / RATE
+                tone = 0.3 * np.sin(2 * np.pi * hertz * time) + rng.normal(0, 0.01, len(time))
+                soundfile.write(folder / "sounds" / split / name / f"{clip}.wav", tone, RATE)
     keras.utils.set_random_seed(0)
     run = Run(
-        ElasticAST(5, "nano"),
-        FbankSettings(),
-        PatchSettings((8, 16)),
-        PackSettings(),
-        ("one", "two", "three", "four", "five"),
-        clip_seconds=SECONDS,
-    )
-    for name, one in (("run", run), ("ast", convert_run(AST).run)):
-        (folder / name).mkdir()
-        save_run(one, folder / name)
-    python(EXPORT, folder, json.dumps(OUTPUTS), backend="tensorflow")
+        ElasticAST(2, "nano", depth=1, grid=(8, 64)), FbankSettings(), PatchSettings(),
+        PackSettings(), CLASSES, clip_seconds=SECONDS,
+    )  # fmt: skip
+    (folder / "run").mkdir()
+    save_run(run, folder / "run")
+    arguments = [
+        "export", folder / "run", "--out", folder / "out", "--data", folder / "sounds",
+        "--patch-sizes", "16,24x32", "--precisions", "float32,int8",
+    ]  # fmt: skip
+    result = CliRunner().invoke(cli.app, [str(one) for one in arguments])
+    assert result.exit_code == 0, result.exception
+    assert "6 artefacts are in" in result.stdout
     return folder
 
 
-@pytest.fixture(scope="module")
-def waveforms():
-    rng = np.random.default_rng(0)
-    return (rng.normal(size=(3, SAMPLES)) * [[0.3], [0.01], [0]]).astype("float32")
+def test_one_command_makes_the_whole_folder(folder):
+    names = {
+        str(path.relative_to(folder / "out"))
+        for path in (folder / "out").rglob("*")
+        if path.is_file() and "variables" not in path.parts and path.name != "fingerprint.pb"
+    }
+    assert names == FILES
+    assert 'name: "out"' in (folder / "out/serving/models.config").read_text()
 
 
-def in_memory(folder, name, waveforms):
-    run, patch_size, shift, resize = OUTPUTS[name]
-    return fixed_scores(load_run(folder / run).resized(resize), patch_size, waveforms, shift)
+@pytest.mark.parametrize("patch_size", [16, (24, 32)])
+def test_every_artefact_has_the_scores_in_memory(folder, patch_size):
+    waveforms = np.random.default_rng(1).normal(0, 0.1, (3, SAMPLES)).astype("float32")
+    expected = fixed_scores(load_run(folder / "run"), patch_size, waveforms)
+    name = "16" if patch_size == 16 else "24x32"
+    for path, signature, tolerance in (
+        ("serving", f"patch_{name}", 1e-5),
+        (f"mobile/out_{name}_float32.tflite", None, 1e-4),
+        ("mobile/out_multi_float32.tflite", f"patch_{name}", 1e-4),
+    ):
+        artefact = load_artefact(folder / "out" / path, signature)
+        assert (artefact.classes, artefact.patch_size) == (CLASSES, name)
+        scores = artefact.scores(list(waveforms))
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=tolerance)
+    assert np.ptp(expected, axis=0).max() > 1e-3  # the clips do differ
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
-def test_exported_scores_equal_those_in_memory(folder, waveforms, name):
-    artefact = load_artefact(folder / name)
-    samples = artefact.samples
-    assert samples == (SAMPLES if OUTPUTS[name][0] == "run" else AST_SAMPLES)
-    waveforms = np.pad(waveforms, [[0, 0], [0, samples - SAMPLES]])
-    expected = in_memory(folder, name, waveforms)
-    scores = artefact.scores(waveforms)
-    np.testing.assert_allclose(scores.sum(-1), 1, atol=1e-5)
-    tolerance = 1e-4 if name.endswith(".tflite") else 1e-5
-    np.testing.assert_allclose(scores, expected, rtol=0, atol=tolerance)
-    assert np.ptp(scores, axis=0).max() > 10 * tolerance  # the clips do differ
+def test_the_card_measures_the_artefacts_themselves(folder):
+    card = read_card(folder / "out")
+    points = {point["name"]: point for point in card["points"]}
+    assert set(points) == {
+        "serving patch_16", "serving patch_24x32", "out_multi_float32 patch_16",
+        "out_multi_float32 patch_24x32", "out_16_float32", "out_16_int8", "out_24x32_float32",
+        "out_24x32_int8",
+    }  # fmt: skip
+    for name, point in points.items():
+        assert point["clips"] == 8
+        assert not os.path.isabs(point["path"]) and (folder / "out" / point["path"]).exists()
+        assert point["latency_ms"] and point["megabytes"] > 0
+        path = folder / "out" / point["path"]
+        result = CliRunner().invoke(
+            cli.app,
+            ["evaluate", str(path), str(folder / "sounds"), "--json"]
+            + ["--patch-sizes", point["patch_size"]] * ("patch_" in name),
+        )
+        (measured,) = json.loads(result.stdout)
+        assert measured["value"] == pytest.approx(point["value"])
+    text = (folder / "out" / "README.md").read_text()
+    assert "| `out_16_int8` | 16 | int8 |" in text
+    assert "the test split of sounds" in text
 
 
-@pytest.mark.parametrize("name", [name for name in OUTPUTS if name.endswith(".tflite")])
-def test_tflite_uses_builtin_operations_only(folder, name):
-    interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter
-    names = {op["op_name"] for op in interpreter(str(folder / name))._get_ops_details()}
-    assert "RFFT2D" in names  # the front end is inside
-    assert all(name.isupper() for name in names - {"DELEGATE"}), names
-    assert "CUSTOM" not in names
-
-
-def test_labels_lie_beside(folder):
-    for path in ("saved/assets/labels.txt", "8.labels.txt", "16x24.labels.txt"):
-        assert (folder / path).read_text().split() == ["one", "two", "three", "four", "five"]
-
-
-def test_a_saved_model_needs_tensorflow_only(folder, waveforms, python):
-    np.save(folder / "waveforms.npy", waveforms)
-    code = """
-        import sys
-        import numpy as np, tensorflow as tf
-        serve = tf.saved_model.load(sys.argv[1] + "/saved")
-        serve = serve.signatures["serving_default"]
-        waveforms = np.load(sys.argv[1] + "/waveforms.npy")
-        for batch in (waveforms, waveforms[:1]):
-            scores = serve(waveform=tf.constant(batch))["scores"].numpy()
-            np.save(f"{sys.argv[1]}/scores_{len(batch)}.npy", scores)
-    """
-    blocked = ("keras_flexast", "tf_data_pipelines", "keras", "jax")
-    python(code, folder, backend="tensorflow", blocked=blocked)
-    expected = in_memory(folder, "saved", waveforms)
-    for clips in (3, 1):
-        scores = np.load(folder / f"scores_{clips}.npy")
-        np.testing.assert_allclose(scores, expected[:clips], rtol=0, atol=1e-5)
+def test_overwriting_keeps_the_servers_versions(folder):
+    written = export_folder(
+        folder / "run", folder / "out2", [16], ["serving"], max_seconds=1.0, overwrite=True
+    )
+    assert written == [folder / "out2/serving/1"]
+    before = (folder / "out2/serving/1/saved_model.pb").read_bytes()
+    written = export_folder(
+        folder / "run", folder / "out2", [16], ["serving"], frame_shift_ms=20.0, overwrite=True
+    )
+    assert written == [folder / "out2/serving/2"]
+    assert (folder / "out2/serving/1/saved_model.pb").read_bytes() == before
+    waveforms = np.random.default_rng(1).normal(0, 0.1, (2, SAMPLES)).astype("float32")
+    expected = fixed_scores(load_run(folder / "run"), 16, waveforms, frame_shift_ms=20.0)
+    scores = load_artefacts(folder / "out2/serving")["patch_16"].scores(list(waveforms))
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "case, kind, message",
+    "options, kind, message",
     [
-        ("existing folder", "FileExistsError", "saved exists already"),
-        ("existing file", "FileExistsError", "8.tflite exists already"),
-        ("long patch", "ValueError", "patch_size=16x49 is larger than the spectrogram of 0.5 s"),
-        ("high patch", "ValueError", "patch_size=129x8 is larger"),
-        ("short clip", "ValueError", "0.02 s: 128 mel bins, 0 frames"),
-        ("no seconds", "ValueError", "seconds=0 must be a positive number"),
-        ("labels", "RuntimeError", "converter"),
-        ("writer", "RuntimeError", "converter"),
-        ("overwriting", "RuntimeError", "converter"),
+        ({"out": "out"}, FileExistsError, "out exists already"),
+        ({"formats": ["apk"]}, ValueError, "formats='apk' is unknown"),
+        ({"precisions": ["int4"]}, ValueError, "precisions='int4' is unknown"),
+        ({"precisions": ["int8"]}, ValueError, "Give them with --data"),
+        ({"data": "sounds", "input": "features"}, ValueError, "cannot be measured"),
+        ({"patch_sizes": []}, ValueError, "patch_sizes is empty"),
+        ({"patch_sizes": [129], "formats": ["serving"]}, ValueError, "129"),
+        ({"patch_sizes": [48], "formats": ["mobile"]}, ValueError, "larger than"),
+        ({"data": "nowhere"}, (OSError, ValueError), "nowhere"),
     ],
 )
-def test_errors_leave_nothing_behind(folder, case, kind, message):
-    name, text = json.loads((folder / "errors.json").read_text())[case]
-    assert name == kind
-    assert message in text
+def test_errors_leave_nothing_behind(folder, monkeypatch, options, kind, message):
+    monkeypatch.chdir(folder)
+    before = sorted(os.listdir(folder))
+    with pytest.raises(kind, match=message):
+        export_folder("run", **{"out": "new", **options})
+    assert sorted(os.listdir(folder)) == before
 
 
-def test_export_refuses_other_backends_and_formats(folder, monkeypatch):
-    run = load_run(folder / "run")
-    with pytest.raises(ValueError, match=r"format='onnx' is unknown.*'saved_model', 'tflite'"):
-        export_run(run, 8, "onnx", folder / "new")
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(RuntimeError, match="needs the TensorFlow backend, and Keras runs on jax"):
-        export_run(run, 8, "tflite", folder / "new.tflite")
-    assert not list(folder.glob("new*"))
+def test_features_in_and_onnx(folder):
+    pytest.importorskip("tf2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    written = export_folder(
+        folder / "run", folder / "features", [16], ["mobile", "onnx"], ["float32"],
+        input="features",
+    )  # fmt: skip
+    assert [path.name for path in written] == ["features_16_float32.tflite", "features_16.onnx"]
+    session = runtime.InferenceSession(written[1], providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape[1:] == [38, 128]
+    assert (folder / "features/onnx/features_16.labels.txt").read_text() == "high\nlow\n"

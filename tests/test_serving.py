@@ -12,9 +12,9 @@ import soundfile
 
 from keras_flexast import ElasticAST, FlexiAST
 from keras_flexast.evaluation import MAX_ROW_LENGTH
-from keras_flexast.export import fixed_scores
 from keras_flexast.models import embedding_model
 from keras_flexast.runs import Run, load_run, save_run
+from keras_flexast.scoring import fixed_scores
 from keras_flexast.serving import _Serving, write_serving
 from tf_data_pipelines.settings import FbankSettings, PackSettings
 
@@ -279,9 +279,9 @@ def test_the_shortest_and_the_longest_clip_are_scored(serve):
 
 def test_clips_are_no_longer_than_their_tokens_allow(folder):
     run = load_run(folder / "elastic")
-    (limit,) = _Serving(run, [1], 60.0).limits.values()  # 128 tokens a frame
+    (limit,) = _Serving(run, [1], 60.0, None).limits.values()  # 128 tokens a frame
     assert run.fbank.frames(limit) == MAX_ROW_LENGTH // 128 == run.fbank.frames(limit + 1) - 1
-    assert _Serving(run, [1], 0.5).limits == {"1": 8000}
+    assert _Serving(run, [1], 0.5, None).limits == {"1": 8000}
 
 
 def test_an_empty_batch_is_an_empty_answer(serve):

@@ -1,0 +1,261 @@
+"""Mobile files: the scores in memory, within what each precision may lose; LiteRT runs them."""
+
+import json
+import pathlib
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_flexast import ElasticAST
+from keras_flexast.convert import convert_run
+from keras_flexast.metadata import read_metadata
+from keras_flexast.mobile import write_multi_tflite, write_onnx, write_tflite
+from keras_flexast.runs import Run, load_run, save_run
+from keras_flexast.scoring import fixed_scores
+from tf_data_pipelines.fbank import log_mel, normalise
+from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
+
+SECONDS, SAMPLES = 0.5, 8000
+AST, AST_SAMPLES = pathlib.Path(__file__).parent / "data" / "hf_ast_overlap", 40960  # 2.56 s
+CLASSES = ("one", "two", "three", "four", "five")
+OUTPUTS = {  # run, patch size, frame shift in ms, options
+    "float32": ("run", 16, None, {}),
+    "features": ("run", (16, 24), 20.0, {"input": "features"}),
+    "ast": ("ast", 16, None, {}),  # converted: stride 10, clips filled up
+    "float16": ("run", 16, None, {"precision": "float16"}),
+    "dynamic": ("run", 16, None, {"precision": "dynamic"}),
+    "int8": ("run", 16, None, {"precision": "int8"}),
+}
+MULTI = {"patch_8": 8, "patch_16": 16, "patch_16x24": (16, 24)}
+
+WRITE = """
+    import json, os, pathlib, sys
+    import numpy as np
+    import keras_flexast.mobile as mobile
+    from keras_flexast.mobile import write_multi_tflite, write_onnx, write_tflite
+    from keras_flexast.runs import load_run
+    folder = pathlib.Path(sys.argv[1])
+    runs = {name: load_run(folder / name) for name in ("run", "ast")}
+    sound = np.load(folder / "sound.npy")
+    for name, (run, patch_size, shift, options) in json.loads(sys.argv[2]).items():
+        options["calibration"] = iter(sound) if name == "int8" else None
+        path = folder / f"{name}.tflite"
+        assert write_tflite(
+            runs[run], path, patch_size, frame_shift_ms=shift, **options
+        ) == path
+    run = runs["run"]
+    write_multi_tflite(run, folder / "multi.tflite", json.loads(sys.argv[3]))
+
+    def refuse(patch_size, file="new.tflite", **options):
+        try:
+            write_tflite(run, folder / file, patch_size, **options)
+        except Exception as error:
+            return [type(error).__name__, str(error)]
+
+    before = sorted(os.listdir(folder))
+    broken = sound.copy()
+    broken[1, 7] = np.nan
+    errors = {
+        "precision": refuse(16, precision="int4"),
+        "input": refuse(16, input="mp3"),
+        "existing": refuse(16, "float32.tflite"),
+        "large patch": refuse((16, 49)),
+        "no seconds": refuse(16, seconds=-1),
+        "no calibration": refuse(16, precision="int8"),
+        "empty calibration": refuse(16, precision="int8", calibration=[]),
+        "short calibration": refuse(16, precision="int8", calibration=sound[:, :-1]),
+        "one waveform": refuse(16, precision="int8", calibration=sound[0]),
+        "nan": refuse(16, precision="int8", calibration=broken),
+    }
+    def fail(*_, **__):
+        raise RuntimeError("halfway")
+    mobile.attach_metadata = fail
+    errors["overwriting"] = refuse(16, "float32.tflite", input="features", overwrite=True)
+    assert sorted(os.listdir(folder)) == before, os.listdir(folder)
+    (folder / "errors.json").write_text(json.dumps(errors))
+"""
+
+
+@pytest.fixture(scope="module")
+def sound():
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(3, SAMPLES)) * [[0.3], [0.01], [0]]).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, python, sound):
+    folder = tmp_path_factory.mktemp("mobile")
+    keras.utils.set_random_seed(0)
+    model = ElasticAST(len(CLASSES), "nano", depth=2)
+    kernel = model.get_layer("head").kernel
+    kernel.assign(4 * kernel)  # scores far apart, as of a trained model
+    run = Run(
+        model, FbankSettings(), PatchSettings(), PackSettings(), CLASSES, clip_seconds=SECONDS
+    )
+    for name, one in (("run", run), ("ast", convert_run(AST).run)):
+        (folder / name).mkdir()
+        save_run(one, folder / name)
+    np.save(folder / "sound.npy", sound)
+    sizes = list(MULTI.values())
+    python(WRITE, folder, json.dumps(OUTPUTS), json.dumps(sizes), backend="tensorflow")
+    return folder
+
+
+def interpret(path):
+    """LiteRT's interpreter of a file."""
+    litert = pytest.importorskip("ai_edge_litert.interpreter")
+    interpreter = litert.Interpreter(model_path=str(path))
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def scores_of(path, inputs):
+    runner = interpret(path).get_signature_runner("serving_default")
+    (name,) = runner.get_input_details()
+    return np.concatenate([runner(**{name: one[None]})["scores"] for one in inputs])
+
+
+def in_memory(folder, name, waveforms):
+    run, patch_size, shift, _ = OUTPUTS[name]
+    return fixed_scores(load_run(folder / run), patch_size, waveforms, shift)
+
+
+@pytest.mark.parametrize(
+    "name, most",
+    [("float32", 1e-4), ("ast", 1e-4), ("float16", 2e-3), ("dynamic", 3e-2), ("int8", 0.1)],
+)
+def test_scores_equal_those_in_memory(folder, sound, name, most):
+    if name == "ast":
+        sound = np.pad(sound, [[0, 0], [0, AST_SAMPLES - SAMPLES]])
+    expected = in_memory(folder, name, sound)
+    assert np.ptp(expected, axis=0).max() > 4 * most  # the clips do differ
+    scores = scores_of(folder / f"{name}.tflite", sound)
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=most)
+
+
+def test_features_in(folder, sound):
+    fbank = FbankSettings(frame_shift_ms=20.0)
+    features = normalise(log_mel(sound, fbank), fbank).numpy()
+    scores = scores_of(folder / "features.tflite", features)
+    np.testing.assert_allclose(scores, in_memory(folder, "features", sound), rtol=0, atol=1e-4)
+
+
+def test_lower_precision_makes_smaller_files(folder):
+    sizes = {name: (folder / f"{name}.tflite").stat().st_size for name in OUTPUTS}
+    assert sizes["float16"] < 0.6 * sizes["float32"]
+    assert sizes["dynamic"] < 0.4 * sizes["float32"]
+    assert sizes["int8"] < 0.4 * sizes["float32"]
+
+
+@pytest.mark.parametrize("name", ["dynamic", "int8"])
+def test_the_front_end_stays_float(folder, name):
+    interpreter = interpret(folder / f"{name}.tflite")
+    small = {one["index"] for one in interpreter.get_tensor_details() if one["dtype"] == np.int8}
+    operations = [op for op in interpreter._get_ops_details() if op["op_name"] != "DELEGATE"]
+    names = [op["op_name"] for op in operations]
+    uses_int8 = [bool(small & set(op["inputs"])) for op in operations]
+    end = names.index("LOG")
+    assert "RFFT2D" in names[:end]
+    assert not any(uses_int8[:end])
+    dense = [use for op, use in zip(names, uses_int8, strict=True) if op == "FULLY_CONNECTED"]
+    assert sum(dense) > 12  # two blocks of six, and the embedding
+
+
+@pytest.mark.parametrize("name", [*OUTPUTS, "multi"])
+def test_built_in_operations_only_and_aligned_constants(folder, name):
+    schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
+    model = schema.Model.GetRootAs((folder / f"{name}.tflite").read_bytes(), 0)
+    codes = [model.OperatorCodes(index) for index in range(model.OperatorCodesLength())]
+    assert codes
+    assert not [code.CustomCode() for code in codes if code.CustomCode()]
+    assert schema.BuiltinOperator.CUSTOM not in {code.BuiltinCode() for code in codes}
+    tables = [model.Buffers(index)._tab for index in range(model.BuffersLength())]
+    starts = [table.Vector(table.Offset(4)) for table in tables if table.Offset(4)]
+    assert not np.any(np.array(starts) % 16)
+
+
+def test_one_file_of_several_patch_sizes_shares_weights(folder, sound):
+    path = folder / "multi.tflite"
+    interpreter = interpret(path)
+    assert set(interpreter.get_signature_list()) == set(MULTI)
+    run = load_run(folder / "run")
+    for name, patch_size in MULTI.items():
+        runner = interpreter.get_signature_runner(name)
+        scores = np.concatenate([runner(waveform=one[None])["scores"] for one in sound])
+        expected = fixed_scores(run, patch_size, sound)
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
+    assert path.stat().st_size < 1.4 * (folder / "float32.tflite").stat().st_size
+
+
+def test_metadata(folder):
+    found = read_metadata((folder / "int8.tflite").read_bytes())
+    assert tuple(found["labels"]) == CLASSES
+    assert found["card"]["precision"] == "int8"
+    assert found["card"]["samples"] == SAMPLES
+    assert FbankSettings.from_dict(found["card"]["fbank"]) == FbankSettings()
+    assert found["subgraphs"][0]["input"]["sample_rate"] == 16000
+    found = read_metadata((folder / "multi.tflite").read_bytes())
+    assert [graph["name"] for graph in found["subgraphs"]] == list(MULTI)
+    assert found["card"]["patch_sizes"]["patch_16x24"] == [16, 24]
+
+
+@pytest.mark.parametrize(
+    "case, kind, message",
+    [
+        ("precision", "ValueError", "precision='int4' is unknown. Choose one of 'float32', 'flo"),
+        ("input", "ValueError", "input='mp3' is unknown. Choose one of 'waveform', 'features'."),
+        ("existing", "FileExistsError", "float32.tflite exists already"),
+        ("large patch", "ValueError", "patch_size=16x49 is larger than the spectrogram of 0.5 s"),
+        ("no seconds", "ValueError", "seconds=-1 must be a positive number"),
+        ("no calibration", "ValueError", "calibration=None: precision='int8' measures its scales"),
+        ("empty calibration", "ValueError", "calibration=[]: precision='int8' measures"),
+        ("short calibration", "ValueError", "calibration[0] has the shape (7999,); expected (8000"),
+        ("one waveform", "ValueError", "calibration[0] has the shape (); expected (8000,)"),
+        ("nan", "ValueError", "calibration[1] holds nan; expected finite samples"),
+        ("overwriting", "RuntimeError", "halfway"),
+    ],
+)
+def test_errors_leave_nothing_behind(folder, case, kind, message):
+    name, text = json.loads((folder / "errors.json").read_text())[case]
+    assert name == kind
+    assert message in text
+
+
+@pytest.mark.parametrize("write", [write_tflite, write_multi_tflite])
+def test_other_backends_are_refused(folder, monkeypatch, write):
+    run = load_run(folder / "run")
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(RuntimeError, match="needs the TensorFlow backend, and Keras runs on jax"):
+        write(run, folder / "new.tflite", [16])
+    assert not list(folder.glob("new*"))
+
+
+def test_onnx(folder, sound, python):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("tf2onnx")
+    code = """
+        import pathlib, sys
+        from keras_flexast.mobile import write_onnx
+        from keras_flexast.runs import load_run
+        folder = pathlib.Path(sys.argv[1])
+        run = load_run(folder / "run")
+        write_onnx(run, folder / "waveform.onnx", (16, 24))
+        write_onnx(run, folder / "features.onnx", (16, 24), input="features")
+    """
+    python(code, folder, backend="tensorflow")
+    expected = fixed_scores(load_run(folder / "run"), (16, 24), sound)
+    fbank = FbankSettings()
+    given = {"waveform": sound, "features": normalise(log_mel(sound, fbank), fbank).numpy()}
+    for name, inputs in given.items():
+        session = runtime.InferenceSession(str(folder / f"{name}.onnx"))
+        for clips in (3, 1):
+            (scores,) = session.run(["scores"], {name: inputs[:clips]})
+            np.testing.assert_allclose(scores, expected[:clips], rtol=0, atol=1e-4)
+
+
+def test_onnx_says_what_is_missing(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    with pytest.raises(ImportError, match=r'pip install "keras-flexast\[onnx\]"'):
+        write_onnx(load_run(folder / "run"), folder / "new.onnx", 16)
