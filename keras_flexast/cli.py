@@ -1,6 +1,5 @@
 """The command line, `flexast`: each command is a few lines over the library."""
 
-import enum
 import json
 import os
 import pathlib
@@ -11,6 +10,36 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+
+from keras_flexast.options import (
+    AsJson,
+    DataArgument,
+    Dtype,
+    Family,
+    FilesArgument,
+    FrameShift,
+    Input,
+    ModelArgument,
+    Overlong,
+    Overwrite,
+    OwnLength,
+    PatchSize,
+    Pooling,
+    Position,
+    Remainder,
+    Resize,
+    ResizeRun,
+    RunArgument,
+    Size,
+    TableRule,
+    Target,
+    parse_classes,
+    parse_milliseconds,
+    parse_numbers,
+    parse_pair,
+    parse_patch_sizes,
+    parse_words,
+)
 
 app = typer.Typer(
     help=(
@@ -32,163 +61,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-
-
-class Input(enum.StrEnum):
-    waveform = "waveform"
-    features = "features"
-
-
-class Pooling(enum.StrEnum):
-    attention = "attention"
-    cls = "cls"
-    cls_distillation = "cls_distillation"
-    mean = "mean"
-
-
-class Size(enum.StrEnum):
-    nano = "nano"
-    tiny = "tiny"
-    small = "small"
-    base = "base"
-
-
-class Remainder(enum.StrEnum):
-    cover = "cover"
-    crop = "crop"
-    pad = "pad"
-
-
-class Position(enum.StrEnum):
-    physical = "physical"
-    grid = "grid"
-
-
-class Overlong(enum.StrEnum):
-    error = "error"
-    crop = "crop"
-
-
-class Resize(enum.StrEnum):
-    pi = "pi"
-    bilinear = "bilinear"
-
-
-class Dtype(enum.StrEnum):
-    float32 = "float32"
-    mixed_bfloat16 = "mixed_bfloat16"
-    mixed_float16 = "mixed_float16"
-
-
-class Family(enum.StrEnum):
-    ast = "ast"
-    ssast = "ssast"
-    flexiast = "flexiast"
-    elasticast = "elasticast"
-    vit = "vit"
-    deit = "deit"
-
-
-class Target(enum.StrEnum):
-    flexiast = "flexiast"
-    elasticast = "elasticast"
-
-
-class TableRule(enum.StrEnum):
-    ast = "ast"
-    resize = "resize"
-
-
-def parse_patch_sizes(text):
-    """ "8,16x24" -> ((8, 8), (16, 24)): frequency x time."""
-    try:
-        sizes = [tuple(int(number) for number in part.split("x")) for part in text.split(",")]
-        if any(len(size) > 2 or min(size) < 1 for size in sizes):
-            raise ValueError
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is not a list of patch sizes such as 16 or 8,16,24x32 (frequency x time)."
-        ) from None
-    return tuple(size if len(size) == 2 else size * 2 for size in sizes)
-
-
-def parse_milliseconds(text):
-    """ "20ms", "0.02s" or "20" -> 20.0; "" -> None."""
-    if not text:
-        return None
-    number, scale = text.strip().lower(), 1.0
-    if number.endswith("ms"):
-        number = number[:-2]
-    elif number.endswith("s"):
-        number, scale = number[:-1], 1000.0
-    try:
-        value = scale * float(number)
-        if not 0 < value < float("inf"):
-            raise ValueError
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a time such as 20ms, 0.02s or 20.") from None
-    return value
-
-
-def parse_numbers(text):
-    """ "10,20" -> (10.0, 20.0)."""
-    try:
-        return tuple(float(part) for part in text.split(",") if part)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 10,20.") from None
-
-
-RunArgument = Annotated[
-    pathlib.Path,
-    typer.Argument(help="Folder that train, convert or demo wrote.", show_default=False),
-]
-ModelArgument = Annotated[
-    pathlib.Path,
-    typer.Argument(
-        help="Folder that train, convert or demo wrote, or an exported artefact: .tflite, .onnx, "
-        "SavedModel.",
-        show_default=False,
-    ),
-]
-DataArgument = Annotated[
-    pathlib.Path,
-    typer.Argument(
-        help="Folder with one folder per class (or train/ validation/ test/ of these), or a CSV "
-        "manifest with the columns path, label and perhaps split.",
-        show_default=False,
-    ),
-]
-FilesArgument = Annotated[
-    list[pathlib.Path], typer.Argument(help="Sound files.", show_default=False)
-]
-PatchSize = Annotated[
-    str | None,
-    typer.Option(
-        help="Patch size, or frequency x time: 16, 16x24. Larger is faster. The model's own if "
-        "not given.",
-        show_default=False,
-    ),
-]
-ResizeRun = Annotated[
-    Resize | None,
-    typer.Option(
-        help="How other patch sizes than the model's own are treated; as trained if not given.",
-        show_default=False,
-    ),
-]
-OwnLength = Annotated[
-    bool,
-    typer.Option(
-        "--own-length",
-        help="Hear each clip at its own length, where a converted AST cuts or fills up.",
-    ),
-]
-FrameShift = Annotated[
-    float,
-    typer.Option(min=0, help="Milliseconds a frame; 0 for that of training. Longer is faster."),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command()
@@ -373,12 +245,12 @@ def convert(
             source,
             family and family.value,
             to and to.value,
-            _parse_classes(classes),
+            parse_classes(classes),
             num_heads or None,
             mel_bins or None,
             frames or None,
-            _one_pair(stride, "--stride"),
-            _one_pair(base_patch, "--base-patch"),
+            parse_pair(stride, "--stride"),
+            parse_pair(base_patch, "--base-patch"),
             table and table.value,
             resize.value,
             mean,
@@ -716,18 +588,13 @@ def export(
 
     out = out or pathlib.Path("saved_models", run.resolve().name)
     written = export_folder(
-        run, out, parse_patch_sizes(patch_sizes), _words(formats), _words(precisions), data,
-        seconds or None, frame_shift_ms or None, resize and resize.value, input.value, max_seconds,
-        overwrite,
+        run, out, parse_patch_sizes(patch_sizes), parse_words(formats), parse_words(precisions),
+        data, seconds or None, frame_shift_ms or None, resize and resize.value, input.value,
+        max_seconds, overwrite,
     )  # fmt: skip
     typer.echo(f"{len(written)} artefacts are in {out}.")
     if data:
         typer.echo(f"Their card is {out / 'README.md'}. Next: flexast choose {out} --budget 20ms")
-
-
-def _words(text):
-    """ "serving,mobile" -> ("serving", "mobile")."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def main():
@@ -796,7 +663,7 @@ def _load_artefact(path, patch_size):
     if not patch_size:
         return load_artefact(path)
     found = scoring_artefacts(path)
-    return _sized(found, path, _one_pair(patch_size, "--patch-size"))
+    return _sized(found, path, parse_pair(patch_size, "--patch-size"))
 
 
 def _evaluate_artefact(path, data, patch_sizes, split, progress):
@@ -891,7 +758,7 @@ def _warn_of_cuts(run, found):
 
 def _one_patch_size(run, text):
     """(frequency, time) of --patch-size; the model's own where that is not given."""
-    return _one_pair(text, "--patch-size") or run.model.base_patch
+    return parse_pair(text, "--patch-size") or run.model.base_patch
 
 
 def _run_files(run, files, pair, frame_shift_ms, part, progress):
@@ -909,34 +776,6 @@ def _run_files(run, files, pair, frame_shift_ms, part, progress):
     batches = evaluation_batches(found, run.fbank, patches, packing)
     text = "Classifying" if progress else None
     return found, clip_outputs(part(run.model), batches, len(found.source), text)[0]
-
-
-def _one_pair(text, name):
-    """ "10" or "10x5" as (frequency, time); None for an empty text."""
-    sizes = parse_patch_sizes(text) if text else (None,)
-    if len(sizes) != 1:
-        raise typer.BadParameter(f"{name} {text!r} must be one size.")
-    return sizes[0]
-
-
-def _parse_classes(text):
-    """None, a number, or the names in a file: one a line, or a CSV with `display_name`."""
-    import csv
-
-    if not text:
-        return None
-    if text.isdigit():
-        return int(text)
-    path = pathlib.Path(text)
-    if not path.is_file():
-        raise typer.BadParameter(f"--classes {text!r} is neither a number nor a file.")
-    with open(path, newline="") as file:
-        if path.suffix != ".csv":
-            return [line.strip() for line in file if line.strip()]
-        rows = csv.DictReader(file)
-        if "display_name" not in (rows.fieldnames or ()):
-            raise typer.BadParameter(f"{path} has no column display_name.")
-        return [row["display_name"] for row in rows]
 
 
 def _show_conversion(done, out):
