@@ -30,7 +30,7 @@ SIZES = {  # name: (dim, depth, num_heads)
     "small": (384, 12, 6),
     "base": (768, 12, 12),
 }
-BY_CLIP_FROM = 1024  # tokens in a row; shorter ones gain little, and lose with tiny clips
+BY_CLIP_FROM = 512  # tokens in a row; shorter ones gain nothing, and lose with tiny clips
 PREFIX_TOKENS = {"attention": 0, "cls": 1, "cls_distillation": 2, "mean": 0}
 
 

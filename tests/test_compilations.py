@@ -21,7 +21,7 @@ from tf_data_pipelines.pipeline import clip_tokens
 from tf_data_pipelines.settings import FbankSettings, PackSettings
 
 FBANK = FbankSettings()
-SHORT, LONG = PackSettings(4, 128, 4), PackSettings(1, 1024, 8)
+SHORT, LONG = PackSettings(4, 128, 4), PackSettings(1, 512, 8)
 
 
 @pytest.fixture(scope="module")

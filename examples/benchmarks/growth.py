@@ -94,6 +94,9 @@ def draw(results, path, backend):
         axis.xaxis.set_major_locator(FixedLocator(values))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xticklabels([f"{value:,}" for value in values])
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(which="both", labelsize="small")
         axis.set_ylim(least.min() / 2, max(most.max(), line.max()) * 2)
         axis.legend(frameon=False)
         axis.grid(alpha=0.3)
@@ -107,11 +110,12 @@ def main():
     from rich.table import Table
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    beside = pathlib.Path(__file__).with_suffix(".png")
+    backend = keras.backend.backend()
+    beside = pathlib.Path(__file__).with_name(f"growth_{backend}.png")
     parser.add_argument("--figure", type=pathlib.Path, default=beside)
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
-    results, backend = measure(), keras.backend.backend()
+    results = measure()
     table = Table(backend, "value", "seconds a step", "spread", "against the first")
     for panel, points in results.items():
         first = statistics.median(points[0]["seconds"])

@@ -1,6 +1,10 @@
 """One training step of 12 clips of 4-30 s: clip by clip, under a dense mask, and the peers.
 
-KERAS_BACKEND=tensorflow python examples/benchmarks/training_step.py --peer ElasticAST/
+KERAS_BACKEND=tensorflow python examples/benchmarks/training_step.py \\
+    --peer ElasticAST/ --timm --dense --profile
+
+CPU seconds over seconds is the number of cores at work; without attention the rest of the step
+is left, which tells where the time goes.
 """
 
 import argparse
@@ -55,25 +59,30 @@ def packed_batch(lengths, rng):
 
 
 def timed(step):
-    """Seconds of each of REPEATS steps, after one that compiles; and of that one."""
+    """Seconds of each of REPEATS steps, after one that compiles; CPU seconds of one; the first."""
     start = time.perf_counter()
     step()
     first, seconds = time.perf_counter() - start, []
+    cpu = time.process_time()
     for _ in range(REPEATS):
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    return seconds, first
+    return seconds, (time.process_time() - cpu) / REPEATS, first
 
 
-def ours(size, lengths, by_clip):
-
+def ours(size, lengths, by_clip, attention=True, dtype="float32"):
+    import keras_flexast.layers.attention
     from keras_flexast import ElasticAST
     from keras_flexast.training import compile_packed
 
     rng = np.random.default_rng(SEED)
     inputs, labels, weights = packed_batch(lengths, rng)
-    model = ElasticAST(CLASSES, size=size)
+    if not attention:  # what is left has all matrix products but those of attention
+        keras_flexast.layers.attention.attend_by_clip = lambda query, key, value, _: (
+            query + key + value
+        )
+    model = ElasticAST(CLASSES, size=size, dtype=dtype)
     row_length = inputs["segment_ids"].shape[1]
     compile_packed(model, 1e-4, row_length=row_length if by_clip else 0)
     return timed(lambda: float(model.train_on_batch(inputs, labels, sample_weight=weights)[0]))
@@ -137,17 +146,49 @@ def peer(size, lengths, checkout):
     return timed(step)
 
 
+def naflexvit(size, lengths):
+    """timm's NaFlexVit, which pads each clip of a batch to the longest, under a mask."""
+    import torch
+    from timm.models.naflexvit import NaFlexVit
+
+    dim, depth, heads = SIZES[size]
+    model = NaFlexVit(
+        embed_dim=dim, depth=depth, num_heads=heads, in_chans=1, num_classes=CLASSES
+    ).train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, (0.95, 0.999), weight_decay=5e-7)
+    generator, longest = torch.Generator().manual_seed(SEED), max(lengths)
+    places = torch.arange(longest)
+    batch = {
+        "patches": torch.randn(CLIPS, longest, 256, generator=generator),
+        "patch_valid": places < torch.tensor(lengths)[:, None],
+        "patch_coord": torch.stack([places % 8, places // 8], -1).repeat(CLIPS, 1, 1),
+    }
+    labels = torch.randint(0, CLASSES, (CLIPS,), generator=generator)
+
+    def step():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(batch), labels)
+        loss.backward()
+        optimizer.step()
+        return float(loss)
+
+    return timed(step)
+
+
 def measure(name, size, lengths, checkout):
     """Run one contender and print its times as JSON; a process of its own shows its memory."""
     contenders = {
         "by clip": lambda: ours(size, lengths, True),
         "dense mask": lambda: ours(size, lengths, False),
         "matrix products": lambda: products(size, lengths),
+        "without attention": lambda: ours(size, lengths, True, attention=False),
+        "in bfloat16": lambda: ours(size, lengths, True, dtype="mixed_bfloat16"),
         "authors": lambda: peer(size, lengths, checkout),
+        "timm NaFlexVit": lambda: naflexvit(size, lengths),
     }
-    seconds, first = contenders[name]()
+    seconds, cpu, first = contenders[name]()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print("RESULT", json.dumps({"seconds": seconds, "first": first, "gib": memory}))
+    print("RESULT", json.dumps({"seconds": seconds, "cpu": cpu, "first": first, "gib": memory}))
 
 
 def main():
@@ -155,6 +196,8 @@ def main():
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--peer", help="checkout of the ElasticAST authors' code")
     parser.add_argument("--dense", action="store_true", help="time the dense mask too")
+    parser.add_argument("--profile", action="store_true", help="time a step without attention")
+    parser.add_argument("--timm", action="store_true", help="time timm's NaFlexVit")
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -165,8 +208,9 @@ def main():
     from rich.console import Console
     from rich.table import Table
 
-    names = ["by clip", "matrix products"]
-    names += ["dense mask"] * options.dense + ["authors"] * bool(options.peer)
+    names = ["by clip", "in bfloat16", "matrix products"]
+    names += ["without attention"] * options.profile + ["dense mask"] * options.dense
+    names += ["authors"] * bool(options.peer) + ["timm NaFlexVit"] * options.timm
     backend, console, results = os.environ.get("KERAS_BACKEND", "tensorflow"), Console(), {}
     for name in names:
         with console.status(f"Timing {name}"):
@@ -184,13 +228,16 @@ def main():
     console.print(
         f"{options.size} on {backend}: {CLIPS} clips, {sum(lengths):,} tokens, {pairs:,} pairs"
     )
-    table = Table("one training step", "seconds", "spread", "against by clip", "first", "peak GiB")
+    table = Table(
+        "one training step", "seconds", "spread", "CPU", "against by clip", "first", "peak GiB"
+    )
     for name, result in results.items():
         seconds = result["seconds"]
         table.add_row(
             name,
             f"{np.median(seconds):.2f}",
             f"{min(seconds):.2f}-{max(seconds):.2f}",
+            f"{result['cpu']:.2f}",
             f"{np.median(seconds) / base:.2f}",
             f"{result['first']:.1f}",
             f"{result['gib']:.2f}",

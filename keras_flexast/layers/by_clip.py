@@ -10,7 +10,7 @@ import functools
 
 import keras
 
-TILE = 128  # queries and keys of JAX's static shapes; 64 to 512 were measured, forward and back
+TILE, AT_ONCE = 192, 2  # of JAX's static shapes; tiles of 64 to 512 and 1 to 8 of them were timed
 
 
 def attend_by_clip(query, key, value, segment_ids):
@@ -87,118 +87,140 @@ def _jax_attention(tokens, length):
     A tile begins where its clip does, or TILE further; what it holds beyond the clip's end is
     masked. The softmax over the tiles of a clip runs online, and the gradient computes it
     again from each query's normaliser: FlashAttention, Dao et al. 2022 (arXiv:2205.14135).
+    AT_ONCE query tiles go side by side, in arrays (AT_ONCE, heads, TILE, ...); the last ones
+    may be empty tiles behind the tokens.
     """
     import jax
     import jax.numpy as jnp
 
     def tiles_of(segment_ids):
-        """Number of query tiles, and of each its place, its clip's place and end."""
+        """Steps of AT_ONCE query tiles, and of each tile its place, its clip's place and end."""
         flat, places = jnp.ravel(segment_ids), jnp.arange(tokens)
         first = (flat != jnp.roll(flat, 1)) | (places % length == 0)
         start = jax.lax.cummax(jnp.where(first, places, 0))
         clip = jnp.cumsum(first) - 1
         end = start + jnp.zeros(tokens, "int32").at[clip].add(1)[clip]
         is_tile = (flat > 0) & ((places - start) % TILE == 0)
-        (here,) = jnp.nonzero(is_tile, size=tokens, fill_value=0)
-        return is_tile.sum(), here, start[here], end[here]
+        (here,) = jnp.nonzero(is_tile, size=tokens + AT_ONCE, fill_value=tokens)
+        start, end = (jnp.append(x, tokens)[here] for x in (start, end))
+        return (is_tile.sum() + AT_ONCE - 1) // AT_ONCE, (here, start, end)
+
+    def these(step, tiles):
+        return [jax.lax.dynamic_slice_in_dim(x, step * AT_ONCE, AT_ONCE) for x in tiles]
+
+    def inside(places, ends):
+        """Which of a tile's tokens are its clip's, (AT_ONCE, 1, TILE, 1)."""
+        return (places[:, None] + jnp.arange(TILE) < ends[:, None])[:, None, :, None]
 
     def lengthened(*arrays):
         """Room for the last tile, which may reach beyond the last token."""
         return [jnp.pad(x, ((0, 0), (0, TILE), (0, 0))) for x in arrays]
 
-    def take(x, place):
+    def one(x, place):
         return jax.lax.dynamic_slice_in_dim(x, place, TILE, 1)
 
-    def take_clip(x, place, mine):
-        """`take`, zero outside the clip: no weight of 0 may meet a neighbour's NaN."""
-        return jnp.where(mine[:, None], take(x, place), 0)
+    def take(x, places):
+        return jnp.stack([one(x, places[side]) for side in range(AT_ONCE)])
 
-    def put(x, tile, place):
-        return jax.lax.dynamic_update_slice_in_dim(x, tile.astype(x.dtype), place, 1)
+    def take_clip(x, places, mine):
+        """`take`, zero outside the clip: no weight of 0 may meet a neighbour's NaN."""
+        return jnp.where(mine, take(x, places), 0)
+
+    def put(x, tiles, places):
+        for side in range(AT_ONCE):
+            tile = tiles[side].astype(x.dtype)
+            x = jax.lax.dynamic_update_slice_in_dim(x, tile, places[side], 1)
+        return x
+
+    def add(x, tiles, places, mine):
+        tiles = jnp.where(mine, tiles, 0)
+        for side in range(AT_ONCE):  # one after the other: both may be the same place
+            tile = one(x, places[side]) + tiles[side]
+            x = jax.lax.dynamic_update_slice_in_dim(x, tile, places[side], 1)
+        return x
 
     def product(a, b):
         return jnp.matmul(a, b, preferred_element_type="float32")
 
     def turned(x):
-        return jnp.swapaxes(x, 1, 2)
+        return jnp.swapaxes(x, -1, -2)
 
-    def each_key_tile(step, start, end, done):
-        """`done` after `step(place, mine, done)` of every key tile of a clip."""
+    def each_key_tile(step, starts, ends, done):
+        """`done` after `step(places, mine, done)` of every key tile of the clips."""
 
         def body(index, done):
-            place = start + index * TILE
-            return step(place, place + jnp.arange(TILE) < end, done)
+            places = starts + index * TILE
+            # A clip with fewer tiles than the one beside it has none left: behind the tokens.
+            return step(jnp.minimum(places, tokens), inside(places, ends), done)
 
-        return jax.lax.fori_loop(0, (end - start + TILE - 1) // TILE, body, done)
+        return jax.lax.fori_loop(0, ((ends - starts + TILE - 1) // TILE).max(), body, done)
 
     def forward(query, key, value, segment_ids):
         heads, _, width = query.shape
-        count, here, starts, ends = tiles_of(segment_ids)
+        steps, tiles = tiles_of(segment_ids)
         queries, keys, values = lengthened(query, key, value)
 
-        def query_tile(index, done):
-            q = take(queries, here[index])
+        def query_tiles(step, done):
+            here, starts, ends = these(step, tiles)
+            q = take(queries, here)
 
-            def key_tile(place, mine, done):
+            def key_tiles(places, mine, done):
                 attended, total, top = done
-                logits = product(q, turned(take(keys, place)))
-                logits = jnp.where(mine, logits, -1e30)
+                k, v = take(keys, places), take_clip(values, places, mine)
+                logits = jnp.where(turned(mine), product(q, turned(k)), -jnp.inf)
                 new_top = jnp.maximum(top, logits.max(-1, keepdims=True))
                 weights, shrink = jnp.exp(logits - new_top), jnp.exp(top - new_top)
-                v = take_clip(values, place, mine)
                 attended = attended * shrink + product(weights.astype(v.dtype), v)
                 return attended, total * shrink + weights.sum(-1, keepdims=True), new_top
 
-            zeros = jnp.zeros((heads, TILE, width)), jnp.zeros((heads, TILE, 1))
-            lowest = jnp.full((heads, TILE, 1), -1e30)
+            shape = AT_ONCE, heads, TILE
+            zeros, lowest = (jnp.full((*shape, 1), number) for number in (0.0, -1e30))
             attended, total, top = each_key_tile(
-                key_tile, starts[index], ends[index], (*zeros, lowest)
+                key_tiles, starts, ends, (jnp.zeros((*shape, width)), zeros, lowest)
             )
+            total = jnp.where(total == 0, 1, total)  # of an empty tile
             new = attended / total, top + jnp.log(total)
             # What lies beyond the clip's end is put right by the tiles that follow.
-            return tuple(put(x, tile, here[index]) for x, tile in zip(done, new, strict=True))
+            return tuple(put(x, tile, here) for x, tile in zip(done, new, strict=True))
 
         done = jnp.zeros_like(queries), jnp.zeros((*queries.shape[:2], 1), "float32")
-        attended, normaliser = jax.lax.fori_loop(0, count, query_tile, done)
+        attended, normaliser = jax.lax.fori_loop(0, steps, query_tiles, done)
         attended = jnp.where(jnp.ravel(segment_ids)[:, None] > 0, attended[:, :tokens], 0)
         return attended, (query, key, value, segment_ids, attended, normaliser)
 
     def backward(saved, slope):
         query, key, value, segment_ids, attended, normaliser = saved
-        count, here, starts, ends = tiles_of(segment_ids)
+        steps, tiles = tiles_of(segment_ids)
         along = (slope.astype("float32") * attended).sum(-1, keepdims=True)
         queries, keys, values, slopes, along = lengthened(query, key, value, slope, along)
 
-        def query_tile(index, done):
+        def query_tiles(step, done):
             for_query, for_key, for_value = done
-            place = here[index]
-            my_query = place + jnp.arange(TILE) < ends[index]
-            q, s = take_clip(queries, place, my_query), take_clip(slopes, place, my_query)
-            norm, mean = take(normaliser, place), take(along, place)
+            here, starts, ends = these(step, tiles)
+            my_queries = inside(here, ends)
+            q, s = take_clip(queries, here, my_queries), take_clip(slopes, here, my_queries)
+            norm, mean = take(normaliser, here), take(along, here)
 
-            def key_tile(place, mine, done):
+            def key_tiles(places, mine, done):
                 for_q, for_key, for_value = done
-                k, v = take_clip(keys, place, mine), take_clip(values, place, mine)
-                both = my_query[:, None] & mine
+                k, v = take_clip(keys, places, mine), take_clip(values, places, mine)
+                both = my_queries & turned(mine)
                 weights = jnp.where(both, jnp.exp(product(q, turned(k)) - norm), 0)
                 change = jnp.where(both, weights * (product(s, turned(v)) - mean), 0)
                 weights, change = weights.astype(q.dtype), change.astype(q.dtype)
-                for_k = take(for_key, place) + product(turned(change), q)
-                for_v = take(for_value, place) + product(turned(weights), s)
                 return (
                     for_q + product(change, k),
-                    put(for_key, for_k, place),
-                    put(for_value, for_v, place),
+                    add(for_key, product(turned(change), q), places, mine),
+                    add(for_value, product(turned(weights), s), places, mine),
                 )
 
             for_q, for_key, for_value = each_key_tile(
-                key_tile, starts[index], ends[index], (jnp.zeros(q.shape), for_key, for_value)
+                key_tiles, starts, ends, (jnp.zeros(q.shape), for_key, for_value)
             )
-            for_q = jnp.where(my_query[:, None], for_q, take(for_query, place))
-            return put(for_query, for_q, place), for_key, for_value
+            return add(for_query, for_q, here, my_queries), for_key, for_value
 
         done = tuple(jnp.zeros(queries.shape) for _ in range(3))
-        slopes = jax.lax.fori_loop(0, count, query_tile, done)
+        slopes = jax.lax.fori_loop(0, steps, query_tiles, done)
         return (*(x[:, :tokens].astype(query.dtype) for x in slopes), None)
 
     attend = jax.custom_vjp(lambda *arguments: forward(*arguments)[0])
