@@ -77,7 +77,7 @@ def draw(results, path, backend):
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FixedLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
     figure, axes = pyplot.subplots(2, 2, figsize=(8, 6), layout="constrained")
     for axis, (panel, points) in zip(axes.flat, results.items(), strict=True):
@@ -94,9 +94,9 @@ def draw(results, path, backend):
         axis.xaxis.set_major_locator(FixedLocator(values))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xticklabels([f"{value:,}" for value in values])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:g}")
-        axis.tick_params(which="both", labelsize="small")
+        axis.yaxis.set_minor_locator(NullLocator())
         axis.set_ylim(least.min() / 2, max(most.max(), line.max()) * 2)
         axis.legend(frameon=False)
         axis.grid(alpha=0.3)
