@@ -602,7 +602,6 @@ def main():
 
     What is compiled is kept for the next command, below $XDG_CACHE_HOME or ~/.cache.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # By machine: a program compiled for another processor may stop this one.
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache = os.path.join(home, "keras-flexast", platform.node())

@@ -109,7 +109,7 @@ def export_folder(
             command = f"flexast export {pathlib.Path(folder).name} --data {pathlib.Path(data).name}"
             facts = {"data": f"the test split of {pathlib.Path(data).name}", "command": command}
             write_card(building, points, {**describe_run(run, out.name), **facts})
-    return [out / path.relative_to(building) for path in written]
+    return [out / path.absolute().relative_to(building.absolute()) for path in written]
 
 
 def _writers(
@@ -190,7 +190,7 @@ except (ValueError, OSError, ImportError) as error:
 with open(sys.argv[2], "w") as file:
     json.dump(answer, file)
 """
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "answer.json")
         command = [sys.executable, "-c", code, json.dumps(arguments), str(path)]

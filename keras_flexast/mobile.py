@@ -230,7 +230,7 @@ def _front_tflite(samples, fbank):
         lambda waveform: normalise(log_mel(waveform, fbank), fbank), input_signature=[waveform]
     )
     return tf.lite.TFLiteConverter.from_concrete_functions(
-        [function.get_concrete_function()]
+        [function.get_concrete_function()], tf.Module()
     ).convert()
 
 
