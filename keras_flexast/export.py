@@ -106,7 +106,7 @@ def export_folder(
         written = [write() for write in track(writers, "Exporting")]
         if test:
             points = operating_points(written, test, progress=True)
-            command = f"flexast export {pathlib.Path(folder).name} --data {pathlib.Path(data).name}"
+            command = f"flexast export {folder} --out {out} --data {data}"
             facts = {"data": f"the test split of {pathlib.Path(data).name}", "command": command}
             write_card(building, points, {**describe_run(run, out.name), **facts})
     return [out / path.absolute().relative_to(building.absolute()) for path in written]
