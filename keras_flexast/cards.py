@@ -208,7 +208,7 @@ def read_card(folder):
     path = pathlib.Path(folder, "card.json")
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist. An export that was measured on test clips writes one."
+            f"{path} does not exist. `flexast export RUN --data DATA` writes one."
         )
     try:
         card = json.loads(path.read_text())
