@@ -20,12 +20,18 @@ import numpy as np
 from rich.progress import track
 
 from keras_flexast.evaluation import patch_name
+from keras_flexast.mobile import (
+    INPUTS,
+    PRECISIONS,
+    write_multi_tflite,
+    write_onnx,
+    write_tflite,
+)
 from keras_flexast.runs import check_free, load_run, whole_folder
 from tf_data_pipelines.settings import check_choice, patch_pair
 
 FORMATS = ("serving", "mobile", "onnx")
 MOBILE_PATCHES = (8, 16, 24, 32, 48)
-PRECISIONS = ("float32", "float16", "dynamic", "int8")
 CALIBRATION_CLIPS = 100
 
 
@@ -69,6 +75,7 @@ def export_folder(
     for name, chosen, known in (
         ("formats", formats, FORMATS),
         ("precisions", precisions, PRECISIONS),
+        ("input", [input], INPUTS),
     ):
         for one in chosen:
             check_choice(name, one, known)
@@ -117,7 +124,6 @@ def _writers(
     max_seconds,
 ):  # fmt: skip
     """Functions that each write one artefact and return its path."""
-    from keras_flexast.mobile import write_multi_tflite, write_onnx, write_tflite
     from keras_flexast.serving import write_serving
 
     sizes = {patch_name(patch_pair(size)): patch_pair(size) for size in patch_sizes}

@@ -131,6 +131,7 @@ def test_overwriting_keeps_the_servers_versions(folder, monkeypatch):
         ({"out": "out"}, FileExistsError, "out exists already"),
         ({"formats": ["apk"]}, ValueError, "formats='apk' is unknown"),
         ({"precisions": ["int4"]}, ValueError, "precisions='int4' is unknown"),
+        ({"input": "mp3"}, ValueError, "input='mp3' is unknown"),
         ({"precisions": ["int8"]}, ValueError, "Give them with --data"),
         ({"data": "sounds", "input": "features"}, ValueError, "cannot be measured"),
         ({"patch_sizes": []}, ValueError, "patch_sizes is empty"),
