@@ -26,11 +26,11 @@ import pathlib
 import platform
 import statistics
 import tempfile
-import time
 
 import numpy as np
 import soundfile
 import tensorflow as tf
+from features import settled
 from rich.console import Console
 from rich.table import Table
 
@@ -119,17 +119,6 @@ def milliseconds(iterator):
     while clips < CLIPS:
         clips += float(tf.reduce_sum(next(iterator)))
     return 1000 * (settled() - start) / clips
-
-
-def settled():
-    """Processor time so far, once no thread is at work."""
-    last = time.process_time()
-    while True:
-        time.sleep(0.05)
-        now = time.process_time()
-        if now - last < 0.001:
-            return now
-        last = now
 
 
 def difference(found, fbank, patches):
