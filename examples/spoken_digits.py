@@ -15,7 +15,7 @@ STEPS = 400  # 8 rows x 256 tokens hold about 80 words, so 11 passes over 3,000
 ROWS, ROW_LENGTH, SEGMENTS = 8, 256, 16  # 256: the longest word at patch 8 is 224 tokens
 
 source = tdp.load_source(make_corpus("/tmp/spoken-digits", validation_clips=0, progress=True))
-found = tdp.survey(source, tdp.FbankSettings(), progress=True)
+found = tdp.scan_source(source, tdp.FbankSettings(), progress=True)
 train, test = found.split("train"), found.split("test")
 fbank = tdp.FbankSettings(mean=found.mean, std=found.std)
 packing = tdp.PackSettings(ROWS, ROW_LENGTH, SEGMENTS)
@@ -38,7 +38,7 @@ print(f"mixed patch sizes: {100 * accuracy:.1f} % of {len(test.source)} clips by
 
 # The fixed face: one clip, one patch size, from the same weights.
 clip = test.source.clips[int(np.argmax(test.durations))]  # long enough for the widest patch
-features = tdp.normalise(tdp.log_mel(tdp.read_audio(clip.path), fbank), fbank)
+features = tdp.normalize(tdp.log_mel(tdp.read_audio(clip.path), fbank), fbank)
 for patch_size in (8, 24, (16, 40)):
     fixed = kf.fixed_model(model, patch_size, frames=features.shape[0])
     answer = source.classes[int(np.argmax(fixed.predict(features[None].numpy(), verbose=0)))]

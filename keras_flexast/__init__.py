@@ -11,19 +11,19 @@ if os.path.basename("".join(sys.argv[:1])) == "flexast":
     # TensorFlow reads it once, when Keras imports it; an export would write a page of notes.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from keras_flexast.convert import convert_checkpoint
+from keras_flexast.conversion.convert import convert_checkpoint
 from keras_flexast.layers import MaskAttentionPooling, MaskedSelfAttention, PIResizePatchEmbed
-from keras_flexast.models import ElasticAST, FlexAST, FlexiAST, fixed_model
+from keras_flexast.models import ElasticAST, FlexiAST, PackedAST, fixed_model
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ElasticAST",
-    "FlexAST",
     "FlexiAST",
     "MaskAttentionPooling",
     "MaskedSelfAttention",
     "PIResizePatchEmbed",
+    "PackedAST",
     "convert_checkpoint",
     "fixed_model",
 ]

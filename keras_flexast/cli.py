@@ -18,11 +18,11 @@ from keras_flexast.options import (
     Family,
     FilesArgument,
     FrameShift,
+    FullLength,
     Input,
     ModelArgument,
     Overlong,
     Overwrite,
-    OwnLength,
     PatchSize,
     Pooling,
     Position,
@@ -141,11 +141,12 @@ def train(
     While it trains, and after an interruption, RUN.partial is a run of the best epoch so far.
     Curves: tensorboard --logdir RUN.partial/logs, later RUN/logs.
     """
-    from keras_flexast.runs import check_free, load_run
+    from keras_flexast.files import refuse_overwrite
+    from keras_flexast.runs import load_run
     from keras_flexast.training import TrainSettings, train_run
     from tf_data_pipelines.settings import PatchSettings
 
-    check_free(out, overwrite)
+    refuse_overwrite(out, overwrite)
     if init and (size or pooling):
         raise typer.BadParameter("--size and --pooling are those of --init; leave them out.")
     _use_devices()
@@ -172,7 +173,7 @@ def train(
     options = {name: choice.value for name, choice in chosen.items() if choice}
     options["dropout"] = dropout
     start = load_run(init) if init else None
-    found = _survey(data, fbank=start and start.own_length().fbank)
+    found = _scan(data, fbank=start and start.full_length().fbank)
     run, history = train_run(
         found.split("train"), found.split("validation"), out, patches, settings, options,
         overwrite, start,
@@ -236,10 +237,11 @@ def convert(
     AST, SSAST, FlexiAST and ElasticAST are kept as published; ViT and DeiT start a FlexiAST.
     Every name of the source is used or listed as ignored, in OUT/conversion.json.
     """
-    from keras_flexast.convert import convert_run
-    from keras_flexast.runs import check_free, save_run, whole_folder, write_whole
+    from keras_flexast.conversion.convert import convert_run
+    from keras_flexast.files import atomic_folder, atomic_write, refuse_overwrite
+    from keras_flexast.runs import save_run
 
-    check_free(out, overwrite)
+    refuse_overwrite(out, overwrite)
     with errors.status("Reading and converting"):
         done = convert_run(
             source,
@@ -259,9 +261,9 @@ def convert(
             seed,
         )
         account = json.dumps(done.to_dict(), indent=2)
-        with whole_folder(out, overwrite) as folder:
+        with atomic_folder(out, overwrite) as folder:
             save_run(done.run, folder)
-            write_whole(folder / "conversion.json", account + "\n")
+            atomic_write(folder / "conversion.json", account + "\n")
     if as_json:
         typer.echo(account)
         return
@@ -276,36 +278,36 @@ def evaluate(
         str | None,
         typer.Option(
             help="Sizes to test at, one set of weights for all. If not given: "
-            "8,10,12,16,20,24,30,32,40,48, or all that an artefact has.",
+            "8,10,12,16,20,24,30,32,40,48, or all that an artifact has.",
             show_default=False,
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation, test, or all.")] = "test",
     frame_shift_ms: FrameShift = 0,
     resize: ResizeRun = None,
-    own_length: OwnLength = False,
+    full_length: FullLength = False,
     figure: Annotated[
         pathlib.Path | None, typer.Option(help="Draw the result as PNG.", show_default=False)
     ] = None,
     as_json: AsJson = False,
 ):
-    """Accuracy (mAP where clips have several labels) of a run or artefact at several patch sizes.
+    """Accuracy (mAP where clips have several labels) of a run or artifact at several patch sizes.
 
-    An artefact is run by its own runtime: the number is what the exported file scores.
+    An artifact is run by its own runtime: the number is what the exported file scores.
     """
-    from keras_flexast.artefacts import is_artefact
-    from keras_flexast.cards import share_text
-    from keras_flexast.evaluation import evaluate_run, patch_name
+    from keras_flexast.evaluation import evaluate_run
+    from keras_flexast.export.model_card import share_text
     from keras_flexast.figures import accuracy_figure
-    from tf_data_pipelines.settings import PATCH_SIZES
+    from keras_flexast.inference.artifacts import is_artifact
+    from tf_data_pipelines.settings import PATCH_SIZES, patch_name
 
-    if is_artefact(run):
-        _refuse_run_options(frame_shift_ms, resize, own_length)
-        results = _evaluate_artefact(run, data, patch_sizes, split, not as_json)
+    if is_artifact(run):
+        _refuse_run_options(frame_shift_ms, resize, full_length)
+        results = _evaluate_artifact(run, data, patch_sizes, split, not as_json)
     else:
         sizes = parse_patch_sizes(patch_sizes) if patch_sizes else PATCH_SIZES
-        loaded = _load(run, resize, own_length)
-        found = _survey(data, loaded.classes, loaded.fbank, split, not as_json)
+        loaded = _load(run, resize, full_length)
+        found = _scan(data, loaded.classes, loaded.fbank, split, not as_json)
         _warn_of_cuts(loaded, found)
         results = evaluate_run(loaded, found, sizes, frame_shift_ms or None, not as_json)
         for result in results:
@@ -332,7 +334,7 @@ def predict(
     patch_size: PatchSize = None,
     frame_shift_ms: FrameShift = 0,
     resize: ResizeRun = None,
-    own_length: OwnLength = False,
+    full_length: FullLength = False,
     top: Annotated[int, typer.Option(min=1, help="Labels to show.")] = 3,
     timeline: Annotated[
         bool,
@@ -344,7 +346,7 @@ def predict(
     window: Annotated[
         float,
         typer.Option(
-            min=0, help="Of the timeline, in seconds; 0 for 1, or what an artefact takes."
+            min=0, help="Of the timeline, in seconds; 0 for 1, or what an artifact takes."
         ),
     ] = 0,
     hop: Annotated[
@@ -361,19 +363,19 @@ def predict(
     as_json: AsJson = False,
 ):
     """Labels and scores of sound files of any format, rate and length."""
-    from keras_flexast.artefacts import is_artefact
-    from keras_flexast.evaluation import patch_name
+    from keras_flexast.inference.artifacts import is_artifact
+    from tf_data_pipelines.settings import patch_name
 
     if not timeline and (window or hop or timeline_out):
         raise typer.BadParameter("--window, --hop and --timeline-out belong to --timeline.")
     if timeline and len(files) != 1:
         raise typer.BadParameter(f"--timeline takes one recording, not {len(files)} files.")
-    if is_artefact(run):
-        _refuse_run_options(frame_shift_ms, resize, own_length)
-        loaded, pair = _load_artefact(run, patch_size), None
+    if is_artifact(run):
+        _refuse_run_options(frame_shift_ms, resize, full_length)
+        loaded, pair = _load_artifact(run, patch_size), None
         name = loaded.patch_size
     else:
-        loaded = _load(run, resize, own_length)
+        loaded = _load(run, resize, full_length)
         pair = _one_patch_size(loaded, patch_size)
         name = patch_name(pair)
     more = {}
@@ -421,7 +423,7 @@ def choose(
     as_json: AsJson = False,
 ):
     """The most accurate exported model within a budget of time and size, as measured."""
-    from keras_flexast.cards import choose_point, read_card, share_text
+    from keras_flexast.export.model_card import choose_point, read_card, share_text
     from keras_flexast.figures import points_figure
 
     card, limit = read_card(folder), parse_milliseconds(budget)
@@ -433,7 +435,7 @@ def choose(
         typer.echo(json.dumps({"best": best, "nearest": nearest, "points": points}, indent=2))
     else:
         table = Table(
-            "", Column("artefact", overflow="fold"), "patch", "precision",
+            "", Column("artifact", overflow="fold"), "patch", "precision",
             f"{points[0]['metric']} %", Column("ms a clip", justify="right"),
             Column("MB", justify="right"), caption=f"{threads} thread{'s' * (threads > 1)}",
         )  # fmt: skip
@@ -469,7 +471,7 @@ def embed(
     patch_size: PatchSize = None,
     frame_shift_ms: FrameShift = 0,
     resize: ResizeRun = None,
-    own_length: OwnLength = False,
+    full_length: FullLength = False,
     overwrite: Overwrite = False,
 ):
     """One vector per sound file, what pooling gives the classifier, as NumPy's .npz.
@@ -480,18 +482,18 @@ def embed(
 
     import numpy as np
 
+    from keras_flexast.files import atomic_write, refuse_overwrite
     from keras_flexast.models import embedding_model
-    from keras_flexast.runs import check_free, write_whole
 
     if out.suffix != ".npz":
         raise ValueError(f"--out {out} must end in .npz.")
-    check_free(out, overwrite)
-    loaded = _load(run, resize, own_length)
+    refuse_overwrite(out, overwrite)
+    loaded = _load(run, resize, full_length)
     pair = _one_patch_size(loaded, patch_size)
     found, vectors = _run_files(loaded, files, pair, frame_shift_ms, embedding_model, True)
     content = io.BytesIO()
     np.savez(content, files=[clip.path for clip in found.source.clips], embeddings=vectors)
-    write_whole(out, content.getvalue())
+    atomic_write(out, content.getvalue())
     typer.echo(f"{len(vectors)} embeddings of width {vectors.shape[1]} are in {out}.")
     _fail_for(found.rejected)
 
@@ -501,7 +503,7 @@ def stats(data: DataArgument, as_json: AsJson = False):
     """Mean and standard deviation of the log-mel values, lengths, and clips per class."""
     import numpy as np
 
-    found = _survey(data, progress=not as_json)
+    found = _scan(data, progress=not as_json)
     splits = sorted({clip.split for clip in found.source.clips})
     counts = {name: dict.fromkeys(splits, 0) for name in found.source.classes}
     for clip in found.source.clips:
@@ -558,7 +560,7 @@ def export(
         pathlib.Path | None,
         typer.Option(
             help="As for train: its training clips give int8 its scales, its test clips measure "
-            "every artefact for the model card and `flexast choose`.",
+            "every artifact for the model card and `flexast choose`.",
             show_default=False,
         ),
     ] = None,
@@ -573,7 +575,7 @@ def export(
         float, typer.Option(min=0.1, help="Of the longest clip that the server accepts.")
     ] = 60,
     input: Annotated[
-        Input, typer.Option(help="Of .tflite and onnx; features are normalised log-mel.")
+        Input, typer.Option(help="Of .tflite and onnx; features are normalized log-mel.")
     ] = Input.waveform,
     frame_shift_ms: FrameShift = 0,
     resize: ResizeRun = None,
@@ -584,7 +586,7 @@ def export(
 
     With --overwrite the files are replaced and the server gets a new version beside the old.
     """
-    from keras_flexast.export import export_folder
+    from keras_flexast.export.folder import export_folder
 
     out = out or pathlib.Path("saved_models", run.resolve().name)
     written = export_folder(
@@ -592,7 +594,7 @@ def export(
         data, seconds or None, frame_shift_ms or None, resize and resize.value, input.value,
         max_seconds, overwrite,
     )  # fmt: skip
-    typer.echo(f"{len(written)} artefacts are in {out}.")
+    typer.echo(f"{len(written)} artifacts are in {out}.")
     if data:
         typer.echo(f"Their card is {out / 'README.md'}. Next: flexast choose {out} --budget 20ms")
 
@@ -629,7 +631,7 @@ def _use_devices():
         tf.config.set_visible_devices([], "GPU")
 
 
-def _load(run, resize, own_length):
+def _load(run, resize, full_length):
     """A run, with another resize or at the clips' own lengths where that is asked for."""
     from keras_flexast.runs import load_run
 
@@ -637,47 +639,47 @@ def _load(run, resize, own_length):
     loaded = load_run(run)
     if resize:
         loaded = loaded.resized(resize.value)
-    return loaded.own_length() if own_length else loaded
+    return loaded.full_length() if full_length else loaded
 
 
-def _survey(data, classes=None, fbank=None, split="all", progress=True):
-    """Survey of DATA, with a model's classes and front end; rejected files are warned of."""
+def _scan(data, classes=None, fbank=None, split="all", progress=True):
+    """ScannedSource of DATA, with a model's classes and front end; rejected files are warned of."""
     from tf_data_pipelines.settings import FbankSettings
-    from tf_data_pipelines.sources import load_source, survey
+    from tf_data_pipelines.sources import load_source, scan_source
 
     source = load_source(data, classes=classes)
     if split != "all":
         source = source.split(split)
-    found = survey(source, fbank or FbankSettings(), progress)
+    found = scan_source(source, fbank or FbankSettings(), progress)
     if found.warning():
         errors.print(f"Warning: {found.warning()}", style="yellow")
     return found
 
 
-def _load_artefact(path, patch_size):
-    """The signature of an artefact for --patch-size, or its only one."""
-    from keras_flexast.artefacts import load_artefact, scoring_artefacts
+def _load_artifact(path, patch_size):
+    """The signature of an artifact for --patch-size, or its only one."""
+    from keras_flexast.inference.artifacts import load_artifact, scoring_artifacts
 
     _use_devices()
     if not patch_size:
-        return load_artefact(path)
-    found = scoring_artefacts(path)
+        return load_artifact(path)
+    found = scoring_artifacts(path)
     return _sized(found, path, parse_pair(patch_size, "--patch-size"))
 
 
-def _evaluate_artefact(path, data, patch_sizes, split, progress):
-    """A result for each signature of an artefact, or for those of --patch-sizes."""
-    from keras_flexast.artefacts import scoring_artefacts
-    from keras_flexast.cards import measure
+def _evaluate_artifact(path, data, patch_sizes, split, progress):
+    """A result for each signature of an artifact, or for those of --patch-sizes."""
+    from keras_flexast.export.model_card import measure
+    from keras_flexast.inference.artifacts import scoring_artifacts
     from tf_data_pipelines.settings import FbankSettings
 
     _use_devices()
-    found = scoring_artefacts(path)
+    found = scoring_artifacts(path)
     chosen = list(found.values())
     if patch_sizes:
         chosen = [_sized(found, path, pair) for pair in parse_patch_sizes(patch_sizes)]
     fbank = FbankSettings(sample_rate=chosen[0].sample_rate)
-    clips = _survey(data, chosen[0].classes, fbank, split, progress)
+    clips = _scan(data, chosen[0].classes, fbank, split, progress)
     results = []
     for one in chosen:
         name = one.patch_size or one.signature
@@ -687,8 +689,8 @@ def _evaluate_artefact(path, data, patch_sizes, split, progress):
 
 
 def _sized(found, path, pair):
-    """The Artefact of one patch size among those of a file."""
-    from keras_flexast.evaluation import patch_name
+    """The Artifact of one patch size among those of a file."""
+    from tf_data_pipelines.settings import patch_name
 
     named = {one.patch_size: one for one in found.values()}
     if patch_name(pair) not in named:
@@ -697,19 +699,19 @@ def _sized(found, path, pair):
     return named[patch_name(pair)]
 
 
-def _refuse_run_options(frame_shift_ms, resize, own_length):
-    """Raise for options that an exported artefact has settled."""
+def _refuse_run_options(frame_shift_ms, resize, full_length):
+    """Raise for options that an exported artifact has settled."""
     given = {
-        "--frame-shift-ms": frame_shift_ms, "--resize": resize, "--own-length": own_length
+        "--frame-shift-ms": frame_shift_ms, "--resize": resize, "--full-length": full_length
     }  # fmt: skip
     for name, value in given.items():
         if value:
-            raise typer.BadParameter(f"{name} is settled in an exported artefact; export again.")
+            raise typer.BadParameter(f"{name} is settled in an exported artifact; export again.")
 
 
 def _score_files(model, files, pair, frame_shift_ms, progress):
-    """(scores, usable files, rejected) by a run at a patch size, or by an artefact (None)."""
-    from keras_flexast.artefacts import file_scores
+    """(scores, usable files, rejected) by a run at a patch size, or by an artifact (None)."""
+    from keras_flexast.inference.artifacts import file_scores
 
     if pair is None:
         text = "Classifying" if progress and len(files) > 20 else None
@@ -719,11 +721,11 @@ def _score_files(model, files, pair, frame_shift_ms, progress):
 
 
 def _hear(model, file, pair, window, hop, frame_shift_ms, progress):
-    """Timeline by a run at a patch size, or by an artefact (None)."""
-    from keras_flexast.timeline import artefact_timeline, run_timeline
+    """Timeline by a run at a patch size, or by an artifact (None)."""
+    from keras_flexast.inference.timeline import artifact_timeline, run_timeline
 
     if pair is None:
-        return artefact_timeline(model, file, window, hop, progress)
+        return artifact_timeline(model, file, window, hop, progress)
     window = window or 1.0
     hop = hop or window / 2
     return run_timeline(model, file, pair, window, hop, frame_shift_ms or None, progress)
@@ -732,11 +734,11 @@ def _hear(model, file, pair, window, hop, frame_shift_ms, progress):
 def _write_timeline(heard, file, out):
     """Write a timeline's table and picture; returns where, and how many windows."""
     from keras_flexast.figures import timeline_figure
-    from keras_flexast.runs import write_whole
+    from keras_flexast.files import atomic_write
 
     prefix = str(out or f"{file.stem}_timeline")
     timeline_figure(heard, f"{prefix}.png", file.name)
-    write_whole(f"{prefix}.csv", heard.to_csv())
+    atomic_write(f"{prefix}.csv", heard.to_csv())
     return {"csv": f"{prefix}.csv", "png": f"{prefix}.png", "windows": len(heard.starts)}
 
 
@@ -749,7 +751,7 @@ def _warn_of_cuts(run, found):
     if cut:
         errors.print(
             f"Warning: {cut} of {len(found.durations)} clips are longer than the {seconds:.2f} s "
-            f"that this checkpoint was made for; the rest of them is not heard. --own-length "
+            f"that this checkpoint was made for; the rest of them is not heard. --full-length "
             f"hears all of it.",
             style="yellow",
         )
@@ -761,17 +763,17 @@ def _one_patch_size(run, text):
 
 
 def _run_files(run, files, pair, frame_shift_ms, part, progress):
-    """(Survey of the usable files, float32 (files, width) of a part of the model)."""
-    from keras_flexast.evaluation import clip_outputs, fitting_rows
+    """(ScannedSource of the usable files, float32 (files, width) of a part of the model)."""
+    from keras_flexast.evaluation import clip_outputs, packing_for
     from tf_data_pipelines.pipeline import evaluation_batches
-    from tf_data_pipelines.sources import Clip, Source, survey
+    from tf_data_pipelines.sources import Clip, Source, scan_source
 
     clips = tuple(Clip(str(path), (0,), "all") for path in files)
     progress = progress and len(files) > 20
-    found = survey(Source(clips, run.classes, False), run.fbank, progress, max_rejected=1.0)
+    found = scan_source(Source(clips, run.classes, False), run.fbank, progress, max_rejected=1.0)
     _warn_of_cuts(run, found)
     patches = run.patches_at([pair], frame_shift_ms or None)
-    packing = fitting_rows(found, run.fbank, patches, run.packing)
+    packing = packing_for(found, run.fbank, patches, run.packing)
     batches = evaluation_batches(found, run.fbank, patches, packing)
     text = "Classifying" if progress else None
     return found, clip_outputs(part(run.model), batches, len(found.source), text)[0]

@@ -13,20 +13,22 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from keras_flexast.artefacts import scoring_artefacts
-from keras_flexast.evaluation import clip_outputs, evaluate_run, patch_name
-from keras_flexast.export import export_folder
+from keras_flexast.evaluation import clip_outputs, evaluate_run
+from keras_flexast.export.folder import export_folder
 from keras_flexast.figures import accuracy_figure
+from keras_flexast.files import atomic_folder, atomic_write
+from keras_flexast.inference.artifacts import scoring_artifacts
+from keras_flexast.inference.scoring import fixed_scores
 from keras_flexast.metrics import accuracy
 from keras_flexast.models import ElasticAST
-from keras_flexast.runs import Run, save_run, whole_folder, write_whole
-from keras_flexast.scoring import fixed_scores
+from keras_flexast.runs import Run, save_run
 from keras_flexast.training import WarmupCosine, compile_packed, time_cells
 from tf_data_pipelines.settings import (
     BASE_PATCH,
     PATCH_SIZES,
     FbankSettings,
     PackSettings,
+    patch_name,
 )
 
 TRAIN_CLIPS, TEST_CLIPS = 3000, 600
@@ -34,7 +36,7 @@ FIXED_STEPS, FLEXIBLE_STEPS = 200, 900  # of 8 rows x 256 tokens, 60 words or so
 EPOCH_STEPS = 50  # a line of progress
 LEARNING_RATE = 1.5e-3
 EXPORT_PATCHES = (8, 16, 32)
-ARTEFACT_CLIPS = 200  # test clips that every exported model is run on
+ARTIFACT_CLIPS = 200  # test clips that every exported model is run on
 
 
 def run_demo(out="flexast-demo", seed=1337, overwrite=False):
@@ -54,7 +56,7 @@ def run_demo(out="flexast-demo", seed=1337, overwrite=False):
         ImportError: espeakng-loader is not installed.
     """
     from tf_data_pipelines.pipeline import evaluation_batches, training_batches
-    from tf_data_pipelines.sources import load_source, survey
+    from tf_data_pipelines.sources import load_source, scan_source
     from tf_data_pipelines.speech import make_corpus
 
     console = Console()
@@ -67,14 +69,14 @@ def run_demo(out="flexast-demo", seed=1337, overwrite=False):
         yield
         seconds[name] = round(time.perf_counter() - start, 1)
 
-    with whole_folder(out, overwrite) as folder:
+    with atomic_folder(out, overwrite) as folder:
         with stage("corpus", "1  Speaking: ten digits, espeak-ng voices, as audio files"):
             make_corpus(
                 folder / "speech", clips=TRAIN_CLIPS, test_clips=TEST_CLIPS,
                 validation_clips=0, seed=seed, progress=True,
             )  # fmt: skip
-        with stage("survey", "2  Reading every file once: lengths, mean and deviation"):
-            found = survey(load_source(folder / "speech"), FbankSettings(), progress=True)
+        with stage("scan", "2  Reading every file once: lengths, mean and deviation"):
+            found = scan_source(load_source(folder / "speech"), FbankSettings(), progress=True)
             train, test = found.split("train"), found.split("test")
             console.print(
                 f"{len(train.source)} training clips, {len(test.source)} test clips by other "
@@ -115,16 +117,16 @@ def run_demo(out="flexast-demo", seed=1337, overwrite=False):
                 curves[name] = {patch_name(r["patch_size"]): r["value"] for r in results}
 
         with stage("packing", "5  Packed and alone: the same numbers?"):
-            sample = _first_clips(test, ARTEFACT_CLIPS)
+            sample = _first_clips(test, ARTIFACT_CLIPS)
             packed, alone = (
                 clip_outputs(
                     model,
                     evaluation_batches(sample, fbank, flexible, how),
-                    ARTEFACT_CLIPS,
+                    ARTIFACT_CLIPS,
                     text,
                 )[0]
                 for how, text in (
-                    (packing, "Packed with neighbours"),
+                    (packing, "Packed with neighbors"),
                     (dataclasses.replace(packing, segments=1), "One clip a row"),
                 )
             )
@@ -145,8 +147,8 @@ def run_demo(out="flexast-demo", seed=1337, overwrite=False):
             written = export_folder(
                 folder, folder / "export", EXPORT_PATCHES, precisions=("float32",)
             )
-        with stage("artefacts", "8  Running the exported models on test files"):
-            checks = _check_artefacts(run, sample, written)
+        with stage("artifacts", "8  Running the exported models on test files"):
+            checks = _check_artifacts(run, sample, written)
 
         report = {
             "accuracy": curves,
@@ -161,7 +163,7 @@ def run_demo(out="flexast-demo", seed=1337, overwrite=False):
             "python": platform.python_version(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         }
-        write_whole(folder / "report.json", json.dumps(report, indent=2) + "\n")
+        atomic_write(folder / "report.json", json.dumps(report, indent=2) + "\n")
     _print_table(console, report)
     console.print(
         f"\nThe run is in [bold]{out}[/]. Now try:\n"
@@ -174,38 +176,38 @@ def run_demo(out="flexast-demo", seed=1337, overwrite=False):
     return report
 
 
-def _first_clips(survey, count):
-    """A survey of `count` clips, spread over the classes."""
-    every = max(1, len(survey.source) // count)
-    clips = survey.source.clips[::every][:count]
-    source = dataclasses.replace(survey.source, clips=clips)
-    return dataclasses.replace(survey, source=source, durations=survey.durations[::every][:count])
+def _first_clips(data, count):
+    """A ScannedSource of `count` clips, spread over the classes."""
+    every = max(1, len(data.source) // count)
+    clips = data.source.clips[::every][:count]
+    source = dataclasses.replace(data.source, clips=clips)
+    return dataclasses.replace(data, source=source, durations=data.durations[::every][:count])
 
 
 def _row_fill(batches, count=20):
     return float(np.mean([inputs["segment_ids"] > 0 for inputs, _, _ in batches.take(count)]))
 
 
-def _check_artefacts(run, survey, paths):
-    """Each artefact's scores against Keras's, and its own accuracy, on padded test clips."""
+def _check_artifacts(run, data, paths):
+    """Each artifact's scores against Keras's, and its own accuracy, on padded test clips."""
     from tf_data_pipelines.decode import read_audio
 
     samples = round(run.clip_seconds * run.fbank.sample_rate)
-    waveforms = np.zeros((len(survey.source), samples), "float32")
-    for row, clip in zip(waveforms, survey.source.clips, strict=True):
+    waveforms = np.zeros((len(data.source), samples), "float32")
+    for row, clip in zip(waveforms, data.source.clips, strict=True):
         waveform = read_audio(clip.path)[:samples]
         row[: len(waveform)] = waveform
-    labels = [clip.labels[0] for clip in survey.source.clips]
+    labels = [clip.labels[0] for clip in data.source.clips]
     expected = {str(size): fixed_scores(run, size, waveforms) for size in EXPORT_PATCHES}
     checks = {}
-    artefacts = [one for path in paths for one in scoring_artefacts(path).values()]
-    for artefact in track(artefacts, "Running artefacts"):
-        scores = artefact.scores(list(waveforms))
-        difference = np.abs(scores - expected[artefact.patch_size]).max()
-        checks[artefact.name] = {
+    artifacts = [one for path in paths for one in scoring_artifacts(path).values()]
+    for artifact in track(artifacts, "Running artifacts"):
+        scores = artifact.scores(list(waveforms))
+        difference = np.abs(scores - expected[artifact.patch_size]).max()
+        checks[artifact.name] = {
             "max_abs_difference": float(difference),
             "accuracy": accuracy(labels, scores),
-            "megabytes": round(artefact.size / 1e6, 2),
+            "megabytes": round(artifact.size / 1e6, 2),
         }
     return checks
 

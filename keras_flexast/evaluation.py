@@ -8,6 +8,7 @@ from rich.progress import Progress
 
 from keras_flexast.metrics import accuracy, mean_average_precision
 from keras_flexast.models import PackedModel
+from tf_data_pipelines.settings import patch_name
 
 MAX_ROW_LENGTH = 8192  # tokens; dense attention over more needs over 3 GB a layer
 
@@ -56,7 +57,7 @@ def clip_outputs(model, batches, clips, description=None):
     return outputs, {"rows": rows, "tokens": tokens, "fill": tokens / places}
 
 
-def evaluate_run(run, survey, patch_sizes, frame_shift_ms=None, progress=False):
+def evaluate_run(run, data, patch_sizes, frame_shift_ms=None, progress=False):
     """Accuracy (or mAP) at each patch size, with one set of weights.
 
     However many patch sizes, the batches have at most two shapes, so that the model compiles
@@ -65,7 +66,7 @@ def evaluate_run(run, survey, patch_sizes, frame_shift_ms=None, progress=False):
 
     Args:
         run: Run.
-        survey: Survey of the clips; its classes are the run's.
+        data: ScannedSource of the clips; its classes are the run's.
         patch_sizes: ints or (frequency, time) pairs.
         frame_shift_ms: milliseconds; None for the filterbank's own.
         progress: show a bar for each size.
@@ -77,7 +78,7 @@ def evaluate_run(run, survey, patch_sizes, frame_shift_ms=None, progress=False):
     from tf_data_pipelines.pipeline import clip_tokens, evaluation_batches
 
     pairs = run.patches_at(patch_sizes, frame_shift_ms).patch_sizes
-    most = clip_tokens(survey, run.fbank, run.patches_at(pairs, frame_shift_ms)).max(1)
+    most = clip_tokens(data, run.fbank, run.patches_at(pairs, frame_shift_ms)).max(1)
     fits = dict(zip(pairs, most <= run.packing.row_length, strict=True))
     results = {}
     for group in (True, False):  # one shape after the other: the model is traced for one
@@ -85,16 +86,16 @@ def evaluate_run(run, survey, patch_sizes, frame_shift_ms=None, progress=False):
         if not chosen:
             continue
         together = run.patches_at(chosen, frame_shift_ms)
-        packing = fitting_rows(survey, run.fbank, together, run.packing)
+        packing = packing_for(data, run.fbank, together, run.packing)
         for pair in chosen:
             patches = run.patches_at([pair], frame_shift_ms)
             logits, counts = clip_outputs(
                 run.model,
-                evaluation_batches(survey, run.fbank, patches, packing),
-                len(survey.source),
+                evaluation_batches(data, run.fbank, patches, packing),
+                len(data.source),
                 f"Evaluating at patch {patch_name(pair)}" if progress else None,
             )
-            metric, value = score_clips(survey.source, logits)
+            metric, value = score_clips(data.source, logits)
             results[pair] = {
                 "patch_size": pair, "metric": metric, "value": value, "clips": len(logits),
                 **counts,
@@ -112,7 +113,7 @@ def score_clips(source, logits):
     return "accuracy", accuracy([clip.labels[0] for clip in source.clips], logits)
 
 
-def fitting_rows(survey, fbank, patches, packing):
+def packing_for(data, fbank, patches, packing):
     """Pack settings whose rows are long enough for every clip at every patch size.
 
     The run's own rows are kept where they suffice, so that one compilation serves; a few
@@ -124,7 +125,7 @@ def fitting_rows(survey, fbank, patches, packing):
     """
     from tf_data_pipelines.pipeline import clip_tokens
 
-    tokens = clip_tokens(survey, fbank, patches).max(0)
+    tokens = clip_tokens(data, fbank, patches).max(0)
     most, total = int(tokens.max()), int(tokens.sum())
     if total <= packing.row_length and len(tokens) <= packing.segments:
         row_length = min(packing.row_length, _round_up(total))
@@ -134,7 +135,7 @@ def fitting_rows(survey, fbank, patches, packing):
     if most > MAX_ROW_LENGTH:
         clip = int(tokens.argmax())
         raise ValueError(
-            f"clip {survey.source.clips[clip].path!r} ({survey.durations[clip]:.1f} s) has "
+            f"clip {data.source.clips[clip].path!r} ({data.durations[clip]:.1f} s) has "
             f"{most:,} tokens, more than {MAX_ROW_LENGTH:,}. Use a larger patch size, or cut the "
             f"recording into shorter files."
         )
@@ -147,8 +148,3 @@ def _round_up(tokens):
     """To a multiple of 128 up to 1,024; above, of a quarter of the power of two below."""
     step = max(128, 2 ** ((tokens - 1).bit_length() - 3))
     return -(-tokens // step) * step
-
-
-def patch_name(pair):
-    """(16, 16) -> "16"; (16, 24) -> "16x24"."""
-    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"

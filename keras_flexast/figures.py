@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from keras_flexast.runs import write_whole
+from keras_flexast.files import atomic_write
 
 MARKERS = "osD^vP*X"
 
@@ -38,7 +38,7 @@ def accuracy_figure(curves, path, title, metric="accuracy"):
 
 
 def points_figure(points, path, title, threads=1, chosen=None, budget_ms=None):
-    """Draw accuracy against latency: a marker for each operating point, a colour a patch size.
+    """Draw accuracy against latency: a marker for each operating point, a color a patch size.
 
     Args:
         points: of a card; those not timed with `threads` are left out.
@@ -110,9 +110,9 @@ def timeline_figure(timeline, path, title, rows=10):
     band, heat = figure.subplots(
         2, 1, sharex=True, gridspec_kw={"height_ratios": [0.9, len(shown)]}
     )
-    colours = ListedColormap([f"C{index}" for index in range(10)][: min(rows, 10)])
+    colors = ListedColormap([f"C{index}" for index in range(10)][: min(rows, 10)])
     winning = np.ma.masked_less(place[winners], 0)[None]
-    band.pcolormesh(edges, [0, 1], winning % 10, cmap=colours, vmin=-0.5, vmax=colours.N - 0.5)
+    band.pcolormesh(edges, [0, 1], winning % 10, cmap=colors, vmin=-0.5, vmax=colors.N - 0.5)
     _name_stretches(band, edges, winners, timeline.classes, shown)
     band.set(yticks=[0.5], title=_short(title, 100))
     band.set_yticklabels(["winner"])
@@ -122,7 +122,7 @@ def timeline_figure(timeline, path, title, rows=10):
     heat.invert_yaxis()
     heat.set_yticks(np.arange(len(shown)) + 0.5, [_short(timeline.classes[k]) for k in shown])
     for index, label in enumerate(heat.get_yticklabels()):
-        label.set(color=colours(index % colours.N), fontweight="bold")
+        label.set(color=colors(index % colors.N), fontweight="bold")
     heat.xaxis.set_major_formatter(lambda seconds, _: clock(seconds))
     heat.set_xticks(_ticks(edges[-1]))
     heat.set(xlabel="time (min:sec)", xlim=(edges[0], edges[-1]))
@@ -144,10 +144,10 @@ def _ticks(seconds):
 
 
 def _edges(timeline):
-    """(windows + 1,) seconds: each window's part of the time, halfway to its neighbours."""
-    centres = (timeline.starts + timeline.ends) / 2
+    """(windows + 1,) seconds: each window's part of the time, halfway to its neighbors."""
+    centers = (timeline.starts + timeline.ends) / 2
     return np.concatenate(
-        [timeline.starts[:1], (centres[1:] + centres[:-1]) / 2, timeline.ends[-1:]]
+        [timeline.starts[:1], (centers[1:] + centers[:-1]) / 2, timeline.ends[-1:]]
     )
 
 
@@ -186,4 +186,4 @@ def _numbered(points, name):
 def _write(figure, path):
     content = io.BytesIO()
     figure.savefig(content, format="png")
-    write_whole(path, content.getvalue())
+    atomic_write(path, content.getvalue())

@@ -97,7 +97,7 @@ def _recomputed(call):
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
-class FlexAST(PackedModel):
+class PackedAST(PackedModel):
     """Audio spectrogram transformer on packed rows: any patch size, length and frame shift.
 
     A functional model. `FlexiAST` and `ElasticAST` are its two named configurations; every
@@ -137,7 +137,7 @@ class FlexAST(PackedModel):
         numbers without meaning; their weight in the packed batch is 0.
 
     Example:
-        model = FlexAST(num_classes=10, size="nano")
+        model = PackedAST(num_classes=10, size="nano")
         model.fit(training_batches(...))   # tf_data_pipelines
     """
 
@@ -310,15 +310,15 @@ def FlexiAST(num_classes, size="base", pooling="cls", **kwargs):
         num_classes: number of classes.
         size: "nano", "tiny", "small" or "base".
         pooling: "cls" or "cls_distillation".
-        **kwargs: any argument of FlexAST.
+        **kwargs: any argument of PackedAST.
 
     Returns:
-        FlexAST. Its head's LayerNorm has AST's epsilon, 1e-5.
+        PackedAST. Its head's LayerNorm has AST's epsilon, 1e-5.
 
     Reference: FlexiAST, Feng et al. 2023 (arXiv:2307.09286).
     """
     kwargs = {"head_norm_epsilon": 1e-5, **kwargs}
-    return FlexAST(num_classes, size=size, pooling=pooling, **kwargs)
+    return PackedAST(num_classes, size=size, pooling=pooling, **kwargs)
 
 
 def ElasticAST(num_classes, size="base", **kwargs):
@@ -327,15 +327,15 @@ def ElasticAST(num_classes, size="base", **kwargs):
     Args:
         num_classes: number of classes.
         size: "nano", "tiny", "small" or "base".
-        **kwargs: any argument of FlexAST.
+        **kwargs: any argument of PackedAST.
 
     Returns:
-        FlexAST. The time table has 192 cells, 30 s at a frame shift of 10 ms.
+        PackedAST. The time table has 192 cells, 30 s at a frame shift of 10 ms.
 
     Reference: ElasticAST, Feng et al. 2024 (arXiv:2407.08691).
     """
     kwargs = {"pooling": "attention", "grid": (8, 192), **kwargs}
-    return FlexAST(num_classes, size=size, **kwargs)
+    return PackedAST(num_classes, size=size, **kwargs)
 
 
 def fixed_model(
@@ -355,7 +355,7 @@ def fixed_model(
     where a graph is frozen (TFLite).
 
     Args:
-        model: FlexAST.
+        model: PackedAST.
         patch_size: int or (frequency, time).
         frames: frames of every spectrogram.
         remainder, position, resize: see PatchSettings; None for what the model was trained
@@ -364,7 +364,7 @@ def fixed_model(
         output: "logits", or "embedding": one vector a clip, before the head and its norm.
 
     Returns:
-        functional keras.Model from normalised log-mel float32 (batch, frames, mel_bins) to
+        functional keras.Model from normalized log-mel float32 (batch, frames, mel_bins) to
         logits float32 (batch, num_classes), or embeddings (batch, dim), equal to the packed
         model's for the same clip.
 

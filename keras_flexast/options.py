@@ -150,7 +150,7 @@ RunArgument = Annotated[
 ModelArgument = Annotated[
     pathlib.Path,
     typer.Argument(
-        help="Folder that train, convert or demo wrote, or an exported artefact: .tflite, .onnx, "
+        help="Folder that train, convert or demo wrote, or an exported artifact: .tflite, .onnx, "
         "SavedModel.",
         show_default=False,
     ),
@@ -181,10 +181,10 @@ ResizeRun = Annotated[
         show_default=False,
     ),
 ]
-OwnLength = Annotated[
+FullLength = Annotated[
     bool,
     typer.Option(
-        "--own-length",
+        "--full-length",
         help="Hear each clip at its own length, where a converted AST cuts or fills up.",
     ),
 ]

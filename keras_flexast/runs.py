@@ -5,16 +5,15 @@ RUN/settings.json   how a waveform becomes tokens, and the classes
 RUN/labels.txt      one class a line, in the order of the scores
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import shutil
 
 import keras
 
-from keras_flexast.models import FlexAST
+from keras_flexast.files import atomic_write
+from keras_flexast.models import PackedAST
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
 
 
@@ -23,7 +22,7 @@ class Run:
     """A packed model with everything that is needed to use it.
 
     Args:
-        model: FlexAST.
+        model: PackedAST.
         fbank: FbankSettings, with the training data's mean and std.
         patches: PatchSettings of the training.
         packing: PackSettings of the training.
@@ -32,7 +31,7 @@ class Run:
         clip_seconds: the longest training clip; what an export of fixed length defaults to.
     """
 
-    model: FlexAST
+    model: PackedAST
     fbank: FbankSettings
     patches: PatchSettings
     packing: PackSettings
@@ -45,7 +44,7 @@ class Run:
         activation = keras.ops.sigmoid if self.multi_label else keras.ops.softmax
         return keras.ops.convert_to_numpy(activation(logits))
 
-    def own_length(self):
+    def full_length(self):
         """This run, hearing every clip at its own length (a converted AST cuts or fills up)."""
         return dataclasses.replace(self, fbank=dataclasses.replace(self.fbank, clip_ms=None))
 
@@ -80,8 +79,8 @@ def save_run(run, folder):
         "patches": run.patches.to_dict(),
         "packing": run.packing.to_dict(),
     }
-    write_whole(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
-    write_whole(folder / "labels.txt", "".join(f"{name}\n" for name in run.classes))
+    atomic_write(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
+    atomic_write(folder / "labels.txt", "".join(f"{name}\n" for name in run.classes))
 
 
 def load_run(folder):
@@ -117,56 +116,3 @@ def load_run(folder):
             f"{len(classes)}. They are from different runs; train or convert again."
         )
     return Run(model, fbank, patches, packing, classes, multi_label, clip_seconds)
-
-
-@contextlib.contextmanager
-def whole_folder(folder, overwrite=False, keep_partial=False):
-    """A folder that appears whole or not at all.
-
-    Args:
-        folder: where it is to appear.
-        overwrite: replace what is there; otherwise that is an error.
-        keep_partial: after an interruption leave the unfinished folder, `FOLDER.partial`.
-
-    Yields:
-        pathlib.Path of the folder to write into, renamed at the end.
-
-    Raises:
-        FileExistsError: `folder` exists and overwrite is False.
-    """
-    folder = pathlib.Path(folder)
-    check_free(folder, overwrite)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if folder.exists():
-            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
-        os.replace(partial, folder)
-    finally:
-        if not keep_partial:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def check_free(path, overwrite=False):
-    """Raise FileExistsError when an output is already there (an empty folder is free)."""
-    path = pathlib.Path(path)
-    empty = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not empty and not overwrite:
-        raise FileExistsError(f"{path} exists already. Choose another --out, or pass --overwrite.")
-
-
-def write_whole(path, content):
-    """Write text or bytes to a file that appears whole or not at all."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        if isinstance(content, str):
-            partial.write_text(content)
-        else:
-            partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

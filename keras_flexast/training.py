@@ -7,8 +7,9 @@ import warnings
 import keras
 
 from keras_flexast.evaluation import clip_outputs, score_clips
-from keras_flexast.models import FlexAST
-from keras_flexast.runs import Run, save_run, whole_folder
+from keras_flexast.files import atomic_folder
+from keras_flexast.models import PackedAST
+from keras_flexast.runs import Run, save_run
 from tf_data_pipelines.settings import (
     BASE_PATCH,
     PATCH_SIZES,
@@ -60,13 +61,13 @@ class TrainSettings:
         check_choice("dtype", self.dtype, DTYPES)
         check_positive("accumulate", self.accumulate, int)
 
-    def packing(self, survey, fbank, patches):
+    def packing(self, data, fbank, patches):
         """PackSettings for these clips."""
         from tf_data_pipelines.pipeline import clip_tokens
 
         row_length = self.row_length
         if row_length is None:
-            most = int(clip_tokens(survey, fbank, patches).max())
+            most = int(clip_tokens(data, fbank, patches).max())
             row_length = min(4096, max(256, -(-most // 64) * 64))
         rows = max(1, self.batch_tokens // row_length)
         return PackSettings(rows, row_length, self.segments, overlong=self.overlong)
@@ -89,7 +90,7 @@ def compile_packed(
     """Compile a packed model: Adam, the loss above, accuracy of single-label clips, XLA.
 
     Args:
-        model: FlexAST.
+        model: PackedAST.
         learning_rate: float or schedule.
         multi_label: the labels are (rows, segments, classes).
         weight_decay: of the optimizer.
@@ -177,13 +178,13 @@ class MeanAveragePrecision(keras.callbacks.Callback):
         logs["val_mAP"] = score_clips(self.source, logits)[1]
 
 
-def steps_per_epoch(survey, fbank, patches, packing):
+def steps_per_epoch(data, fbank, patches, packing):
     """Batches in one pass over the clips, from their mean tokens over the patch sizes."""
     from tf_data_pipelines.pipeline import clip_tokens
 
-    tokens = clip_tokens(survey, fbank, patches).mean(0).sum()
+    tokens = clip_tokens(data, fbank, patches).mean(0).sum()
     by_tokens = tokens / (packing.rows * packing.row_length)
-    by_slots = len(survey.source) / (packing.rows * packing.segments)
+    by_slots = len(data.source) / (packing.rows * packing.segments)
     return max(1, math.ceil(max(by_tokens, by_slots)))
 
 
@@ -191,18 +192,18 @@ def train_run(
     train, validation, out, patches=None, settings=None, model_options=None, overwrite=False,
     init=None,
 ):  # fmt: skip
-    """Train a model on surveyed clips and write the run to `out`.
+    """Train a model on scanned clips and write the run to `out`.
 
     While it trains, `OUT.partial` is a run of the best weights so far, with the TensorBoard
     logs; an interrupted training leaves it there.
 
     Args:
-        train, validation: Surveys of the two splits.
+        train, validation: scanned sources of the two splits.
         out: folder of the run.
         patches: PatchSettings; None for random sizes of PATCH_SIZES, cover, physical. Its
             grid, base patch and prefix tokens follow from the model.
         settings: TrainSettings.
-        model_options: keyword arguments of FlexAST, such as size or pooling.
+        model_options: keyword arguments of PackedAST, such as size or pooling.
         overwrite: replace an existing run.
         init: Run to start from, such as a converted checkpoint: its weights, sizes and
             filterbank, with the new clips' mean and std and at their own lengths. Its head
@@ -220,7 +221,7 @@ def train_run(
     settings = settings or TrainSettings()
     patches = patches or PatchSettings(patch_sizes=PATCH_SIZES)
     source = train.source
-    front_end = FbankSettings() if init is None else init.own_length().fbank
+    front_end = FbankSettings() if init is None else init.full_length().fbank
     fbank = dataclasses.replace(front_end, mean=train.mean, std=train.std)
     keras.utils.set_random_seed(settings.seed)
     options = {
@@ -233,9 +234,9 @@ def train_run(
     }
     if init is None:
         grid = fbank.mel_bins // BASE_PATCH, time_cells(train, fbank)
-        model = FlexAST(len(source.classes), **{"size": "tiny", "grid": grid, **options})
+        model = PackedAST(len(source.classes), **{"size": "tiny", "grid": grid, **options})
     else:
-        model = _started_from(init, source.classes, options)
+        model = _warm_start(init, source.classes, options)
     patches = model.patch_settings(patches.patch_sizes, frame_shifts_ms=patches.frame_shifts_ms)
     packing = settings.packing(train, fbank, patches)
 
@@ -255,7 +256,7 @@ def train_run(
         model, fbank, patches, packing, source.classes, source.multi_label,
         clip_seconds=round(float(max(train.durations)), 3),
     )  # fmt: skip
-    with whole_folder(out, overwrite, keep_partial=True) as folder:
+    with atomic_folder(out, overwrite, keep_partial=True) as folder:
         save_run(run, folder)  # the checkpoint replaces the model, so it is a run all along
         checkpoint = keras.callbacks.ModelCheckpoint(
             folder / "model.keras",
@@ -282,22 +283,24 @@ def train_run(
         model.load_weights(folder / "model.keras")
         if settings.dtype != "float32":
             config = {**model.get_config(), "dtype": "float32"}
-            run = dataclasses.replace(run, model=FlexAST.from_config(config))
+            run = dataclasses.replace(run, model=PackedAST.from_config(config))
             run.model.set_weights(model.get_weights())
             save_run(run, folder)
     return run, history
 
 
-def _started_from(init, classes, options):
+def _warm_start(init, classes, options):
     """A model for these classes with the weights of a run; other classes have a new head."""
-    model = FlexAST.from_config({**init.model.get_config(), "num_classes": len(classes), **options})
+    model = PackedAST.from_config(
+        {**init.model.get_config(), "num_classes": len(classes), **options}
+    )
     for layer in model.layers:
         if layer.name != "head" or tuple(classes) == tuple(init.classes):
             layer.set_weights(init.model.get_layer(layer.name).get_weights())
     return model
 
 
-def time_cells(survey, fbank):
+def time_cells(data, fbank):
     """Time cells of a position table that covers the longest clip, at least 64."""
-    seconds = float(max(survey.durations))
+    seconds = float(max(data.durations))
     return max(64, math.ceil(seconds * 1000 / (fbank.frame_shift_ms * BASE_PATCH)))

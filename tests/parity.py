@@ -11,16 +11,17 @@ import os
 import pathlib
 import tempfile
 
+from helpers import pack_rows, run_python
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import conftest
 import keras
 import numpy as np
 
 from keras_flexast import convert_checkpoint, fixed_model
-from keras_flexast.convert import convert_run
+from keras_flexast.conversion.convert import convert_run
 from keras_flexast.models import embedding_model
-from tf_data_pipelines import PackSettings, log_mel, normalise, patch_tokens
+from tf_data_pipelines import PackSettings, log_mel, normalize, patch_tokens
 from tf_data_pipelines.resize import axis_grid, resize_kernel, table_weights
 from tf_data_pipelines.settings import Axis
 
@@ -64,7 +65,7 @@ def tokens_of(model, features, patch_size=None):
 
 def packed(model, layout, length):
     """The model's output of each clip in a layout of rows of clips, in order."""
-    batch = conftest.rows_of(layout, length)
+    batch = pack_rows(layout, length)
     output = model.predict_on_batch(batch)
     return [output[row, slot] for row, clips in enumerate(layout) for slot in range(len(clips))]
 
@@ -212,7 +213,7 @@ def hugging_face(folder, what):
             (packed(model, [row], length), expected["logits"]),
             (packed(embedding_model(model), [row], length), expected["pooler_output"]),
         ])  # fmt: skip
-    features = normalise(log_mel(expected["waveform"], run.fbank), run.fbank).numpy()[None]
+    features = normalize(log_mel(expected["waveform"], run.fbank), run.fbank).numpy()[None]
     return largest([
         (features, expected["waveform_features"]),
         (fixed_logits(model, features), expected["waveform_logits"]),
@@ -270,14 +271,14 @@ def hugging_face_live():
 
 
 def image_case(model, outputs, images, side):
-    """Largest difference of the [CLS] tokens on grey images, as high as a spectrogram."""
+    """Largest difference of the [CLS] tokens on gray images, as high as a spectrogram."""
     ours = convert_checkpoint(model, to="flexiast", classes=3, frames=side, mel_bins=side,
                               num_heads=2)  # fmt: skip
     pooled = fixed_logits(ours, np.transpose(images, (0, 2, 1)), output="embedding")
     return largest([(pooled, outputs)])
 
 
-@case("timm ViT and DeiT, live, on grey images: [CLS]", 1e-4, ("torch", "timm"))
+@case("timm ViT and DeiT, live, on gray images: [CLS]", 1e-4, ("torch", "timm"))
 def timm_live():
     import timm
     import torch
@@ -303,7 +304,7 @@ def timm_live():
     return max(differences)
 
 
-@case("KerasHub ViT and DeiT, live, on grey images: [CLS]", 1e-4, ("keras_hub",))
+@case("KerasHub ViT and DeiT, live, on gray images: [CLS]", 1e-4, ("keras_hub",))
 def keras_hub_live():
     from keras_hub.models import DeiTBackbone, ViTBackbone
 
@@ -347,7 +348,7 @@ def across_backends():
         models = {name: convert_checkpoint(DATA / name) for name in sources}
         for name, model in models.items():
             model.save(f"{folder}/{name}.keras")
-        conftest.run_python(code, folder, OTHER_BACKEND, *sources, backend=OTHER_BACKEND)
+        run_python(code, folder, OTHER_BACKEND, *sources, backend=OTHER_BACKEND)
         logits, weights = [], []
         for name, model in models.items():
             with np.load(f"{folder}/{name}.npz") as file:

@@ -13,8 +13,9 @@ import zipfile
 
 import numpy as np
 import pytest
+from helpers import randomize, run_python
 
-from keras_flexast.checkpoints import read_checkpoint
+from keras_flexast.conversion.checkpoints import read_checkpoint
 
 DATA = pathlib.Path(__file__).parent / "data"
 FOLDER = DATA / "hf_ast_overlap"
@@ -179,7 +180,7 @@ def test_no_program_is_run(tmp_path, name, argument):
         "torch._utils:_rebuild_device_tensor_from_numpy",
         "numpy._core.multiarray:_reconstruct",
         "collections:OrderedDict.fromkeys",
-        "keras_flexast.checkpoints:_download",
+        "keras_flexast.conversion.checkpoints:_download",
         "copyreg:_reconstructor",
         "os:FloatStorage",
     ],
@@ -417,7 +418,7 @@ def test_damaged_settings_are_named(tmp_path, name, content):
         read_checkpoint(tmp_path)
 
 
-def test_hub_names(tmp_path, monkeypatch, python):
+def test_hub_names(tmp_path, monkeypatch):
     pytest.importorskip("huggingface_hub")
     pytest.importorskip("safetensors")
     files = {
@@ -435,7 +436,7 @@ def test_hub_names(tmp_path, monkeypatch, python):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code = """
-    from keras_flexast.checkpoints import read_checkpoint
+    from keras_flexast.conversion.checkpoints import read_checkpoint
     for name in ("someone/safe-model", "someone/torch-model"):
         checkpoint = read_checkpoint(name)
         print(len(checkpoint.weights), checkpoint.config["num_attention_heads"])
@@ -445,7 +446,7 @@ def test_hub_names(tmp_path, monkeypatch, python):
         except FileNotFoundError as error:
             print(*str(error).splitlines())
     """
-    *found, unknown, invalid = python(code, backend="jax").splitlines()
+    *found, unknown, invalid = run_python(code, backend="jax").splitlines()
     assert found == [f"{len(read_checkpoint(FOLDER).weights)} 3", f"{len(SAVED)} 3"]
     message = "{} is neither a file nor a folder here, and the Hugging Face hub did not give it: "
     assert unknown.startswith(message.format("someone/no-model"))
@@ -490,11 +491,11 @@ SIZES = dict(image_shape=(48, 40, 3), patch_size=(16, 8), num_layers=2, num_head
 
 
 @pytest.fixture(scope="module", params=["ViTBackbone", "DeiTBackbone"])
-def backbone(request, randomise):
+def backbone(request):
     keras_hub = pytest.importorskip("keras_hub")
     width = {"ViTBackbone": "mlp_dim", "DeiTBackbone": "intermediate_dim"}[request.param]
     model = getattr(keras_hub.models, request.param)(**SIZES, **{width: 14})
-    return randomise(model)
+    return randomize(model)
 
 
 def as_timm(weights, image, heads, epsilon):
@@ -553,7 +554,7 @@ def test_a_preset_folder_is_its_backbone(backbone, tmp_path):
     assert (checkpoint.config, checkpoint.origin) == (expected.config, str(tmp_path))
 
 
-def test_a_backbone_without_biases_and_class_token(randomise):
+def test_a_backbone_without_biases_and_class_token():
     keras_hub = pytest.importorskip("keras_hub")
     absent = ("use_mha_bias", "use_mlp_bias", "use_class_token", "use_patch_bias")
     backbone = keras_hub.models.ViTBackbone(**SIZES, mlp_dim=14, **dict.fromkeys(absent, False))

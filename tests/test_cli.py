@@ -141,7 +141,7 @@ def test_a_published_checkpoint_gives_its_own_scores(tmp_path):
     assert answer["patch_size"] == "16" and "longer" not in message
 
     soundfile.write(tmp_path / "long.wav", np.tile(waveform, 2), 16000, subtype="FLOAT")
-    for more, warned in (((), True), (("--own-length", "--resize", "bilinear"), False)):
+    for more, warned in (((), True), (("--full-length", "--resize", "bilinear"), False)):
         code, stdout, message = run(
             "predict", out, tmp_path / "long.wav", "--patch-size", "16x24", "--json", *more
         )
@@ -252,7 +252,7 @@ def test_the_demo_end_to_end_in_small(monkeypatch, tmp_path):
 
     for name, value in {
         "TRAIN_CLIPS": 60, "TEST_CLIPS": 30, "FIXED_STEPS": 2, "FLEXIBLE_STEPS": 2,
-        "EPOCH_STEPS": 2, "PATCH_SIZES": (12, 48), "EXPORT_PATCHES": (32,), "ARTEFACT_CLIPS": 10,
+        "EPOCH_STEPS": 2, "PATCH_SIZES": (12, 48), "EXPORT_PATCHES": (32,), "ARTIFACT_CLIPS": 10,
     }.items():  # fmt: skip
         monkeypatch.setattr(demo, name, value)
     code, out, message = run("demo", "--out", tmp_path / "demo")

@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import pytest
 import soundfile
+from helpers import randomize
 
-from keras_flexast import FlexAST
-from keras_flexast.evaluation import clip_outputs, evaluate_run, fitting_rows
+from keras_flexast import PackedAST
+from keras_flexast.evaluation import clip_outputs, evaluate_run, packing_for
 from keras_flexast.models import embedding_model
 from keras_flexast.runs import Run
 from keras_flexast.training import compile_packed
@@ -14,7 +15,7 @@ from tf_data_pipelines import (
     PATCH_SIZES,
     evaluation_batches,
     load_source,
-    survey,
+    scan_source,
     training_batches,
 )
 from tf_data_pipelines.pipeline import clip_tokens
@@ -25,14 +26,14 @@ SHORT, LONG = PackSettings(4, 128, 4), PackSettings(1, 512, 8)
 
 
 @pytest.fixture(scope="module")
-def surveyed(tmp_path_factory):
+def scanned(tmp_path_factory):
     """Twelve clips of 0.5 to 1.05 s: 96 to 208 tokens at patch 8, up to 56 at patch 16."""
     rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("sounds")
     for number in range(12):
         path = root / f"class{number % 3}" / f"{number}.wav"
         path.parent.mkdir(exist_ok=True)
         soundfile.write(path, rng.normal(0, 0.1, 8000 + 800 * number), 16000)
-    return survey(load_source(root, validation=0, test=0), FBANK)
+    return scan_source(load_source(root, validation=0, test=0), FBANK)
 
 
 def counted(model, name):
@@ -48,11 +49,11 @@ def counted(model, name):
 
 
 def run_of(packing):
-    model = FlexAST(3, 16, 1, 2, grid=(8, 64), segments=packing.segments)
+    model = PackedAST(3, 16, 1, 2, grid=(8, 64), segments=packing.segments)
     return Run(model, FBANK, model.patch_settings(PATCH_SIZES), packing, ("a", "b", "c"))
 
 
-def test_training_compiles_once(surveyed):
+def test_training_compiles_once(scanned):
     run = run_of(PackSettings(2, 256, 4))
     patches = run.model.patch_settings(PATCH_SIZES, frame_shifts_ms=(10.0, 12.5, 20.0))
     compile_packed(run.model, 1e-3, row_length=run.packing.row_length)
@@ -61,39 +62,39 @@ def test_training_compiles_once(surveyed):
         on_train_batch_end=lambda *_, **__: after.append(len(traces))
     )
     run.model.fit(
-        training_batches(surveyed, FBANK, patches, run.packing), steps_per_epoch=3, epochs=2,
+        training_batches(scanned, FBANK, patches, run.packing), steps_per_epoch=3, epochs=2,
         shuffle=False, verbose=0, callbacks=[seen],
     )  # fmt: skip
     assert len(after) == 6 and len(set(after)) == 1, after
 
 
-def test_a_sweep_over_patch_sizes_compiles_at_most_twice(surveyed):
+def test_a_sweep_over_patch_sizes_compiles_at_most_twice(scanned):
     run = run_of(SHORT)
-    tokens = clip_tokens(surveyed, FBANK, run.patches)
+    tokens = clip_tokens(scanned, FBANK, run.patches)
     assert tokens[0].max() > SHORT.row_length > tokens[3].max()  # patch 8 needs longer rows
     traces = counted(run.model, "predict_step")
-    results = evaluate_run(run, surveyed, PATCH_SIZES)
+    results = evaluate_run(run, scanned, PATCH_SIZES)
     assert len(traces) == 2
     assert [r["patch_size"] for r in results] == [(size, size) for size in PATCH_SIZES]
     assert [r["tokens"] for r in results] == tokens.sum(1).tolist()
 
 
-def test_row_lengths_are_few(surveyed):
+def test_row_lengths_are_few(scanned):
     run, lengths = run_of(SHORT), set()
     for stretch in np.linspace(0.5, 7.5, 200):
-        longer = surveyed.__class__(surveyed.source, surveyed.durations * stretch, (), 0, 1)
-        lengths.add(fitting_rows(longer, FBANK, run.patches, SHORT).row_length)
+        longer = scanned.__class__(scanned.source, scanned.durations * stretch, (), 0, 1)
+        lengths.add(packing_for(longer, FBANK, run.patches, SHORT).row_length)
     assert len(lengths) <= 14 and max(lengths) <= 8192, lengths
 
 
-def test_prediction_attends_clip_by_clip_in_long_rows(surveyed, randomise):
+def test_prediction_attends_clip_by_clip_in_long_rows(scanned):
     run = run_of(LONG)
-    model, patches = randomise(run.model, scale=0.3), run.patches_at([16])
+    model, patches = randomize(run.model, scale=0.3), run.patches_at([16])
     outputs = {}
     for part in (model, embedding_model(model)):
         for packing in (LONG, SHORT, LONG):
-            batches = evaluation_batches(surveyed, FBANK, patches, packing)
-            outputs[packing], _ = clip_outputs(part, batches, len(surveyed.source))
+            batches = evaluation_batches(scanned, FBANK, patches, packing)
+            outputs[packing], _ = clip_outputs(part, batches, len(scanned.source))
             assert model.get_layer("block_0").attention.by_clip == (packing is LONG)
         np.testing.assert_allclose(outputs[LONG], outputs[SHORT], rtol=0, atol=1e-5)
         assert np.ptp(outputs[LONG], axis=0).max() > 1e-3  # the clips do differ

@@ -1,4 +1,4 @@
-"""Conversion: every name accounted for, the papers' initialisations, and wrong files."""
+"""Conversion: every name accounted for, the papers' initializations, and wrong files."""
 
 import json
 import pathlib
@@ -6,10 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import pack_rows
 from safetensors.numpy import load_file, save_file
 
 from keras_flexast import convert_checkpoint, fixed_model
-from keras_flexast.convert import convert_run
+from keras_flexast.conversion.convert import convert_run
 from tf_data_pipelines import log_mel, patch_tokens
 from tf_data_pipelines.resize import bilinear_matrix
 
@@ -159,7 +160,7 @@ def test_settings_come_from_the_checkpoint(folder):
     short, long = (log_mel(np.ones(n, "float32") * 0.1, run.fbank) for n in (8000, 80000))
     assert short.shape == long.shape == (256, 128)
     np.testing.assert_array_equal(short[48:], 0)
-    assert run.own_length().fbank.frames(80000) == 498
+    assert run.full_length().fbank.frames(80000) == 498
     change(folder / "preprocessor_config.json", do_normalize=False)
     fbank = convert_run(folder, mean=1.0).run.fbank
     assert (fbank.mean, fbank.std) == (1.0, 0.5)  # (x - 0) / (2 * 0.5) but for the mean
@@ -182,7 +183,7 @@ def test_the_data_set_tells_mean_and_std(tmp_path):
 
 @pytest.mark.parametrize("resize", ["pi", "bilinear"])
 @pytest.mark.parametrize("patch_size", [16, 8, (16, 24), (24, 16), 37])
-def test_overlapping_patches_in_both_faces(patch_size, resize, pack_rows):
+def test_overlapping_patches_in_both_faces(patch_size, resize):
     model = convert_checkpoint(HUGGING_FACE)
     rng = np.random.default_rng(0)
     clips = [rng.normal(size=(frames, 128)).astype("float32") for frames in (61, 97)]
@@ -207,7 +208,7 @@ def test_bilinear_is_another_resize():
     np.testing.assert_array_equal(fixed_model(again, 24, 256).predict_on_batch(clip), bilinear)
 
 
-# === Initialisation ===
+# === Initialization ===
 
 
 @pytest.mark.parametrize("patch", [8, 16, 32])

@@ -2,10 +2,11 @@
 
 import keras
 import pytest
+from helpers import run_python
 
 COMMON = """
     import keras, numpy as np
-    from keras_flexast import FlexAST
+    from keras_flexast import PackedAST
     from keras_flexast.training import compile_packed
     rng = np.random.default_rng(0)
     ids = np.repeat([[1] * 20 + [2] * 11 + [0]], 4, 0).astype("int32")
@@ -18,7 +19,7 @@ COMMON = """
 
     def losses():
         keras.utils.set_random_seed(0)
-        model = FlexAST(3, 16, 2, 2, segments=2)
+        model = PackedAST(3, 16, 2, 2, segments=2)
         compile_packed(model, 1e-2)
         return [
             float(model.fit(inputs, labels, sample_weight=weights, batch_size=4, shuffle=False,
@@ -50,18 +51,18 @@ SPREAD = """
         keras.distribution.ModelParallel(layout_map=layout_map(mesh), batch_dim_name="batch")
     )
     two = losses()
-    model = FlexAST(3, 16, 2, 2, segments=2)
+    model = PackedAST(3, 16, 2, 2, segments=2)
     split = {w.path for w in model.weights if not w.value.sharding.is_fully_replicated}
     # A block: query, key, value and hidden, kernels and biases, and two kernels of outputs.
     assert len(split) == 2 * (2 * 4 + 2), sorted(split)
 """
 
 
-def test_two_devices_have_the_losses_of_one(python, monkeypatch):
+def test_two_devices_have_the_losses_of_one(monkeypatch):
     jax = keras.backend.backend() == "jax"
     if jax:
         monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    out = python(
+    out = run_python(
         COMMON + (JAX if jax else TENSORFLOW) + '\n    print("LOSSES", *one, *two)\n',
         backend=keras.backend.backend(),
     )
@@ -70,9 +71,9 @@ def test_two_devices_have_the_losses_of_one(python, monkeypatch):
     assert values[0] > values[2] and values[:3] == pytest.approx(values[3:], abs=1e-4)
 
 
-def test_a_model_spread_over_two_devices_has_the_losses_of_one(python, monkeypatch):
+def test_a_model_spread_over_two_devices_has_the_losses_of_one(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    out = python(COMMON + SPREAD + '\n    print("LOSSES", *one, *two)\n', backend="jax")
+    out = run_python(COMMON + SPREAD + '\n    print("LOSSES", *one, *two)\n', backend="jax")
     (line,) = (line for line in out.splitlines() if line.startswith("LOSSES"))
     values = [float(value) for value in line.split()[1:]]
     assert values[0] > values[2] and values[:3] == pytest.approx(values[3:], abs=1e-4)

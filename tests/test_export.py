@@ -10,11 +10,11 @@ import soundfile
 from typer.testing import CliRunner
 
 from keras_flexast import ElasticAST, cli
-from keras_flexast.artefacts import load_artefact, load_artefacts
-from keras_flexast.cards import read_card
-from keras_flexast.export import export_folder
+from keras_flexast.export.folder import export_folder
+from keras_flexast.export.model_card import read_card
+from keras_flexast.inference.artifacts import load_artifact, load_artifacts
+from keras_flexast.inference.scoring import fixed_scores
 from keras_flexast.runs import Run, load_run, save_run
-from keras_flexast.scoring import fixed_scores
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
 
 RATE, SECONDS, SAMPLES = 16000, 0.4, 6400
@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
     ]  # fmt: skip
     result = CliRunner().invoke(cli.app, [str(one) for one in arguments])
     assert result.exit_code == 0, result.exception
-    assert "6 artefacts are in" in result.stdout
+    assert "6 artifacts are in" in result.stdout
     return folder
 
 
@@ -68,7 +68,7 @@ def test_one_command_makes_the_whole_folder(folder):
 
 
 @pytest.mark.parametrize("patch_size", [16, (24, 32)])
-def test_every_artefact_has_the_scores_in_memory(folder, patch_size):
+def test_every_artifact_has_the_scores_in_memory(folder, patch_size):
     waveforms = np.random.default_rng(1).normal(0, 0.1, (3, SAMPLES)).astype("float32")
     expected = fixed_scores(load_run(folder / "run"), patch_size, waveforms)
     name = "16" if patch_size == 16 else "24x32"
@@ -77,14 +77,14 @@ def test_every_artefact_has_the_scores_in_memory(folder, patch_size):
         (f"mobile/out_{name}_float32.tflite", None, 1e-4),
         ("mobile/out_multi_float32.tflite", f"patch_{name}", 1e-4),
     ):
-        artefact = load_artefact(folder / "out" / path, signature)
-        assert (artefact.classes, artefact.patch_size) == (CLASSES, name)
-        scores = artefact.scores(list(waveforms))
+        artifact = load_artifact(folder / "out" / path, signature)
+        assert (artifact.classes, artifact.patch_size) == (CLASSES, name)
+        scores = artifact.scores(list(waveforms))
         np.testing.assert_allclose(scores, expected, rtol=0, atol=tolerance)
     assert np.ptp(expected, axis=0).max() > 1e-3  # the clips do differ
 
 
-def test_the_card_measures_the_artefacts_themselves(folder):
+def test_the_card_measures_the_artifacts_themselves(folder):
     card = read_card(folder / "out")
     points = {point["name"]: point for point in card["points"]}
     assert set(points) == {
@@ -121,7 +121,7 @@ def test_overwriting_keeps_the_servers_versions(folder, monkeypatch):
     assert (folder / "out2/serving/1/saved_model.pb").read_bytes() == before
     waveforms = np.random.default_rng(1).normal(0, 0.1, (2, SAMPLES)).astype("float32")
     expected = fixed_scores(load_run(folder / "run"), 16, waveforms, frame_shift_ms=20.0)
-    scores = load_artefacts(folder / "out2/serving")["patch_16"].scores(list(waveforms))
+    scores = load_artifacts(folder / "out2/serving")["patch_16"].scores(list(waveforms))
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
 
 

@@ -1,12 +1,13 @@
-"""Layers: configs, NumPy references, and clips that do not care about their neighbours."""
+"""Layers: configs, NumPy references, and clips that do not care about their neighbors."""
 
 import json
 
 import keras
 import numpy as np
 import pytest
+from helpers import pack_rows, randomize
 
-from keras_flexast import FlexAST
+from keras_flexast import PackedAST
 from keras_flexast.layers import (
     EncoderBlock,
     MaskAttentionPooling,
@@ -57,9 +58,9 @@ LAYERS = [
 
 
 @pytest.mark.parametrize("layer, inputs", LAYERS, ids=lambda x: getattr(x, "name", ""))
-def test_layers_survive_their_config(layer, inputs, randomise):
+def test_layers_survive_their_config(layer, inputs):
     layer(*inputs)
-    randomise(layer)
+    randomize(layer)
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
     for clone in (
         type(layer).from_config(layer.get_config()),
@@ -77,16 +78,16 @@ def test_layers_survive_their_config(layer, inputs, randomise):
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("pooling", ["attention", "cls_distillation"])
-def test_models_survive_their_config(pooling, dtype, randomise):
-    model = FlexAST(
+def test_models_survive_their_config(pooling, dtype):
+    model = PackedAST(
         5, 22, 1, 2, mlp_ratio=3, pooling=pooling, table="joint", grid=(3, 5), segments=3,
         resize="bilinear", remainder="pad", position="grid", dropout=0.1, attention_scale=0.7,
         norm_epsilon=1e-3, head_norm_epsilon=1e-2, dtype=dtype,
     )  # fmt: skip
-    randomise(model)
+    randomize(model)
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
     for clone in (
-        FlexAST.from_config(model.get_config()),
+        PackedAST.from_config(model.get_config()),
         keras.saving.deserialize_keras_object(config),
     ):
         assert clone.get_config() == model.get_config()
@@ -116,14 +117,14 @@ def test_patch_embedding_is_frequency_major():
 
 
 @pytest.mark.parametrize("table", ["joint", "factorized"])
-def test_positions_equal_numpy(table, randomise):
+def test_positions_equal_numpy(table):
     freq, time = 3, 5
     layer = PositionEmbedding(11, (freq, time), table)
     rng = np.random.default_rng(0)
     positions = rng.uniform([-2, -3, 0.1, 0.1], [4, 9, 2.5, 3.5], (2, 13, 4)).astype("float32")
     positions[0, 0] = [1e6, -1e6, 0, 0]
     layer(positions)
-    weights = [w.astype("float64") for w in randomise(layer).get_weights()]
+    weights = [w.astype("float64") for w in randomize(layer).get_weights()]
     over_f = table_weights(positions[..., 0], positions[..., 2], freq)
     over_t = table_weights(positions[..., 1], positions[..., 3], time)
     if table == "joint":
@@ -144,13 +145,13 @@ def test_positions_by_hand():
     np.testing.assert_allclose(arrays(layer(np.float32(positions)))[0][..., 0], expected, 1e-6)
 
 
-def test_half_precision_keeps_the_centres(randomise):
+def test_half_precision_keeps_the_centers():
     positions = np.float32([[[1, 200.5, 1, 1], [0.3, 131.25, 1, 1]]])  # beyond bfloat16's 8 bits
     outputs = []
     for dtype in ("float32", "mixed_bfloat16"):
         layer = PositionEmbedding(7, (3, 257), dtype=dtype)
         layer(positions)
-        outputs.append(arrays(randomise(layer)(positions))[0].astype("float32"))
+        outputs.append(arrays(randomize(layer)(positions))[0].astype("float32"))
     np.testing.assert_allclose(*outputs, atol=5e-3)
 
 
@@ -173,10 +174,10 @@ def attend(layer, queries, tokens):
 
 
 @pytest.mark.parametrize("scale", [None, 1.0, 0.2])
-def test_self_attention_equals_numpy_clip_by_clip(scale, randomise):
+def test_self_attention_equals_numpy_clip_by_clip(scale):
     layer = MaskedSelfAttention(2, scale)
     layer(EMBEDDED, SEGMENT_IDS)
-    output = arrays(randomise(layer)(EMBEDDED, SEGMENT_IDS))[0]
+    output = arrays(randomize(layer)(EMBEDDED, SEGMENT_IDS))[0]
     assert np.isfinite(output).all()
     for segment in (1, 2, 3):
         mine = segment == SEGMENT_IDS
@@ -187,10 +188,10 @@ def test_self_attention_equals_numpy_clip_by_clip(scale, randomise):
 
 
 @pytest.mark.parametrize("scale", [None, 1.0, 0.2])
-def test_attention_pooling_equals_numpy_clip_by_clip(scale, randomise):
+def test_attention_pooling_equals_numpy_clip_by_clip(scale):
     layer = MaskAttentionPooling(2, 5, scale)
     layer(EMBEDDED, SEGMENT_IDS)
-    output = arrays(randomise(layer)(EMBEDDED, SEGMENT_IDS))[0]
+    output = arrays(randomize(layer)(EMBEDDED, SEGMENT_IDS))[0]
     query = keras.ops.convert_to_numpy(layer.query).astype("float64")[None]
     assert output.shape == (1, 5, DIM)
     assert np.isfinite(output).all()  # slots 4 and 5 are empty
@@ -206,12 +207,12 @@ LAYOUTS = {  # clip 0 alone, packed, packed elsewhere with others
     "alone, padded": ([0], LENGTH),
     "first": ([0, 1, 2], LENGTH),
     "last, full row": ([2, 3, 0], 18),
-    "other neighbours": ([3, 0, 1], LENGTH),
+    "other neighbors": ([3, 0, 1], LENGTH),
 }
 
 
 @pytest.mark.parametrize("kind", ["self", "attention", "prefix", "block"])
-def test_a_clip_does_not_care_about_its_neighbours(kind, randomise, pack_rows):
+def test_a_clip_does_not_care_about_its_neighbors(kind):
     layer, pooled = {
         "self": (MaskedSelfAttention(2), False),
         "block": (EncoderBlock(2, 31), False),
@@ -231,17 +232,17 @@ def test_a_clip_does_not_care_about_its_neighbours(kind, randomise, pack_rows):
         inputs = [batch["positions"], ids] if kind == "prefix" else [ids]
         if not layer.built:
             layer(batch["tokens"], *inputs)
-            randomise(layer)
+            randomize(layer)
         output, segment = arrays(layer(batch["tokens"], *inputs))[0], chosen.index(0) + 1
         results[name] = output[0, segment - 1] if pooled else output[ids == segment]
     for result in results.values():
         np.testing.assert_allclose(result, results["alone"], atol=1e-5)
 
 
-def test_prefix_tokens_stand_where_they_are_marked(randomise):
+def test_prefix_tokens_stand_where_they_are_marked():
     layer = PrefixTokens(2)
     layer(EMBEDDED, POSITIONS)
-    (table,) = randomise(layer).get_weights()
+    (table,) = randomize(layer).get_weights()
     output = arrays(layer(EMBEDDED, POSITIONS))[0]
     np.testing.assert_array_equal(output[0, [0, 5, 12]], table[[0, 0, 0]])
     np.testing.assert_array_equal(output[0, [1, 6, 13]], table[[1, 1, 1]])

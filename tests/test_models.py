@@ -5,8 +5,9 @@ import itertools
 import keras
 import numpy as np
 import pytest
+from helpers import pack_rows, randomize, run_python
 
-from keras_flexast import FlexAST, FlexiAST, fixed_model
+from keras_flexast import FlexiAST, PackedAST, fixed_model
 from keras_flexast.training import compile_packed, packed_loss
 from tf_data_pipelines.patches import patch_tokens
 from tf_data_pipelines.settings import PatchSettings
@@ -22,7 +23,7 @@ def build(pooling="attention", **options):
     table = "factorized" if pooling == "attention" else "joint"
     options = {"mlp_ratio": 3, "table": table, "grid": GRID, "segments": 3, **options}
     options.setdefault("prefix_tokens", POOLINGS[pooling])
-    return FlexAST(5, 22, 1, 2, pooling=pooling, **options)
+    return PackedAST(5, 22, 1, 2, pooling=pooling, **options)
 
 
 def spectrogram(frames, seed=0, mel_bins=48):
@@ -40,7 +41,7 @@ def fixed_logits(model, features, patch_size, **options):
     return fixed.predict_on_batch(features[None])[0]
 
 
-def clips_and_targets(pack_rows):
+def clips_and_targets():
     """Two rows of mixed patch sizes and the labels and weights of their five clips."""
     sizes = [(16, 16), (8, 8), (24, 30), (12, 20), (16, 40)]
     clips = [cut(spectrogram(31 + 11 * i, i), size) for i, size in enumerate(sizes)]
@@ -54,8 +55,8 @@ def clips_and_targets(pack_rows):
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_the_packed_face_equals_the_fixed_face(pooling, pack_rows, randomise):
-    model = randomise(build(pooling))
+def test_the_packed_face_equals_the_fixed_face(pooling):
+    model = randomize(build(pooling))
     prefix = {"prefix_tokens": POOLINGS[pooling]}
     features = spectrogram(53)
     cases = [
@@ -74,9 +75,9 @@ def test_the_packed_face_equals_the_fixed_face(pooling, pack_rows, randomise):
 
 @pytest.mark.parametrize("position", ["grid", "physical"])
 @pytest.mark.parametrize("remainder", ["crop", "pad", "cover"])
-def test_any_base_patch_and_stride_in_both_faces(remainder, position, pack_rows, randomise):
+def test_any_base_patch_and_stride_in_both_faces(remainder, position):
     geometry = {"base_patch": (12, 20), "stride": (5, 11), "mel_bins": 48, "grid": (8, 7)}
-    model = randomise(build("cls", remainder=remainder, position=position, **geometry))
+    model = randomize(build("cls", remainder=remainder, position=position, **geometry))
     assert model.input["tokens"].shape == (None, None, 240)
     features, sizes = spectrogram(97), [(12, 20), (8, 8), (16, 24), (12, 40)]
     rows = []
@@ -91,9 +92,9 @@ def test_any_base_patch_and_stride_in_both_faces(remainder, position, pack_rows,
 
 
 @pytest.mark.parametrize("resize", ["pi", "bilinear"])
-def test_the_fixed_face_follows_the_training_and_its_frame_shift(resize, pack_rows, randomise):
+def test_the_fixed_face_follows_the_training_and_its_frame_shift(resize):
     policies = {"resize": resize, "remainder": "pad", "position": "physical"}
-    model = randomise(build(**policies))
+    model = randomize(build(**policies))
     features = spectrogram(37)
     settings = PatchSettings((19,), grid=GRID, **policies)
     clip = tuple(x.numpy() for x in patch_tokens(features, settings, frame_shift_scale=2.0))
@@ -103,8 +104,8 @@ def test_the_fixed_face_follows_the_training_and_its_frame_shift(resize, pack_ro
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_a_clip_does_not_care_about_its_neighbours(pooling, pack_rows, randomise):
-    model = randomise(build(pooling))
+def test_a_clip_does_not_care_about_its_neighbors(pooling):
+    model = randomize(build(pooling))
     prefix = POOLINGS[pooling]
     sizes = [(16, 16), (8, 12), (24, 30), (12, 20)]  # mixed in one row
     clips = [
@@ -124,7 +125,7 @@ def test_a_clip_does_not_care_about_its_neighbours(pooling, pack_rows, randomise
 
 
 @pytest.mark.parametrize("pooling", ["attention", "cls"])
-def test_mixed_precision_gives_float32_logits(pooling, pack_rows):
+def test_mixed_precision_gives_float32_logits(pooling):
     batch = pack_rows([[cut(spectrogram(53), 16, prefix_tokens=POOLINGS[pooling])]], 31, 3)
     half, full = (build(pooling, dtype=dtype) for dtype in ("mixed_bfloat16", "float32"))
     half.set_weights(full.get_weights())
@@ -139,8 +140,8 @@ def test_mixed_precision_gives_float32_logits(pooling, pack_rows):
 # === Training ===
 
 
-def test_the_loss_divides_by_clips(pack_rows):
-    _, labels, weights, _ = clips_and_targets(pack_rows)
+def test_the_loss_divides_by_clips():
+    _, labels, weights, _ = clips_and_targets()
     logits = np.random.default_rng(0).normal(size=(2, 3, 5)).astype("float32")
     log_softmax = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     each = -np.take_along_axis(log_softmax, labels[..., None], -1)[..., 0]
@@ -165,9 +166,9 @@ def test_the_loss_divides_by_clips(pack_rows):
         )
 
 
-def test_the_packed_gradient_is_the_mean_of_the_clips(pack_rows, randomise):
-    batch, labels, weights, clips = clips_and_targets(pack_rows)
-    model = randomise(build(), scale=0.1)
+def test_the_packed_gradient_is_the_mean_of_the_clips():
+    batch, labels, weights, clips = clips_and_targets()
+    model = randomize(build(), scale=0.1)
     model.compile(keras.optimizers.SGD(1.0), packed_loss())
     start = model.get_weights()
 
@@ -186,9 +187,9 @@ def test_the_packed_gradient_is_the_mean_of_the_clips(pack_rows, randomise):
         np.testing.assert_allclose(together, np.mean(each, 0), rtol=0, atol=1e-5)
 
 
-def test_one_compilation_trains_every_patch_size(pack_rows):
+def test_one_compilation_trains_every_patch_size():
     keras.utils.set_random_seed(0)
-    batch, labels, weights, _ = clips_and_targets(pack_rows)
+    batch, labels, weights, _ = clips_and_targets()
     model, traces = build(), []
     compile_packed(model, 3e-3)
     compute_loss = model.compute_loss
@@ -212,8 +213,8 @@ def test_one_compilation_trains_every_patch_size(pack_rows):
     assert last["accuracy"] == 1
 
 
-def test_jax_trains_without_tensorflow(python, tmp_path, pack_rows):
-    batch, labels, weights, _ = clips_and_targets(pack_rows)
+def test_jax_trains_without_tensorflow(tmp_path):
+    batch, labels, weights, _ = clips_and_targets()
     np.savez(tmp_path / "batch.npz", labels=labels, weights=weights, **batch)
     code = """
         import sys
@@ -224,21 +225,21 @@ def test_jax_trains_without_tensorflow(python, tmp_path, pack_rows):
         from keras_flexast.training import compile_packed
         data = dict(np.load(sys.argv[1]))
         labels, weights = data.pop("labels"), data.pop("weights")
-        model = keras_flexast.FlexAST(5, 22, 1, 2, grid=(3, 5), segments=3)
+        model = keras_flexast.PackedAST(5, 22, 1, 2, grid=(3, 5), segments=3)
         compile_packed(model, 1e-3)
         history = model.fit(data, labels, sample_weight=weights, batch_size=2, verbose=0)
         print(history.history["loss"][0])
     """
-    assert np.isfinite(float(python(code, tmp_path / "batch.npz", backend="jax")))
+    assert np.isfinite(float(run_python(code, tmp_path / "batch.npz", backend="jax")))
 
 
 # === Round trips ===
 
 
-def test_saved_on_one_backend_and_loaded_on_the_other(python, tmp_path, pack_rows, randomise):
+def test_saved_on_one_backend_and_loaded_on_the_other(tmp_path):
     models = {}
     for pooling, prefix in POOLINGS.items():
-        model = randomise(build(pooling, attention_scale=0.5, norm_epsilon=1e-4))
+        model = randomize(build(pooling, attention_scale=0.5, norm_epsilon=1e-4))
         batch = pack_rows([[cut(spectrogram(53), 13, prefix_tokens=prefix)]], 31, 3)
         logits = model.predict_on_batch(batch)
         models[pooling] = model, logits
@@ -261,7 +262,7 @@ def test_saved_on_one_backend_and_loaded_on_the_other(python, tmp_path, pack_row
             logits = model.predict_on_batch(dict(np.load(path.with_suffix(".batch.npz"))))
             np.savez(path.with_suffix(".other.npz"), logits, *model.get_weights())
     """
-    python(code, tmp_path, OTHER_BACKEND, backend=OTHER_BACKEND)
+    run_python(code, tmp_path, OTHER_BACKEND, backend=OTHER_BACKEND)
     for pooling, (model, logits) in models.items():
         with np.load(tmp_path / f"{pooling}.other.npz") as other:
             other_logits, *weights = other.values()
@@ -277,7 +278,7 @@ def test_sizes_and_names():
     model = FlexiAST(7, "nano", depth=2)
     assert (model.dim, model.depth, model.num_heads, model.prefix_tokens) == (96, 2, 4, 1)
     assert (model.mel_bins, model.table, model.head_norm_epsilon) == (128, "joint", 1e-5)
-    shallow = FlexAST(7, size="tiny", depth=1)
+    shallow = PackedAST(7, size="tiny", depth=1)
     assert (shallow.dim, shallow.depth, shallow.num_heads) == (192, 1, 3)
     assert model.output_shape == (None, 16, 7)
 
@@ -300,7 +301,7 @@ def test_sizes_and_names():
 )
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
-        FlexAST(**{"num_classes": 5, "dim": 22, "depth": 1, "num_heads": 2, **options})
+        PackedAST(**{"num_classes": 5, "dim": 22, "depth": 1, "num_heads": 2, **options})
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_bilinear_rows_sum_to_one(target, antialias):
 
 
 def test_bilinear_by_hand():
-    # Centres of 2 -> 3: -1/6 (clamped), 1/2, 7/6 (clamped).
+    # Centers of 2 -> 3: -1/6 (clamped), 1/2, 7/6 (clamped).
     np.testing.assert_allclose(bilinear_matrix(2, 3), [[1, 0], [0.5, 0.5], [0, 1]], atol=1e-15)
     # 3 -> 2 looks at 1/4 and 7/4 with a triangle 3/2 wide: 5/6, 1/2, 0 over their sum 4/3.
     expected = [[0.625, 0.375, 0], [0, 0.375, 0.625]]
@@ -77,11 +77,11 @@ def test_axis_grid_by_hand():
     assert starts("crop") == [0, 11, 22, 33]
     assert starts("pad") == [0, 11, 22, 33, 44]
     assert starts("cover") == [0, 11, 21, 32, 42]  # 10.5 and 31.5 round up
-    _, centres, extents = axis_grid(53, 11, Axis(16, 16, 5), "crop", "grid")
-    np.testing.assert_allclose(centres, [0.125, 1.375, 2.625, 3.875], atol=1e-12)
+    _, centers, extents = axis_grid(53, 11, Axis(16, 16, 5), "crop", "grid")
+    np.testing.assert_allclose(centers, [0.125, 1.375, 2.625, 3.875], atol=1e-12)
     np.testing.assert_allclose(extents, 1.25, atol=1e-12)
-    _, centres, extents = axis_grid(53, 11, Axis(16, 16, 5), "cover", "physical")
-    np.testing.assert_allclose(centres, (np.array(starts("cover")) + 5.5) / 16 - 0.5, atol=1e-12)
+    _, centers, extents = axis_grid(53, 11, Axis(16, 16, 5), "cover", "physical")
+    np.testing.assert_allclose(centers, (np.array(starts("cover")) + 5.5) / 16 - 0.5, atol=1e-12)
     np.testing.assert_allclose(extents, 11 / 16, atol=1e-12)
 
 
@@ -92,9 +92,9 @@ def test_policies_reach_what_they_promise(size, patch, stride):
     axis, cells = Axis(16, stride, 8), {}
     step = patch_step(patch, axis)
     for remainder in ("crop", "pad", "cover"):
-        starts, centres, extents = axis_grid(size, patch, axis, remainder, "physical")
+        starts, centers, extents = axis_grid(size, patch, axis, remainder, "physical")
         settings = PatchSettings((patch,), remainder=remainder, stride=stride)
-        assert len(starts) == len(centres) == len(extents)
+        assert len(starts) == len(centers) == len(extents)
         assert len(starts) == patch_count(size, patch, step, remainder)
         assert len(starts) ** 2 == token_count(size, size, (patch, patch), settings)
         assert (np.diff(starts) > 0).all()
@@ -113,21 +113,21 @@ def test_overlap_by_hand():
     assert [patch_count(size, 16, 10, "crop") for size in (128, 1024)] == [12, 101]
     assert [patch_step(patch, Axis(16, 10, 12)) for patch in (8, 12, 16, 24)] == [5, 8, 10, 15]
     for position in ("grid", "physical"):  # a cell for each patch, whole
-        _, centres, extents = axis_grid(128, 16, Axis(16, 10, 12), "crop", position)
-        np.testing.assert_allclose(centres, np.arange(12), atol=1e-12)
+        _, centers, extents = axis_grid(128, 16, Axis(16, 10, 12), "crop", position)
+        np.testing.assert_allclose(centers, np.arange(12), atol=1e-12)
         np.testing.assert_allclose(extents, 1, atol=1e-12)
     # Patch 24 of step 15 starts at 0, 15, ...: middles 12, 27, ...; cell j's is 8 + 10 j.
-    _, centres, extents = axis_grid(128, 24, Axis(16, 10, 12), "crop", "physical")
-    np.testing.assert_allclose(centres[:3], [0.4, 1.9, 3.4], atol=1e-12)
+    _, centers, extents = axis_grid(128, 24, Axis(16, 10, 12), "crop", "physical")
+    np.testing.assert_allclose(centers[:3], [0.4, 1.9, 3.4], atol=1e-12)
     np.testing.assert_allclose(extents, 1.5, atol=1e-12)
 
 
 @pytest.mark.parametrize("position", ["grid", "physical"])
 @pytest.mark.parametrize("remainder", ["crop", "pad", "cover"])
 def test_base_patches_look_whole_cells_up(remainder, position):
-    starts, centres, extents = axis_grid(112, 16, Axis(16, 16, 7), remainder, position)
+    starts, centers, extents = axis_grid(112, 16, Axis(16, 16, 7), remainder, position)
     np.testing.assert_array_equal(starts, np.arange(0, 112, 16))
-    np.testing.assert_allclose(table_weights(centres, extents, 7), np.eye(7), atol=1e-12)
+    np.testing.assert_allclose(table_weights(centers, extents, 7), np.eye(7), atol=1e-12)
 
 
 def test_a_short_clip_counts_as_one_patch():

@@ -7,8 +7,9 @@ import os
 import numpy as np
 import pytest
 
-from keras_flexast import FlexAST
-from keras_flexast.runs import Run, check_free, load_run, save_run, whole_folder, write_whole
+from keras_flexast import PackedAST
+from keras_flexast.files import atomic_folder, atomic_write, refuse_overwrite
+from keras_flexast.runs import Run, load_run, save_run
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
 
 BATCH = {
@@ -21,7 +22,7 @@ BATCH = {
 @pytest.fixture(scope="module")
 def run():
     return Run(
-        FlexAST(3, 22, 1, 2, grid=(3, 5), segments=3),
+        PackedAST(3, 22, 1, 2, grid=(3, 5), segments=3),
         FbankSettings(frame_shift_ms=12.5, mel_bins=48, mean=-3.25, std=2.5),
         PatchSettings((8, (16, 24)), (10.0, 20.0), "pad", "grid", "bilinear", 0, (3, 5)),
         PackSettings(3, 61, 3, 5, "crop"),
@@ -113,52 +114,52 @@ def test_files_of_different_runs_are_told_apart(folder):
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     out = tmp_path / "deep" / "out"
-    with pytest.raises(KeyboardInterrupt), whole_folder(out) as partial:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(out) as partial:
         (partial / "file").write_text("half")
         assert not out.exists()
         raise KeyboardInterrupt
     assert os.listdir(out.parent) == []
 
-    with whole_folder(out) as partial:
+    with atomic_folder(out) as partial:
         (partial / "file").write_text("first")
     assert os.listdir(out.parent) == ["out"]
 
-    with pytest.raises(FileExistsError, match="out exists already"), whole_folder(out):
+    with pytest.raises(FileExistsError, match="out exists already"), atomic_folder(out):
         raise AssertionError("the body must not run")
-    with pytest.raises(OSError), whole_folder(out, overwrite=True):
+    with pytest.raises(OSError), atomic_folder(out, overwrite=True):
         raise OSError
     assert (out / "file").read_text() == "first"
 
-    with whole_folder(out, overwrite=True) as partial:
+    with atomic_folder(out, overwrite=True) as partial:
         (partial / "other").write_text("second")
     assert os.listdir(out) == ["other"]
 
 
 def test_an_unfinished_folder_can_be_kept(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt), whole_folder(out, keep_partial=True) as partial:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(out, keep_partial=True) as partial:
         (partial / "file").write_text("half")
         raise KeyboardInterrupt
     assert (tmp_path / "out.partial" / "file").read_text() == "half"
-    with whole_folder(out) as partial:
+    with atomic_folder(out) as partial:
         assert not any(partial.iterdir())
     assert os.listdir(tmp_path) == ["out"]
 
 
 def test_an_empty_folder_is_free(tmp_path):
-    check_free(tmp_path)
-    check_free(tmp_path / "new")
+    refuse_overwrite(tmp_path)
+    refuse_overwrite(tmp_path / "new")
     (tmp_path / "file").touch()
     for taken in (tmp_path, tmp_path / "file"):
         with pytest.raises(FileExistsError, match="--overwrite"):
-            check_free(taken)
-        check_free(taken, overwrite=True)
+            refuse_overwrite(taken)
+        refuse_overwrite(taken, overwrite=True)
 
 
 @pytest.mark.parametrize("content", ["naïve", b"\x00\xff"])
 def test_a_file_appears_whole_or_not_at_all(tmp_path, content, monkeypatch):
     path = tmp_path / "deep" / "file"
-    write_whole(path, content)
+    atomic_write(path, content)
     assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
 
     def fail(*_):
@@ -166,6 +167,6 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, content, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no space"):
-        write_whole(path, "other")
+        atomic_write(path, "other")
     assert os.listdir(path.parent) == ["file"]
     assert path.read_bytes() != b"other"

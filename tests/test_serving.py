@@ -9,13 +9,14 @@ import keras
 import numpy as np
 import pytest
 import soundfile
+from helpers import pack_rows, randomize, run_python
 
 from keras_flexast import ElasticAST, FlexiAST
 from keras_flexast.evaluation import MAX_ROW_LENGTH
+from keras_flexast.export.serving import _Serving, write_serving
+from keras_flexast.inference.scoring import fixed_scores
 from keras_flexast.models import embedding_model
 from keras_flexast.runs import Run, load_run, save_run
-from keras_flexast.scoring import fixed_scores
-from keras_flexast.serving import _Serving, write_serving
 from tf_data_pipelines.settings import FbankSettings, PackSettings
 
 CLASSES = ("one", "two", "three", "four", "five", "six", "Sägewerk")
@@ -34,7 +35,7 @@ WRITE = """
     import dataclasses, json, pathlib, sys
     import tensorflow as tf
     from keras_flexast.runs import load_run
-    from keras_flexast.serving import _Serving, write_serving
+    from keras_flexast.export.serving import _Serving, write_serving
     folder, runs, errors = pathlib.Path(sys.argv[1]), {}, {}
     for name, sizes in json.loads(sys.argv[2]).items():
         runs[name] = load_run(folder / name)
@@ -80,7 +81,7 @@ WRITE = """
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, python, randomise):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serving")
     keras.utils.set_random_seed(0)
     small = {"size": None, "dim": 24, "depth": 2, "num_heads": 2}
@@ -90,14 +91,14 @@ def folder(tmp_path_factory, python, randomise):
         ("elastic", elastic, {}),
         ("flexi", flexi, {"clip_ms": 800.0, "mel_bins": 86, "frame_shift_ms": 12.5}),
     ):
-        randomise(model)
+        randomize(model)
         run = Run(
             model, FbankSettings(**options), model.patch_settings(), PackSettings(), CLASSES,
             multi_label=name == "flexi",
         )  # fmt: skip
         (folder / name).mkdir()
         save_run(run, folder / name)
-    python(WRITE, folder, json.dumps(SIZES), backend="tensorflow")
+    run_python(WRITE, folder, json.dumps(SIZES), backend="tensorflow")
     return folder
 
 
@@ -134,14 +135,14 @@ def batch(clips, filler=0.0):
     return {"waveform": waveform, "length": np.array([len(clip) for clip in clips], "int32")}
 
 
-def by_pipeline(run, clips, size, pack_rows, model=None):
+def by_pipeline(run, clips, size, model=None):
     """What the packed model makes of clips that share their rows with others."""
-    from tf_data_pipelines.fbank import log_mel, normalise
+    from tf_data_pipelines.fbank import log_mel, normalize
     from tf_data_pipelines.patches import patch_tokens
 
     rows = []
     for clip in clips:
-        features = normalise(log_mel(clip, run.fbank), run.fbank)
+        features = normalize(log_mel(clip, run.fbank), run.fbank)
         tokens, positions = patch_tokens(features, run.patches_at([size]))
         rows.append([(tokens.numpy() + 1, positions), (tokens, positions)])
     # One length for all of them, which JAX compiles once.
@@ -177,7 +178,7 @@ def test_signatures(serve, name):
 
 
 @pytest.mark.parametrize("name, size", [(name, size) for name in SIZES for size in SIZES[name]])
-def test_scores_are_those_in_memory(folder, serve, clips, pack_rows, name, size):
+def test_scores_are_those_in_memory(folder, serve, clips, name, size):
     run = load_run(folder / name)
     signature = f"patch_{size}" if isinstance(size, int) else "patch_16x24"
     answer = serve(name, signature, **batch(clips, np.nan))
@@ -203,8 +204,8 @@ def test_the_default_is_the_first_patch_size(serve, clips):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_features_and_embeddings_are_those_in_memory(folder, serve, clips, pack_rows, name):
-    from tf_data_pipelines.fbank import log_mel, normalise
+def test_features_and_embeddings_are_those_in_memory(folder, serve, clips, name):
+    from tf_data_pipelines.fbank import log_mel, normalize
 
     run = load_run(folder / name)
     silent = np.zeros(5000, "float32")
@@ -214,7 +215,7 @@ def test_features_and_embeddings_are_those_in_memory(folder, serve, clips, pack_
     np.testing.assert_allclose(vectors["embedding"][:3], expected, rtol=0, atol=1e-5)
     for index, clip in enumerate(clips):
         frames = features["frames"][index]
-        expected = normalise(log_mel(clip, run.fbank), run.fbank).numpy()
+        expected = normalize(log_mel(clip, run.fbank), run.fbank).numpy()
         assert frames == len(expected)
         np.testing.assert_allclose(features["log_mel"][index, :frames], expected, atol=1e-4)
         assert not features["log_mel"][index, frames:].any()
@@ -224,7 +225,7 @@ def test_features_and_embeddings_are_those_in_memory(folder, serve, clips, pack_
 
 
 @pytest.mark.parametrize("signature", ["patch_16", "patch_8", "embed"])
-def test_neither_neighbours_nor_padding_move_a_clip(serve, clips, signature):
+def test_neither_neighbors_nor_padding_move_a_clip(serve, clips, signature):
     output = "embedding" if signature == "embed" else "scores"
     alone = [serve("elastic", signature, **batch([clip]))[output][0] for clip in clips]
     loud = np.full(2 * RATE, 1.0, "float32") * np.sign(np.sin(np.arange(2 * RATE)))
@@ -337,7 +338,7 @@ def test_threads_get_their_own_answers(serve, clips):
             np.testing.assert_allclose(scores, wanted, rtol=0, atol=1e-6)
 
 
-def test_tensorflow_alone_serves(folder, serve, clips, python):
+def test_tensorflow_alone_serves(folder, serve, clips):
     inputs = batch(clips, np.nan)
     np.savez(folder / "inputs.npz", **inputs)
     code = """
@@ -349,7 +350,7 @@ def test_tensorflow_alone_serves(folder, serve, clips, python):
     """
     blocked = ("keras_flexast", "tf_data_pipelines", "keras", "jax", "soundfile", "soxr")
     arguments = folder, folder / "inputs.npz", folder / "scores.npy"
-    python(code, *arguments, backend="tensorflow", blocked=blocked)
+    run_python(code, *arguments, backend="tensorflow", blocked=blocked)
     expected = serve("elastic", "serving_default", **inputs)["scores"]
     np.testing.assert_allclose(np.load(folder / "scores.npy"), expected, atol=1e-6)
 

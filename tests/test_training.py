@@ -8,11 +8,12 @@ import keras
 import numpy as np
 import pytest
 import soundfile
+from helpers import run_python
 
-from keras_flexast import FlexAST
+from keras_flexast import PackedAST
 from keras_flexast.runs import load_run
 from keras_flexast.training import TrainSettings, compile_packed, train_run
-from tf_data_pipelines import FbankSettings, PatchSettings, load_source, survey
+from tf_data_pipelines import FbankSettings, PatchSettings, load_source, scan_source
 
 WEIGHTS = np.float32([[1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 1, 0]])
 
@@ -31,7 +32,7 @@ def batch(length=512):
 
 def build(dtype="float32", dropout=0.0):
     keras.utils.set_random_seed(0)
-    return FlexAST(3, 16, 1, 2, segments=3, dtype=dtype, dropout=dropout)
+    return PackedAST(3, 16, 1, 2, segments=3, dtype=dtype, dropout=dropout)
 
 
 def losses(model, inputs, labels, steps=4):
@@ -95,7 +96,7 @@ def test_mixed_precision_learns(dtype):
 
 
 @pytest.fixture(scope="module")
-def surveyed(tmp_path_factory):
+def scanned(tmp_path_factory):
     rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("sounds")
     for number in range(8):
         times = np.arange(6000 + 500 * number) / 16000
@@ -103,15 +104,15 @@ def surveyed(tmp_path_factory):
         path = root / ("low", "high")[number % 2] / f"{number}.wav"
         path.parent.mkdir(exist_ok=True)
         soundfile.write(path, tone + rng.normal(0, 0.01, len(times)), 16000)
-    return survey(load_source(root, validation=0, test=0), FbankSettings())
+    return scan_source(load_source(root, validation=0, test=0), FbankSettings())
 
 
-def test_a_run_trained_with_every_option_is_float32(surveyed, tmp_path):
+def test_a_run_trained_with_every_option_is_float32(scanned, tmp_path):
     settings = TrainSettings(
         epochs=2, batch_tokens=256, dtype="mixed_bfloat16", rematerialise=True, accumulate=3
     )
     run, history = train_run(
-        surveyed, surveyed, tmp_path / "run", PatchSettings((16, 32)), settings,
+        scanned, scanned, tmp_path / "run", PatchSettings((16, 32)), settings,
         {"size": None, "dim": 16, "depth": 1, "num_heads": 2},
     )  # fmt: skip
     assert history.params["steps"] % 3 == 0
@@ -134,7 +135,7 @@ def test_wrong_settings(options, message):
         dataclasses.replace(TrainSettings(), **options)
 
 
-def test_the_next_process_finds_what_was_compiled(python, tmp_path, monkeypatch):
+def test_the_next_process_finds_what_was_compiled(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name in ("JAX_COMPILATION_CACHE_DIR", "TF_XLA_FLAGS"):
         monkeypatch.delenv(name, raising=False)
@@ -148,10 +149,10 @@ def test_the_next_process_finds_what_was_compiled(python, tmp_path, monkeypatch)
         except SystemExit:
             pass
         import keras, numpy as np
-        from keras_flexast import FlexAST
+        from keras_flexast import PackedAST
         from keras_flexast.training import compile_packed
         keras.utils.set_random_seed(0)
-        model = FlexAST(3, 16, 1, 2, segments=2)
+        model = PackedAST(3, 16, 1, 2, segments=2)
         compile_packed(model, 1e-2)
         inputs = {
             "tokens": np.ones((2, 32, 256), "float32"),
@@ -162,7 +163,7 @@ def test_the_next_process_finds_what_was_compiled(python, tmp_path, monkeypatch)
     """
     kept = []
     for _ in range(2):
-        python(code, backend=keras.backend.backend())
+        run_python(code, backend=keras.backend.backend())
         files = [path for path in pathlib.Path(tmp_path).rglob("*") if path.is_file()]
         kept.append({path: os.stat(path).st_mtime_ns for path in files if "atime" not in path.name})
     assert kept[0] and kept[0] == kept[1]  # the second process compiled nothing new

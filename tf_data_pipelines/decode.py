@@ -3,7 +3,7 @@
 `read_audio` is the reference: soundfile decodes, soxr resamples, every unusable file
 raises an `AudioError`. `stream_audio` gives the same samples in blocks, for recordings of
 hours. `decode_audio` gives the same samples inside a graph: 16-bit WAV
-with TensorFlow alone, surveyed FLAC and Ogg Vorbis with tensorflow-io where its native
+with TensorFlow alone, scanned FLAC and Ogg Vorbis with tensorflow-io where its native
 operations run, everything else through `read_audio`.
 """
 
@@ -121,10 +121,10 @@ def stream_audio(path, sample_rate=16000):
     return file.frames / file.samplerate, blocks()
 
 
-def decode_audio(path, sample_rate=16000, surveyed=False):
+def decode_audio(path, sample_rate=16000, scanned=False):
     """`read_audio` for eager code and for tf.data's `map`, with the same samples.
 
-    A 16-bit PCM WAV at `sample_rate` is `decode_wav`'s. tensorflow-io decodes surveyed
+    A 16-bit PCM WAV at `sample_rate` is `decode_wav`'s. tensorflow-io decodes scanned
     FLAC and Ogg Vorbis at `sample_rate` where its native operations run. Its resampler is
     far from soxr (relative error 0.7 on a sine) and its MP3 decoder from libsndfile's once
     a frame is damaged, so other rates and MP3 go to `read_audio`.
@@ -132,7 +132,7 @@ def decode_audio(path, sample_rate=16000, surveyed=False):
     Args:
         path: scalar string, or string tensor.
         sample_rate: Hz of the result.
-        surveyed: whether `read_audio` has accepted the file before, as in a Survey; only
+        scanned: whether `read_audio` has accepted the file before, as in a ScannedSource; only
             then tensorflow-io decodes, which never returns from some damaged files, and
             silence is not looked for again.
 
@@ -147,7 +147,7 @@ def decode_audio(path, sample_rate=16000, surveyed=False):
     path = tf.convert_to_tensor(path, tf.string)
     contents = tf.io.read_file(path)
     wave = _decode_wav(contents, sample_rate)
-    audio = _tensorflow_io() if surveyed else None
+    audio = _tensorflow_io() if scanned else None
     if audio is not None:
         for matches, decode in (
             (_is_flac(contents, sample_rate), functools.partial(_decode_flac, audio)),
@@ -160,7 +160,7 @@ def decode_audio(path, sample_rate=16000, surveyed=False):
             )
     # What no native branch took, and what read_audio would refuse, is read_audio's.
     usable = tf.size(wave) >= MIN_SAMPLES
-    if not surveyed:
+    if not scanned:
         usable = usable & (tf.reduce_max(wave) > tf.reduce_min(wave))
     wave = tf.cond(
         usable,

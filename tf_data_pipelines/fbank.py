@@ -21,7 +21,7 @@ def log_mel(waveform, settings):
 
     Returns:
         float32 (frames, mel_bins) or (batch, frames, mel_bins), natural log of power,
-        not normalised; frames = 1 + (samples - window) // shift, none for a clip under
+        not normalized; frames = 1 + (samples - window) // shift, none for a clip under
         one window; or settings.clip_frames, cut or filled up with zeros.
 
     Raises:
@@ -61,7 +61,7 @@ def _fit(mel, frames):
     return tf.pad(mel, padding)[..., :frames, :]
 
 
-def normalise(spectrogram, settings):
+def normalize(spectrogram, settings):
     """(x - mean) / (2 std), as AST: about half a unit of standard deviation."""
     return (spectrogram - settings.mean) / (2 * settings.std)
 
@@ -120,8 +120,8 @@ def _mel_bands(settings):
     )
     bins = np.arange(settings.fft_length // 2 + 1) * settings.sample_rate / settings.fft_length
     position = mel(bins)[:, None]
-    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
-    rising = (position - left) / (centre - left)
-    falling = (right - position) / (right - centre)
+    left, center, right = corners[:-2], corners[1:-1], corners[2:]
+    rising = (position - left) / (center - left)
+    falling = (right - position) / (right - center)
     triangles = np.maximum(0.0, np.minimum(rising, falling)).astype("float32")
     return split_bands(triangles, 4)  # a quarter of the products of the whole matrix

@@ -15,11 +15,11 @@ ARRIVALS = 16  # clips taken in at a time; one at a time costs three times as mu
 def pack(clips, settings, label_shape=(), label_dtype=tf.int32):
     """Pack clips into rows, each the best of thousands of subsets of the waiting clips.
 
-    A row takes the clip that has waited longest, and of the `settings.waiting` oldest those
+    A row takes the clip that has waited longest, and of the `settings.buffer_size` oldest those
     that fill it best: the subsets tried are drawn once, and the same for every row. So no
-    clip waits for more than waiting + ARRIVALS rows, and a dataset is packed the same way
+    clip waits for more than buffer_size + ARRIVALS rows, and a dataset is packed the same way
     every time. Clips keep their content whole; their order changes, which is why `clip_ids`
-    come along. At most waiting + ARRIVALS clips are held, but for what tf.data prefetches.
+    come along. At most buffer_size + ARRIVALS clips are held, but for what tf.data prefetches.
 
     Args:
         clips: finite or endless tf.data.Dataset of dictionaries with `tokens` float32
@@ -85,8 +85,8 @@ class _Packer:
 
     def __init__(self, settings, width, label_shape, label_dtype):
         self.row_length, self.segments = settings.row_length, settings.segments
-        self.waiting = max(settings.waiting, settings.segments)
-        self.subsets = _subsets(self.waiting, self.segments)
+        self.buffer_size = max(settings.buffer_size, settings.segments)
+        self.subsets = _subsets(self.buffer_size, self.segments)
         self.widths = {"tokens": width, "positions": 4}
         self.label_shape = label_shape
         self.label_dtype = label_dtype
@@ -112,23 +112,23 @@ class _Packer:
         held = _join(held, arrivals)
         with tf.control_dependencies([self._check(held)]):
             order = tf.range(1, tf.size(held["length"]))
-        # 0 is the blank: the order always has `waiting` clips, real ones first.
-        order = tf.pad(order, [[0, self.waiting]])
+        # 0 is the blank: the order always has `buffer_size` clips, real ones first.
+        order = tf.pad(order, [[0, self.buffer_size]])
         lengths = tf.cast(held["length"], tf.float32)
-        enough = tf.where(last, 1, self.waiting)
+        enough = tf.where(last, 1, self.buffer_size)
 
         def a_row(order, rows):
-            oldest = order[: self.waiting]
+            oldest = order[: self.buffer_size]
             sums = tf.linalg.matvec(self.subsets, tf.gather(lengths, oldest))
             best = tf.argmax(tf.where(sums <= self.row_length, sums, -1.0))
             # Equal values keep their order: the chosen clips by age, then the others.
-            chosen, by_choice = tf.math.top_k(tf.gather(self.subsets, best), self.waiting)
+            chosen, by_choice = tf.math.top_k(tf.gather(self.subsets, best), self.buffer_size)
             oldest, chosen = tf.gather(oldest, by_choice), tf.cast(chosen, tf.int32)
             count = tf.reduce_sum(chosen)
-            left = [oldest[count:], order[self.waiting :], tf.zeros([count], tf.int32)]
+            left = [oldest[count:], order[self.buffer_size :], tf.zeros([count], tf.int32)]
             return tf.concat(left, 0), rows.write(rows.size(), oldest * chosen)
 
-        rows = tf.TensorArray(tf.int32, 0, dynamic_size=True, element_shape=[self.waiting])
+        rows = tf.TensorArray(tf.int32, 0, dynamic_size=True, element_shape=[self.buffer_size])
         order, rows = tf.while_loop(
             lambda order, rows: order[enough - 1] > 0,
             a_row,

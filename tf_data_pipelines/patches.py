@@ -1,4 +1,4 @@
-"""From a normalised spectrogram to tokens of one width, whatever the patch size."""
+"""From a normalized spectrogram to tokens of one width, whatever the patch size."""
 
 import functools
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 from tf_data_pipelines.resize import (
     axis_grid,
     kernel_matrix,
-    patch_centre,
+    patch_center,
     patch_count,
     patch_start,
     patch_step,
@@ -22,7 +22,7 @@ def patch_tokens(spectrogram, settings, choice=0, frame_shift_scale=1.0, max_tok
     base kernel to p_f x p_t; so the one base kernel serves every size.
 
     Args:
-        spectrogram: float32 (frames, mel_bins), normalised, mel_bins static. A clip
+        spectrogram: float32 (frames, mel_bins), normalized, mel_bins static. A clip
             shorter than one patch is padded with zeros to one.
         settings: PatchSettings.
         choice: int32 scalar, which of settings.patch_sizes.
@@ -32,7 +32,7 @@ def patch_tokens(spectrogram, settings, choice=0, frame_shift_scale=1.0, max_tok
 
     Returns:
         tokens float32 (tokens, 256), the area of the base patch, frequency-major inside a
-        patch, and positions float32 (tokens, 4): frequency centre, time centre, frequency
+        patch, and positions float32 (tokens, 4): frequency center, time center, frequency
         extent, time extent in base-grid cells. Tokens run through time inside each band.
         Prefix tokens come first, all zeros, with positions (k, 0, 0, 0): extent 0 marks them.
     """
@@ -68,7 +68,7 @@ def patch_tokens(spectrogram, settings, choice=0, frame_shift_scale=1.0, max_tok
     tokens = tf.transpose(tokens, [0, 2, 1, 3])
     tokens = tf.reshape(tokens, [-1, base_f * base_t])
 
-    centre_t, extent_t = patch_centre(
+    center_t, extent_t = patch_center(
         tf.cast(index_t, tf.float32),
         tf.cast(count_t, tf.float32),
         tf.cast(start_t, tf.float32),
@@ -78,7 +78,7 @@ def patch_tokens(spectrogram, settings, choice=0, frame_shift_scale=1.0, max_tok
         frame_shift_scale,
     )
     along_f = tf.gather(plan["position_f"], choice)[:count_f, None]
-    along_t = tf.stack([0 * centre_t, centre_t, 0 * centre_t, extent_t], -1)
+    along_t = tf.stack([0 * center_t, center_t, 0 * center_t, extent_t], -1)
     positions = tf.reshape(along_f + along_t, [-1, 4])  # (count_f, count_t, 4) before
     if settings.prefix_tokens:
         prefix = np.zeros((settings.prefix_tokens, 4), "float32")
@@ -106,12 +106,12 @@ def _plan(settings, mel_bins):
         "resize_t": np.zeros((len(sizes), longest_t, base_t), "float32"),
         "missing_f": 0,
     }
-    for k, ((patch_f, patch_t), (starts, centres, extents)) in enumerate(
+    for k, ((patch_f, patch_t), (starts, centers, extents)) in enumerate(
         zip(sizes, grids, strict=True)
     ):
         plan["numbers"][k] = patch_f, patch_t, patch_step(patch_t, axis_t), len(starts)
         plan["start_f"][k, : len(starts)] = starts
-        plan["position_f"][k, : len(starts), ::2] = np.stack([centres, extents], -1)
+        plan["position_f"][k, : len(starts), ::2] = np.stack([centers, extents], -1)
         plan["resize_f"][k, :, :patch_f] = kernel_matrix(patch_f, base_f, settings.resize).T
         plan["resize_t"][k, :patch_t] = kernel_matrix(patch_t, base_t, settings.resize)
         plan["missing_f"] = max(plan["missing_f"], starts[-1] + patch_f - mel_bins)

@@ -1,4 +1,4 @@
-"""From a surveyed source of clips to packed batches: decode, fbank, patches, pack, batch."""
+"""From a scanned source of clips to packed batches: decode, fbank, patches, pack, batch."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_data_pipelines.decode import decode_audio, decode_wav
-from tf_data_pipelines.fbank import log_mel, log_mel_at, normalise
+from tf_data_pipelines.fbank import log_mel, log_mel_at, normalize
 from tf_data_pipelines.packing import batch_rows, pack
 from tf_data_pipelines.patches import patch_tokens
 from tf_data_pipelines.resize import token_count
@@ -14,23 +14,23 @@ from tf_data_pipelines.resize import token_count
 CACHE_SECONDS = 4 * 3600  # decoded clips up to 4 hours (0.9 GB of float32) stay in memory
 
 
-def training_batches(survey, fbank, patches, packing, seed=1337):
+def training_batches(data, fbank, patches, packing, seed=1337):
     """Endless packed batches in a new random order each pass, for `model.fit`.
 
     Each clip draws a patch size and a frame shift from the settings; the draw depends on
     the seed and on how many clips came before, so a run repeats exactly.
 
-    Where `survey.graph_only`, the whole pipeline is one graph without Python, and
+    Where `data.graph_only`, the whole pipeline is one graph without Python, and
     tf.data service workers can do its work:
 
-        batches = training_batches(survey, fbank, patches, packing).apply(
+        batches = training_batches(data, fbank, patches, packing).apply(
             tf.data.experimental.service.distribute(ShardingPolicy.DYNAMIC, "grpc://host:5000"))
 
     DYNAMIC hands each clip of a pass to one worker, which packs what it gets; OFF would give
     every worker the same clips in the same order. All of them must see the files.
 
     Args:
-        survey: Survey of the clips to train on.
+        data: ScannedSource of the clips to train on.
         fbank: FbankSettings.
         patches: PatchSettings.
         packing: PackSettings.
@@ -46,14 +46,14 @@ def training_batches(survey, fbank, patches, packing, seed=1337):
     Raises:
         ValueError: a clip has more tokens than a row; it is named.
     """
-    check_lengths(survey, fbank, patches, packing)
-    sounds = _sounds(survey, fbank, patches, seed)
-    clips = _tokenise(sounds.repeat(), fbank, patches, packing, seed)
-    rows = _pack(survey, clips, packing)
+    check_lengths(data, fbank, patches, packing)
+    sounds = _sounds(data, fbank, patches, seed)
+    clips = _tokenize(sounds.repeat(), fbank, patches, packing, seed)
+    rows = _pack(data, clips, packing)
     return batch_rows(rows, packing, partial=False).map(_split_batch).prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_batches(survey, fbank, patches, packing, seed=0):
+def evaluation_batches(data, fbank, patches, packing, seed=0):
     """Packed batches that hold every clip exactly once, the last partial one included.
 
     On the tf.data service too, with ShardingPolicy.DYNAMIC; each worker then has a last
@@ -64,38 +64,38 @@ def evaluation_batches(survey, fbank, patches, packing, seed=0):
 
     Returns:
         tf.data.Dataset of (inputs, labels, weights, clip_ids): clip_ids int64
-        (rows, segments) index survey.source.clips, -1 for an empty slot.
+        (rows, segments) index data.source.clips, -1 for an empty slot.
     """
-    check_lengths(survey, fbank, patches, packing)
-    clips = _tokenise(_sounds(survey, fbank, patches), fbank, patches, packing, seed)
-    batches = batch_rows(_pack(survey, clips, packing), packing)
+    check_lengths(data, fbank, patches, packing)
+    clips = _tokenize(_sounds(data, fbank, patches), fbank, patches, packing, seed)
+    batches = batch_rows(_pack(data, clips, packing), packing)
     return batches.map(lambda batch: (*_split_batch(batch), batch["clip_ids"])).prefetch(
         tf.data.AUTOTUNE
     )
 
 
-def clip_tokens(survey, fbank, patches):
+def clip_tokens(data, fbank, patches):
     """Tokens of every clip at every patch size.
 
     Returns:
         int (patch sizes, clips), at the finest of the frame shifts.
     """
     finest = min(patches.frame_shifts_ms or (fbank.frame_shift_ms,))
-    samples = np.rint(np.asarray(survey.durations) * fbank.sample_rate).astype("int64")
+    samples = np.rint(np.asarray(data.durations) * fbank.sample_rate).astype("int64")
     frames = dataclasses.replace(fbank, frame_shift_ms=finest).frames(samples)
     return np.stack(
         [token_count(frames, fbank.mel_bins, size, patches) for size in patches.patch_sizes]
     )
 
 
-def check_lengths(survey, fbank, patches, packing):
+def check_lengths(data, fbank, patches, packing):
     """Raise, naming clip and patch size, when a clip cannot fit into a row."""
-    tokens = clip_tokens(survey, fbank, patches)
+    tokens = clip_tokens(data, fbank, patches)
     size, clip = np.unravel_index(np.argmax(tokens), tokens.shape)
     if tokens[size, clip] > packing.row_length and packing.overlong == "error":
         patch_f, patch_t = patches.patch_sizes[size]
         raise ValueError(
-            f"clip {survey.source.clips[clip].path!r} ({survey.durations[clip]:.1f} s) has "
+            f"clip {data.source.clips[clip].path!r} ({data.durations[clip]:.1f} s) has "
             f"{tokens[size, clip]:,} tokens at patch {patch_f}x{patch_t}, more than the row "
             f'length {packing.row_length:,}. Raise row_length, or pass overlong="crop".'
         )
@@ -109,12 +109,12 @@ def check_lengths(survey, fbank, patches, packing):
             )
 
 
-def _sounds(survey, fbank, patches, seed=None):
+def _sounds(data, fbank, patches, seed=None):
     """(sound, label, clip_id) of every clip once; shuffled when a seed is given.
 
-    A sound is the waveform where frame shifts are drawn, else the normalised log-mel.
+    A sound is the waveform where frame shifts are drawn, else the normalized log-mel.
     """
-    source = survey.source
+    source = data.source
     if source.multi_label:
         labels = np.zeros((len(source), len(source.classes)), "float32")
         for row, clip in zip(labels, source.clips, strict=True):
@@ -127,18 +127,18 @@ def _sounds(survey, fbank, patches, seed=None):
     )
 
     def decode(path, label, clip_id):
-        if survey.graph_only:
+        if data.graph_only:
             sound = decode_wav(path, fbank.sample_rate)
             whole = tf.size(sound) > 0
             with tf.control_dependencies([tf.debugging.Assert(whole, ["changed file:", path])]):
                 sound = tf.identity(sound)
         else:
-            sound = decode_audio(path, fbank.sample_rate, surveyed=True)
+            sound = decode_audio(path, fbank.sample_rate, scanned=True)
         if not patches.frame_shifts_ms:
-            sound = normalise(log_mel(sound, fbank), fbank)
+            sound = normalize(log_mel(sound, fbank), fbank)
         return sound, label, clip_id
 
-    small = np.sum(survey.durations) <= CACHE_SECONDS
+    small = np.sum(data.durations) <= CACHE_SECONDS
     if seed is not None and not small:
         dataset = dataset.shuffle(len(source), seed)
     dataset = dataset.map(decode, tf.data.AUTOTUNE)
@@ -147,16 +147,16 @@ def _sounds(survey, fbank, patches, seed=None):
     return dataset
 
 
-def _tokenise(sounds, fbank, patches, packing, seed):
+def _tokenize(sounds, fbank, patches, packing, seed):
     max_tokens = packing.row_length if packing.overlong == "crop" else None
     shifts = patches.frame_shifts_ms
 
-    def tokenise(count, clip):
+    def tokenize(count, clip):
         sound, label, clip_id = clip
         choice = _draw(len(patches.patch_sizes), seed, 2 * count)
         if shifts:
             shift = _draw(len(shifts), seed, 2 * count + 1)
-            sound = normalise(log_mel_at(sound, fbank, shift, shifts), fbank)
+            sound = normalize(log_mel_at(sound, fbank, shift, shifts), fbank)
             scale = tf.gather(tf.constant(shifts, tf.float32), shift) / fbank.frame_shift_ms
         else:
             scale = 1.0
@@ -164,16 +164,16 @@ def _tokenise(sounds, fbank, patches, packing, seed):
         tokens, positions = patch_tokens(sound, patches, choice, scale, max_tokens)
         return {"tokens": tokens, "positions": positions, "label": label, "clip_id": clip_id}
 
-    return sounds.enumerate().map(tokenise, tf.data.AUTOTUNE)
+    return sounds.enumerate().map(tokenize, tf.data.AUTOTUNE)
 
 
 def _draw(choices, seed, count):
     return tf.random.stateless_uniform([], [seed, count], 0, choices, tf.int32)
 
 
-def _pack(survey, clips, packing):
-    if survey.source.multi_label:
-        return pack(clips, packing, (len(survey.source.classes),), tf.float32)
+def _pack(data, clips, packing):
+    if data.source.multi_label:
+        return pack(clips, packing, (len(data.source.classes),), tf.float32)
     return pack(clips, packing)
 
 

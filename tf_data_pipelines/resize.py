@@ -15,7 +15,7 @@ from tf_data_pipelines.settings import BASE_PATCH, check_choice, patch_pair
 def bilinear_matrix(source, target, antialias=False):
     """Matrix that resizes a vector of `source` numbers to `target` bilinearly.
 
-    Half-pixel centres; cell i of the target looks at `(i + 1/2) source / target - 1/2`.
+    Half-pixel centers; cell i of the target looks at `(i + 1/2) source / target - 1/2`.
     With `antialias` the triangle widens with the step when shrinking.
 
     Args:
@@ -30,29 +30,29 @@ def bilinear_matrix(source, target, antialias=False):
     Source: FlexiViT, Beyer et al. 2023, section 3.4.
     """
     step = source / target
-    centres = (np.arange(target) + 0.5) * step - 0.5
-    weights = table_weights(centres, step if antialias else 1.0, source)
+    centers = (np.arange(target) + 0.5) * step - 0.5
+    weights = table_weights(centers, step if antialias else 1.0, source)
     weights.flags.writeable = False
     return weights
 
 
-def table_weights(centres, extents, cells):
+def table_weights(centers, extents, cells):
     """Rows of triangular weights that look up a table of `cells` entries.
 
-    `tri((c - j) / max(1, s)) / sum_j tri(...)` with `tri(u) = max(0, 1 - |u|)`. A centre
+    `tri((c - j) / max(1, s)) / sum_j tri(...)` with `tri(u) = max(0, 1 - |u|)`. A center
     outside the table is moved to its nearest end, so no row is ever empty.
 
     Args:
-        centres: float (...), in cells, 0 at the middle of the first cell.
-        extents: float broadcast to centres: how many cells one entry spans.
+        centers: float (...), in cells, 0 at the middle of the first cell.
+        extents: float broadcast to centers: how many cells one entry spans.
         cells: number of cells in the table.
 
     Returns:
         float64 (..., cells); each row sums to 1.
     """
-    centres = np.clip(np.asarray(centres, "float64"), 0, cells - 1)[..., None]
+    centers = np.clip(np.asarray(centers, "float64"), 0, cells - 1)[..., None]
     width = np.maximum(1.0, np.asarray(extents, "float64"))[..., None]
-    weights = np.maximum(0.0, 1.0 - np.abs(centres - np.arange(cells)) / width)
+    weights = np.maximum(0.0, 1.0 - np.abs(centers - np.arange(cells)) / width)
     return weights / weights.sum(-1, keepdims=True)
 
 
@@ -121,8 +121,8 @@ def patch_start(index, count, size, patch, step, remainder):
     return (2 * index * (size - patch) + gaps) // (2 * gaps)
 
 
-def patch_centre(index, count, start, patch, position, axis, scale=1.0):
-    """Centre and extent of each patch on the base grid, in cells of the position table.
+def patch_center(index, count, start, patch, position, axis, scale=1.0):
+    """Center and extent of each patch on the base grid, in cells of the position table.
 
     Args:
         index, start: (count,) floats: the patch's number and its first bin or frame.
@@ -133,7 +133,7 @@ def patch_centre(index, count, start, patch, position, axis, scale=1.0):
         scale: size of this clip's bins or frames over those of the base grid.
 
     Returns:
-        (centre, extent), each (count,): a cell's middle has centre 0, 1, 2, ...
+        (center, extent), each (count,): a cell's middle has center 0, 1, 2, ...
     """
     if position == "grid":
         extent = axis.cells / count
@@ -168,10 +168,10 @@ def axis_grid(size, patch, axis, remainder, position, name="axis", scale=1.0):
         axis: Axis.
         remainder, position: as PatchSettings.
         name: of the axis, for the error.
-        scale: as `patch_centre`.
+        scale: as `patch_center`.
 
     Returns:
-        starts int64 (count,), centres float64 (count,), extents float64 (count,).
+        starts int64 (count,), centers float64 (count,), extents float64 (count,).
 
     Raises:
         ValueError: the patch is larger than the axis.
@@ -185,5 +185,5 @@ def axis_grid(size, patch, axis, remainder, position, name="axis", scale=1.0):
     count = patch_count(size, patch, step, remainder)
     index = np.arange(count)
     starts = patch_start(index, count, size, patch, step, remainder)
-    centres, extents = patch_centre(index, count, starts, patch, position, axis, scale)
-    return starts, centres, extents
+    centers, extents = patch_center(index, count, starts, patch, position, axis, scale)
+    return starts, centers, extents

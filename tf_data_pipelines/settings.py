@@ -52,6 +52,11 @@ def patch_pair(patch_size, name="patch_size"):
     return int(pair[0]), int(pair[1])
 
 
+def patch_name(pair):
+    """(16, 16) -> "16"; (16, 24) -> "16x24"."""
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
+
+
 def base_and_stride(base_patch, stride):
     """Both as (frequency, time) pairs; a stride of None is the base patch.
 
@@ -106,7 +111,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class FbankSettings(Settings):
-    """Kaldi log-mel filterbank, and the normalisation (x - mean) / (2 std) after it.
+    """Kaldi log-mel filterbank, and the normalization (x - mean) / (2 std) after it.
 
     Args:
         frame_shift_ms: milliseconds from one frame to the next.
@@ -118,7 +123,7 @@ class FbankSettings(Settings):
         remove_clip_mean: subtract the waveform's mean first, as AST does (and Hugging Face's
             extractor does not).
         clip_ms: the length that every spectrogram is brought to, in milliseconds (frames
-            times frame shift): cut, or filled up with zeros before normalisation, as AST
+            times frame shift): cut, or filled up with zeros before normalization, as AST
             does. None leaves clips as long as they are.
         mean, std: of the log-mel values over the training data; FbankSettings'
             defaults are AudioSet's (AST). `flexast stats` measures them.
@@ -187,7 +192,7 @@ class PatchSettings(Settings):
         frame_shifts_ms: frame shifts to draw from, one per clip; empty for the
             filterbank's own.
         remainder: what happens to bins and frames that no whole patch covers. "crop"
-            drops them (the papers), "pad" adds normalised zeros, "cover" spreads
+            drops them (the papers), "pad" adds normalized zeros, "cover" spreads
             ceil(size / patch) patches evenly so that they overlap a little.
         position: "grid" stretches the position table over the clip's own grid (the
             papers); "physical" uses the true mel bin and the true time.
@@ -242,7 +247,7 @@ class PackSettings(Settings):
         rows: rows in a batch.
         row_length: tokens in a row.
         segments: clip slots in a row; a row with that many clips is full.
-        waiting: clips that the packer chooses from, never fewer than `segments`; more give
+        buffer_size: clips that the packer chooses from, never fewer than `segments`; more give
             a higher fill, later.
         overlong: a clip with more tokens than a row raises ("error") or loses its
             last frames ("crop").
@@ -251,10 +256,10 @@ class PackSettings(Settings):
     rows: int = 16
     row_length: int = 256
     segments: int = 16
-    waiting: int = 32
+    buffer_size: int = 32
     overlong: str = "error"
 
     def __post_init__(self):
-        for name in ("rows", "row_length", "segments", "waiting"):
+        for name in ("rows", "row_length", "segments", "buffer_size"):
             check_positive(name, getattr(self, name), int)
         check_choice("overlong", self.overlong, OVERLONGS)

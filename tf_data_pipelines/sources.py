@@ -1,6 +1,6 @@
 """Which clips there are, their labels and splits: a folder tree or a CSV manifest.
 
-`load_source` reads names only; `survey` opens every file once, drops the unusable ones
+`load_source` reads names only; `scan_source` opens every file once, drops the unusable ones
 and measures what the filterbank needs: the mean and standard deviation of its values.
 """
 
@@ -86,7 +86,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Survey:
+class ScannedSource:
     """What opening every clip once found.
 
     Args:
@@ -185,7 +185,7 @@ def load_source(data, classes=None, validation=0.1, test=0.1, seed=1337):
     return Source(tuple(clips), classes, multi_label)
 
 
-def survey(source, settings, progress=False, max_rejected=0.5):
+def scan_source(source, settings, progress=False, max_rejected=0.5):
     """Open every clip once: which are usable, how long, and the log-mel statistics.
 
     Args:
@@ -195,7 +195,7 @@ def survey(source, settings, progress=False, max_rejected=0.5):
         max_rejected: the largest share of unusable clips that is only a warning.
 
     Returns:
-        Survey.
+        ScannedSource.
 
     Raises:
         ValueError: no clip is usable, more than `max_rejected` of them are not, or a
@@ -248,7 +248,7 @@ def survey(source, settings, progress=False, max_rejected=0.5):
     std = np.sqrt(max(0.0, squares / count - mean**2))
     durations = np.array([r[1] for r, keep in zip(results, good, strict=True) if keep])
     plain = all(result[2] for result in results)
-    return Survey(kept, durations, rejected, float(mean), float(std), plain)
+    return ScannedSource(kept, durations, rejected, float(mean), float(std), plain)
 
 
 def _check_rejected(source, kept, rejected, max_rejected):

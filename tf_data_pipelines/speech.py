@@ -106,7 +106,7 @@ class _Engine:
                 f"eSpeak NG cannot read its data at {data_path}. Reinstall espeakng-loader, in a "
                 "path under 160 characters."
             )
-        lib.espeak_ng_SetRandSeed(seed)  # after initialising, which seeds with the clock
+        lib.espeak_ng_SetRandSeed(seed)  # after initializing, which seeds with the clock
         self._variants = frozenset(_variants())
         self._blocks = []
         self._callback = CALLBACK(self._receive)  # kept: C holds no reference

@@ -29,7 +29,7 @@ from tf_data_pipelines import FbankSettings, log_mel
 SECONDS = 10  # AudioSet's clips
 CALLS = 20  # of the others, a repeat: 0.3 s
 CLIPS = 200  # of the dataset, a repeat: 0.3 s
-REPEATS = 9  # in turn, so that every way meets the same neighbours on the machine
+REPEATS = 9  # in turn, so that every way meets the same neighbors on the machine
 FLOOR = -15.0  # where float32 rounding does not yet show; the features' own floor is -15.9
 
 
@@ -62,7 +62,7 @@ def kaldi(settings):
 
 
 def hugging_face(settings):
-    """Without its normalisation and without padding to 1,024 frames."""
+    """Without its normalization and without padding to 1,024 frames."""
     import torch
     from transformers import ASTFeatureExtractor
 

@@ -89,7 +89,7 @@ def draw(results, path, backend):
             line, name = np.full(len(values), middle[0]), "constant"
         else:
             line, name = middle[0] * np.array(values) / values[0], "linear"
-        axis.plot(values, line, "--", color="grey", label=name)
+        axis.plot(values, line, "--", color="gray", label=name)
         axis.set(xscale="log", yscale="log", xlabel=panel, ylabel="seconds a step")
         axis.xaxis.set_major_locator(FixedLocator(values))
         axis.xaxis.set_minor_locator(NullLocator())

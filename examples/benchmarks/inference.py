@@ -132,7 +132,7 @@ def answer(process, word, log):
 
 
 def measure(size, folder):
-    """Seconds of each contender, in turn, so that all meet the same neighbours."""
+    """Seconds of each contender, in turn, so that all meet the same neighbors."""
     frames = write_inputs(folder, size)
     seconds = {name: [] for name in CONTENDERS}
     with contextlib.ExitStack() as stack:

@@ -26,7 +26,7 @@ def build(folder, precisions, size):
     import keras
 
     from keras_flexast import ElasticAST
-    from keras_flexast.mobile import write_tflite
+    from keras_flexast.export.tflite import write_tflite
     from keras_flexast.runs import Run
     from tf_data_pipelines import FbankSettings, PackSettings, PatchSettings
 

@@ -11,7 +11,7 @@ among all that attention over the rows computes.
 in order, 12 clips a batch     81.07     20.89               74.41     45.97
 first fit, 8 open rows         96.43     23.49               98.36     59.51
 best fit, 8 open rows          96.45     23.47               99.01     60.15
-this packer, waiting=32       100.00     24.36    56 ± 23    99.55     60.35     66 ± 3
+this packer, buffer_size=32       100.00     24.36    56 ± 23    99.55     60.35     66 ± 3
 
 At most 47 clips wait: 19 and 29 MB of tokens.
 """
@@ -103,12 +103,12 @@ def ours(lengths):
     """The packer itself, without the rows that it fills from what is left at the end."""
     rows, left = [], len(lengths)
     for row in pack(clips_of(lengths, width=1), SETTINGS).as_numpy_iterator():
-        if left < SETTINGS.waiting:
+        if left < SETTINGS.buffer_size:
             break
         ids = row["clip_ids"][row["clip_ids"] >= 0]
         rows.append(lengths[ids])
         left -= len(ids)
-    return {**shares(rows), "waiting": SETTINGS.waiting - 1 + ARRIVALS}
+    return {**shares(rows), "waiting": SETTINGS.buffer_size - 1 + ARRIVALS}
 
 
 def clips_of(lengths, width):
@@ -156,7 +156,7 @@ def measure():
             f"in order, {BATCH} clips a batch": in_order,
             f"first fit, {OPEN_ROWS} open rows": lambda lengths: fit(lengths, best=False),
             f"best fit, {OPEN_ROWS} open rows": lambda lengths: fit(lengths, best=True),
-            f"this packer, waiting={SETTINGS.waiting}": ours,
+            f"this packer, buffer_size={SETTINGS.buffer_size}": ours,
         }
         for method, function in methods.items():
             found = [function(draw(CLIPS, seed)) for seed in SEEDS]

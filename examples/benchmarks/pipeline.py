@@ -43,11 +43,11 @@ from tf_data_pipelines import (
     evaluation_batches,
     load_source,
     log_mel,
-    normalise,
+    normalize,
     pack,
     patch_tokens,
     read_audio,
-    survey,
+    scan_source,
     training_batches,
 )
 from tf_data_pipelines.packing import batch_rows
@@ -55,7 +55,7 @@ from tf_data_pipelines.packing import batch_rows
 RATE, SECONDS = 16000, 10  # AudioSet's clips, at the papers' rate
 FILES = 100  # 32 MB, which stay in the system's cache: no disk is measured
 CLIPS = 200  # or a few more, a repeat: 0.7 s
-REPEATS = 5  # in turn, so that every stage meets the same neighbours on the machine
+REPEATS = 5  # in turn, so that every stage meets the same neighbors on the machine
 PACKING = PackSettings(rows=4, row_length=2048)  # the ElasticAST authors' rows
 PATCHES = {"patch sizes 8 to 48": PatchSettings(PATCH_SIZES), "patch 16": PatchSettings((16,))}
 STAGES = ("read", "decode", "log-mel", "patches", "pack and batch")
@@ -73,7 +73,7 @@ def write_files(folder):
 
 
 def features(path, fbank):
-    return normalise(log_mel(decode_audio(path, fbank.sample_rate, surveyed=True), fbank), fbank)
+    return normalize(log_mel(decode_audio(path, fbank.sample_rate, scanned=True), fbank), fbank)
 
 
 def clips(sounds, patches):
@@ -95,7 +95,7 @@ def stages(paths, fbank, patches):
     until = {
         "nothing": files,
         "read": files.map(tf.io.read_file),
-        "decode": files.map(lambda path: decode_audio(path, fbank.sample_rate, surveyed=True)),
+        "decode": files.map(lambda path: decode_audio(path, fbank.sample_rate, scanned=True)),
         "log-mel": files.map(lambda path: features(path, fbank)),
         "patches": tokens,
     }
@@ -131,7 +131,7 @@ def difference(found, fbank, patches):
             # The extent on the frequency axis tells which patch size the clip drew.
             size = round(16 * float(inputs["positions"][row][here][0, 2]))
             wave = read_audio(found.source.clips[int(clip_ids[row, slot])].path)
-            mel = normalise(log_mel(wave, fbank), fbank)
+            mel = normalize(log_mel(wave, fbank), fbank)
             expected, _ = patch_tokens(mel, PatchSettings((size,)))
             largest = max(largest, float(np.abs(inputs["tokens"][row][here] - expected).max()))
             seen += 1
@@ -142,7 +142,7 @@ def difference(found, fbank, patches):
 def measure(folder):
     write_files(folder)
     fbank = FbankSettings()
-    found = survey(load_source(folder, validation=0, test=0), fbank)
+    found = scan_source(load_source(folder, validation=0, test=0), fbank)
     paths = [clip.path for clip in found.source.clips]
     made = {
         name: {**stages(paths, fbank, patches), **whole(found, fbank, patches)}

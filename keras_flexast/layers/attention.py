@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_flexast.layers.by_clip import attend_by_clip
+from keras_flexast.layers.kernels import attend_by_clip
 
 
 def segment_mask(segment_ids):
@@ -108,7 +108,7 @@ class MaskedSelfAttention(_Attention):
 
     Attributes:
         by_clip: attend clip by clip instead of under a dense mask: the same numbers, see
-            `attend_by_clip`. `FlexAST.choose_attention` sets it.
+            `attend_by_clip`. `PackedAST.choose_attention` sets it.
 
     Reference: ElasticAST, Feng et al. 2024 (arXiv:2407.08691), section 2.2.
     """

@@ -104,7 +104,7 @@ class PIResizePatchEmbed(keras.layers.Layer):
 class PositionEmbedding(keras.layers.Layer):
     """Embedding of continuous positions, looked up in a table with triangular weights.
 
-    A token with centre c and extent s (in cells of the table) gets
+    A token with center c and extent s (in cells of the table) gets
     `sum_j tri((c - j) / max(1, s)) E_j / sum_j tri(...)` on each axis: antialiased bilinear
     resizing of the table, for any grid and any length, with static shapes. Beyond the
     table's ends the end cells count.
@@ -116,7 +116,7 @@ class PositionEmbedding(keras.layers.Layer):
             one table an axis, added, as ElasticAST has.
 
     Call arguments:
-        positions: float (batch, tokens, 4): frequency centre, time centre, frequency
+        positions: float (batch, tokens, 4): frequency center, time center, frequency
             extent, time extent.
 
     Output:
@@ -162,10 +162,10 @@ class PositionEmbedding(keras.layers.Layer):
         both = ops.reshape(both, (*ops.shape(positions)[:2], freq * time))
         return ops.matmul(both, table(self.joint))
 
-    def _weights(self, centres, extents, cells):
+    def _weights(self, centers, extents, cells):
         """(batch, tokens) -> (batch, tokens, cells); rows sum to 1."""
-        centres = ops.clip(centres, 0, cells - 1)[..., None]
-        distance = ops.abs(centres - ops.arange(cells, dtype="float32"))
+        centers = ops.clip(centers, 0, cells - 1)[..., None]
+        distance = ops.abs(centers - ops.arange(cells, dtype="float32"))
         weights = ops.relu(1 - distance / ops.maximum(extents, 1.0)[..., None])
         weights = weights / ops.sum(weights, -1, keepdims=True)
         return ops.cast(weights, self.compute_dtype)
@@ -192,7 +192,7 @@ class PrefixTokens(keras.layers.Layer):
     Call arguments:
         embedded: float (batch, tokens, dim).
         positions: float (batch, tokens, 4). A token of frequency extent 0 is a prefix
-            token; its frequency centre says which one.
+            token; its frequency center says which one.
 
     Output:
         float (batch, tokens, dim); other tokens unchanged. Without positions, (batch,
@@ -242,7 +242,7 @@ class PatchGrid(keras.layers.Layer):
         frame_shift_scale: the spectrogram's frame shift over that of training.
 
     Call arguments:
-        spectrogram: float (batch, frames, mel_bins), normalised; both sizes static.
+        spectrogram: float (batch, frames, mel_bins), normalized; both sizes static.
 
     Output:
         patches float (batch, tokens, p_f, p_t) and positions float (1, tokens, 4), tokens
@@ -265,16 +265,16 @@ class PatchGrid(keras.layers.Layer):
         _, frames, mel_bins = input_shape
         axis_f, axis_t = base_axes(self.base_patch, self.stride, self.grid)
         (patch_f, patch_t), policies = self.patch_size, (self.remainder, self.position)
-        self._freq, centre_f, extent_f = axis_grid(
+        self._freq, center_f, extent_f = axis_grid(
             mel_bins, patch_f, axis_f, *policies, "frequency"
         )
-        self._time, centre_t, extent_t = axis_grid(
+        self._time, center_t, extent_t = axis_grid(
             frames, patch_t, axis_t, *policies, "time", self.frame_shift_scale
         )
         count_f, count_t = len(self._freq), len(self._time)
         columns = (
-            np.repeat(centre_f, count_t),
-            np.tile(centre_t, count_f),
+            np.repeat(center_f, count_t),
+            np.tile(center_t, count_f),
             np.repeat(extent_f, count_t),
             np.tile(extent_t, count_f),
         )

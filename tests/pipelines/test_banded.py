@@ -10,8 +10,8 @@ from tf_data_pipelines.banded import band_product, split_bands
 def bands(rows, columns, width=3):
     """(rows, columns) of random bands that run down; the first two columns are empty."""
     matrix = np.random.default_rng(3).normal(size=(rows, columns)).astype("float32")
-    centres = np.linspace(0, rows - 1, columns)
-    matrix[np.abs(np.arange(rows)[:, None] - centres) > width] = 0
+    centers = np.linspace(0, rows - 1, columns)
+    matrix[np.abs(np.arange(rows)[:, None] - centers) > width] = 0
     matrix[:, :2] = 0
     return matrix
 

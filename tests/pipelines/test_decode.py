@@ -44,11 +44,11 @@ def write(path, samples=None, rate=RATE, **kwargs):
     return str(path)
 
 
-def through_map(paths, sample_rate=RATE, surveyed=False):
+def through_map(paths, sample_rate=RATE, scanned=False):
     """The clips after tf.data's parallel map, and the dataset's static shape."""
     dataset = tf.data.Dataset.from_tensor_slices(paths)
     dataset = dataset.map(
-        lambda path: decode_audio(path, sample_rate, surveyed), num_parallel_calls=2
+        lambda path: decode_audio(path, sample_rate, scanned), num_parallel_calls=2
     )
     return list(dataset.as_numpy_iterator()), dataset.element_spec.shape.as_list()
 
@@ -103,10 +103,10 @@ def test_eager_and_map_agree_with_read_audio(tmp_path):
         for channels, rate in ((1, RATE), (2, RATE), (2, 48000)):
             path = tmp_path / f"{subtype}{channels}{rate}.{extension}"
             paths.append(write(path, tone(rate, channels=channels), rate, subtype=subtype))
-    mapped, shape = through_map(paths, surveyed=True)
+    mapped, shape = through_map(paths, scanned=True)
     assert shape == [None]
     for path, wave in zip(paths, mapped, strict=True):
-        np.testing.assert_array_equal(decode_audio(path, surveyed=True), wave)
+        np.testing.assert_array_equal(decode_audio(path, scanned=True), wave)
         np.testing.assert_array_equal(decode_audio(path), read_audio(path))
         # tensorflow-io's Vorbis rounds differently from libsndfile's
         np.testing.assert_allclose(wave, read_audio(path), atol=2e-6, err_msg=path)
@@ -177,7 +177,7 @@ def test_tensorflow_io_needs_no_python(tmp_path, monkeypatch):
     ]
     expected = [read_audio(path) for path in paths]
     monkeypatch.setattr(decode, "_decode", None)
-    for wave, reference in zip(through_map(paths * 5, surveyed=True)[0], expected * 5, strict=True):
+    for wave, reference in zip(through_map(paths * 5, scanned=True)[0], expected * 5, strict=True):
         np.testing.assert_allclose(wave, reference, atol=2e-6)
 
 
@@ -202,7 +202,7 @@ def bad_files(folder):
 
     add("c.m4a", r"none of the known extensions \.wav, .*ffmpeg", b"some")
     add("empty.wav", r"is empty \(0 bytes\)", b"")
-    add("text.wav", "cannot be decoded: Format not recognised.*ffmpeg", b"not a sound " * 50)
+    add("text.wav", "cannot be decoded: Format not recognized.*ffmpeg", b"not a sound " * 50)
     add("short_header.wav", "cannot be decoded", b"RIFF")
     cut("cut.wav", "truncated: its header promises 160,000 bytes.* has 79,978", 0.5)
     cut("cut24.wav", "truncated: its header promises 240,000", 0.5, subtype="PCM_24")

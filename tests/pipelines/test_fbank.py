@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_data_pipelines.fbank import LOG_FLOOR, log_mel, log_mel_at, normalise
+from tf_data_pipelines.fbank import LOG_FLOOR, log_mel, log_mel_at, normalize
 from tf_data_pipelines.settings import FbankSettings
 
 REFERENCE = np.load(pathlib.Path(__file__).parents[1] / "data" / "fbank.npz")
@@ -101,8 +101,8 @@ def test_other_settings_against_the_formula():
     mels = 1127 * np.log(1 + np.arange(129) * 8000 / 256 / 700)
     ends = 1127 * np.log(1 + np.array([50, 4000]) / 700)
     step = (ends[1] - ends[0]) / 38
-    centres = ends[0] + step * np.arange(1, 38)
-    triangles = np.maximum(0, 1 - np.abs(mels[:, None] - centres) / step)
+    centers = ends[0] + step * np.arange(1, 38)
+    triangles = np.maximum(0, 1 - np.abs(mels[:, None] - centers) / step)
     expected = np.log(np.maximum(power @ triangles, LOG_FLOOR))
     found = log_mel(waveform, settings)
     assert found.shape == (16, 37)
@@ -123,7 +123,7 @@ def test_number_of_frames(samples, frames):
 
 @pytest.mark.parametrize("samples", [100, 8000, 20000])
 def test_clips_of_one_length_are_cut_or_filled_up(samples):
-    """AST's own way: zeros in log-mel, before normalisation."""
+    """AST's own way: zeros in log-mel, before normalization."""
     free, settings = FbankSettings(), FbankSettings(clip_ms=600.0)
     waveform = noise(samples)
     whole = log_mel(waveform, free).numpy()
@@ -139,10 +139,10 @@ def test_clips_of_one_length_are_cut_or_filled_up(samples):
         FbankSettings(clip_ms=0)
 
 
-def test_normalise():
+def test_normalize():
     settings = FbankSettings(mean=-4.0, std=2.5)
-    np.testing.assert_array_equal(normalise(np.float32([-4.0, 1.0, -14.0]), settings), [0, 1, -2])
-    audioset = normalise(np.float32([-4.2677393, 4.8702555]), FbankSettings())
+    np.testing.assert_array_equal(normalize(np.float32([-4.0, 1.0, -14.0]), settings), [0, 1, -2])
+    audioset = normalize(np.float32([-4.2677393, 4.8702555]), FbankSettings())
     np.testing.assert_allclose(audioset, [0, 1], atol=1e-6)
 
 

@@ -47,7 +47,7 @@ def fill_of(rows):
 @pytest.mark.parametrize(("segments", "waiting"), [(1, 1), (1, 7), (13, 1), (13, 41), (4, 113)])
 def test_every_clip_is_once_and_whole(waiting, segments):
     lengths = lengths_of(97)
-    settings = PackSettings(row_length=LENGTH, segments=segments, waiting=waiting)
+    settings = PackSettings(row_length=LENGTH, segments=segments, buffer_size=waiting)
     rows = rows_of(lengths, settings)
     seen = []
     for row in rows:
@@ -86,7 +86,7 @@ def found_ids(rows):
 
 def test_best_subset_by_hand():
     """Rows of 10: 5 + 3 + 2, not 5 + 4, which came first; 4 + 6; the 9, too late for a 1."""
-    rows = rows_of([5, 4, 3, 2, 6, 9], PackSettings(row_length=10, segments=3, waiting=6))
+    rows = rows_of([5, 4, 3, 2, 6, 9], PackSettings(row_length=10, segments=3, buffer_size=6))
     assert found_ids(rows) == [[0, 2, 3], [1, 4], [5]]
 
 
@@ -98,26 +98,26 @@ def test_equal_clips_stay_in_order():
 def test_no_clip_waits_for_long():
     """Each row takes the oldest, so a clip that arrives with n before it leaves in n + 1 rows.
 
-    n is under waiting + ARRIVALS, for a row is chosen as soon as `waiting` clips wait.
+    n is under buffer_size + ARRIVALS, for a row is chosen as soon as `buffer_size` clips wait.
     """
-    settings = PackSettings(row_length=LENGTH, segments=5, waiting=11)
+    settings = PackSettings(row_length=LENGTH, segments=5, buffer_size=11)
     lengths = np.random.default_rng(5).integers(1, LENGTH + 1, 400)
     left = list(range(400))
     for ids in found_ids(rows_of(lengths, settings)):
         assert ids[0] == left[0] and ids == sorted(ids)
-        assert set(ids) <= set(left[: settings.waiting])
+        assert set(ids) <= set(left[: settings.buffer_size])
         left = [clip_id for clip_id in left if clip_id not in ids]
     assert not left
 
 
 def test_a_row_knows_only_the_clips_that_waited():
-    settings = PackSettings(row_length=LENGTH, segments=5, waiting=11)
+    settings = PackSettings(row_length=LENGTH, segments=5, buffer_size=11)
     lengths = np.random.default_rng(5).integers(1, LENGTH + 1, 200)
     whole = found_ids(rows_of(lengths, settings))
     for clips in (19, 64, 177):
         rows = found_ids(rows_of(lengths[:clips], settings))
         waiting = clips - np.cumsum([0, *map(len, rows)])
-        before_the_end = np.sum(waiting >= settings.waiting)
+        before_the_end = np.sum(waiting >= settings.buffer_size)
         assert before_the_end > 0 and rows[:before_the_end] == whole[:before_the_end]
 
 
@@ -150,7 +150,7 @@ def test_rows_of_speech_are_full(seed):
 def test_more_waiting_clips_raise_the_fill():
     lengths = np.random.default_rng(1).integers(1, 40, 400)
     fills = [
-        fill_of(rows_of(lengths, PackSettings(row_length=LENGTH, segments=6, waiting=n))[:120])
+        fill_of(rows_of(lengths, PackSettings(row_length=LENGTH, segments=6, buffer_size=n))[:120])
         for n in (6, 12, 48)
     ]
     assert fills[0] < fills[1] < fills[2] and fills[2] > 0.99
@@ -158,13 +158,13 @@ def test_more_waiting_clips_raise_the_fill():
 
 def test_an_endless_dataset_gives_rows():
     clips = clips_of(lengths_of(7)).repeat()
-    settings = PackSettings(rows=2, row_length=LENGTH, segments=5, waiting=5)
+    settings = PackSettings(rows=2, row_length=LENGTH, segments=5, buffer_size=5)
     batches = batch_rows(pack(clips, settings), settings, partial=False)
     batches = list(batches.take(9).as_numpy_iterator())
     assert len(batches) == 9
     ids = np.concatenate([batch["clip_ids"].ravel() for batch in batches])
     counts = np.bincount(ids[ids >= 0], minlength=7)
-    held = settings.waiting + ARRIVALS  # not out yet
+    held = settings.buffer_size + ARRIVALS  # not out yet
     assert counts.max() - counts.min() <= 1 + -(-held // 7)
 
 
@@ -292,7 +292,7 @@ def test_an_iterator_resumes(tmp_path):
         ({"rows": 0}, "rows=0 must be a positive number"),
         ({"row_length": 25.5}, r"row_length=25\.5 must be"),
         ({"segments": True}, "segments=True must be"),
-        ({"waiting": 0}, "waiting=0 must be a positive number"),
+        ({"buffer_size": 0}, "buffer_size=0 must be a positive number"),
         ({"overlong": "split"}, "overlong='split' is unknown. Choose one of 'error', 'crop'"),
     ],
 )

@@ -43,15 +43,15 @@ def starts_of(size, patch, remainder, step=None):
 
 def bilinear(target, base=BASE_PATCH):
     """(target, base): what half-pixel interpolation makes of each unit vector."""
-    centres = (np.arange(target) + 0.5) * base / target - 0.5
-    return np.stack([np.interp(centres, np.arange(base), row) for row in np.eye(base)], 1)
+    centers = (np.arange(target) + 0.5) * base / target - 0.5
+    return np.stack([np.interp(centers, np.arange(base), row) for row in np.eye(base)], 1)
 
 
 def antialiased(target, base=BASE_PATCH):
     """(target, base): triangles as wide as the step, as torch's antialias=True."""
     step = base / target
-    centres = (np.arange(target) + 0.5) * step - 0.5
-    weights = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(base)) / max(1, step))
+    centers = (np.arange(target) + 0.5) * step - 0.5
+    weights = np.maximum(0, 1 - np.abs(centers[:, None] - np.arange(base)) / max(1, step))
     return weights / weights.sum(1, keepdims=True)
 
 
@@ -129,7 +129,7 @@ def test_resized_data_is_the_resized_kernel(size, resize):
 
 def test_kernel_matrices_by_hand():
     np.testing.assert_allclose(kernel_matrix(16), np.eye(16), atol=1e-12)
-    # Half the size without antialias is the mean of two neighbours; the least-norm way
+    # Half the size without antialias is the mean of two neighbors; the least-norm way
     # back repeats each of them.
     np.testing.assert_allclose(kernel_matrix(8).T, np.kron(np.eye(8), [[1], [1]]), atol=1e-12)
     for size in PATCH_SIZES:

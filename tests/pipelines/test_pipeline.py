@@ -14,11 +14,11 @@ import tensorflow as tf
 import tf_data_pipelines
 from tf_data_pipelines import pipeline
 from tf_data_pipelines.decode import read_audio
-from tf_data_pipelines.fbank import log_mel, normalise
+from tf_data_pipelines.fbank import log_mel, normalize
 from tf_data_pipelines.patches import patch_tokens
 from tf_data_pipelines.pipeline import clip_tokens, evaluation_batches, training_batches
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
-from tf_data_pipelines.sources import load_source, survey
+from tf_data_pipelines.sources import load_source, scan_source
 
 PACKAGE = pathlib.Path(tf_data_pipelines.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
@@ -27,7 +27,7 @@ FORMATS = [("wav", 16000, 1), ("wav", 8000, 1), ("ogg", 16000, 2), ("mp3", 44100
 PATCHES = PatchSettings(((12, 20),), remainder="cover", prefix_tokens=1, grid=(4, 8))
 DRAWN = PatchSettings((8, 16, (16, 24)), frame_shifts_ms=(10, 12.5, 20), grid=(4, 8))
 PACKING = PackSettings(rows=3, row_length=89, segments=5)
-VORBIS = 2e-3  # tensorflow-io's decoder against libsndfile's, in normalised log-mel
+VORBIS = 2e-3  # tensorflow-io's decoder against libsndfile's, in normalized log-mel
 
 
 def write_sine(path, hertz, seconds, rate, channels, seed):
@@ -50,13 +50,13 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def surveyed(corpus):
-    return survey(load_source(corpus, validation=0, test=0), FbankSettings(mel_bins=64))
+def scanned(corpus):
+    return scan_source(load_source(corpus, validation=0, test=0), FbankSettings(mel_bins=64))
 
 
 @pytest.fixture(scope="session")
-def fbank(surveyed):
-    return FbankSettings(mel_bins=64, mean=surveyed.mean, std=surveyed.std)
+def fbank(scanned):
+    return FbankSettings(mel_bins=64, mean=scanned.mean, std=scanned.std)
 
 
 def clips_in(batches):
@@ -80,7 +80,7 @@ def clips_in(batches):
 def direct(path, fbank, patches, frame_shift_ms=None):
     """Tokens and positions of one clip without tf.data and without packing."""
     settings = dataclasses.replace(fbank, frame_shift_ms=frame_shift_ms or fbank.frame_shift_ms)
-    features = normalise(log_mel(read_audio(path), settings), fbank)
+    features = normalize(log_mel(read_audio(path), settings), fbank)
     return patch_tokens(
         features, patches, frame_shift_scale=settings.frame_shift_ms / fbank.frame_shift_ms
     )
@@ -95,18 +95,18 @@ def take(dataset, batches):
     return list(dataset.take(batches).as_numpy_iterator())
 
 
-def test_survey_of_mixed_files(surveyed):
-    assert len(surveyed.source) == 12 and surveyed.rejected == ()
+def test_scan_of_mixed_files(scanned):
+    assert len(scanned.source) == 12 and scanned.rejected == ()
     expected = [0.15 + 0.059 * number for number in range(12)]
     by_class = {name: [] for name in HERTZ}
-    for clip, seconds in zip(surveyed.source.clips, surveyed.durations, strict=True):
-        by_class[surveyed.source.classes[clip.labels[0]]].append(seconds)
+    for clip, seconds in zip(scanned.source.clips, scanned.durations, strict=True):
+        by_class[scanned.source.classes[clip.labels[0]]].append(seconds)
     for name, wanted in zip(HERTZ, np.reshape(expected, [3, 4]), strict=True):
         np.testing.assert_allclose(np.sort(by_class[name]), wanted, atol=0.04)  # mp3 adds delay
 
 
-def test_training_batches_keep_the_contract(surveyed, fbank):
-    batches = training_batches(surveyed, fbank, PATCHES, PACKING)
+def test_training_batches_keep_the_contract(scanned, fbank):
+    batches = training_batches(scanned, fbank, PATCHES, PACKING)
     inputs = {
         "tokens": tf.TensorSpec([3, 89, 256], tf.float32),
         "positions": tf.TensorSpec([3, 89, 4], tf.float32),
@@ -122,32 +122,32 @@ def test_training_batches_keep_the_contract(surveyed, fbank):
         assert np.isfinite(found["tokens"]).all() and not found["tokens"][padding].any()
 
 
-def test_evaluation_holds_every_clip_once(surveyed, fbank):
+def test_evaluation_holds_every_clip_once(scanned, fbank):
     packing = dataclasses.replace(PACKING, rows=5, segments=1)
-    batches = evaluation_batches(surveyed, fbank, PATCHES, packing)
+    batches = evaluation_batches(scanned, fbank, PATCHES, packing)
     assert batches.element_spec[3] == tf.TensorSpec([5, 1], tf.int64)
     batches = list(batches.as_numpy_iterator())
     weights = [batch[2] for batch in batches]
     assert [w.sum() for w in weights] == [5, 5, 2]  # the last is filled up with empty rows
     clips = clips_in(batches)
     assert sorted(clips) == list(range(12))
-    counts = clip_tokens(surveyed, fbank, PATCHES)[0]
+    counts = clip_tokens(scanned, fbank, PATCHES)[0]
     for clip_id, (tokens, _, label) in clips.items():
         assert len(tokens) == counts[clip_id]
-        assert (label,) == surveyed.source.clips[clip_id].labels
+        assert (label,) == scanned.source.clips[clip_id].labels
 
 
-def test_tokens_are_those_of_the_clip_alone(surveyed, fbank):
-    clips = clips_in(evaluation_batches(surveyed, fbank, PATCHES, PACKING))
+def test_tokens_are_those_of_the_clip_alone(scanned, fbank):
+    clips = clips_in(evaluation_batches(scanned, fbank, PATCHES, PACKING))
     for clip_id, (tokens, positions, _) in clips.items():
-        path = surveyed.source.clips[clip_id].path
+        path = scanned.source.clips[clip_id].path
         expected = direct(path, fbank, PATCHES)
         scale = VORBIS if path.endswith("ogg") else 1e-4
         np.testing.assert_allclose(tokens, expected[0], rtol=0, atol=scale)
         np.testing.assert_allclose(positions, expected[1], rtol=1e-6)
 
 
-def test_drawn_sizes_and_shifts(surveyed, fbank):
+def test_drawn_sizes_and_shifts(scanned, fbank):
     """The extents tell what a clip drew; its tokens are those of that size and shift."""
     packing = PackSettings(rows=2, row_length=401, segments=16)
     extents = {
@@ -155,13 +155,13 @@ def test_drawn_sizes_and_shifts(surveyed, fbank):
         for size in DRAWN.patch_sizes
         for shift in DRAWN.frame_shifts_ms
     }
-    batches = evaluation_batches(surveyed, fbank, DRAWN, packing, seed=5)
+    batches = evaluation_batches(scanned, fbank, DRAWN, packing, seed=5)
     clips = clips_in(batches)
     draws = {}
     for clip_id, (tokens, positions, _) in clips.items():
         assert (positions[:, 2:] == positions[0, 2:]).all()
         draws[clip_id] = size, shift = extents[tuple(positions[0, 2:].tolist())]
-        path = surveyed.source.clips[clip_id].path
+        path = scanned.source.clips[clip_id].path
         alone = dataclasses.replace(DRAWN, patch_sizes=(size,), frame_shifts_ms=())
         expected = direct(path, fbank, alone, shift)
         atol = VORBIS if path.endswith("ogg") else 1e-4
@@ -173,17 +173,17 @@ def test_drawn_sizes_and_shifts(surveyed, fbank):
     assert all(len(again[clip_id][0]) == len(clips[clip_id][0]) for clip_id in clips)
 
 
-def test_one_training_batch_mixes_sizes(surveyed, fbank):
+def test_one_training_batch_mixes_sizes(scanned, fbank):
     packing = PackSettings(rows=2, row_length=401, segments=16)
-    for inputs, _, _ in take(training_batches(surveyed, fbank, DRAWN, packing), 2):
+    for inputs, _, _ in take(training_batches(scanned, fbank, DRAWN, packing), 2):
         extents = inputs["positions"][inputs["segment_ids"] > 0][:, 2:]
         assert len(np.unique(extents, axis=0)) >= 4
 
 
-def test_a_run_repeats_exactly(surveyed, fbank):
+def test_a_run_repeats_exactly(scanned, fbank):
     def batches(seed):
         packing = dataclasses.replace(PACKING, row_length=401)
-        return take(training_batches(surveyed, fbank, DRAWN, packing, seed), 2)
+        return take(training_batches(scanned, fbank, DRAWN, packing, seed), 2)
 
     first = batches(7)
     assert_equal_batches(first, batches(7))
@@ -194,14 +194,14 @@ def test_a_run_repeats_exactly(surveyed, fbank):
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_each_pass_has_every_clip_in_a_new_order(surveyed, fbank, monkeypatch, in_memory):
+def test_each_pass_has_every_clip_in_a_new_order(scanned, fbank, monkeypatch, in_memory):
     if not in_memory:
         monkeypatch.setattr(pipeline, "CACHE_SECONDS", 0)
     # One clip a row and twelve rows a batch: a batch is a pass, in order.
     packing = PackSettings(rows=12, row_length=89, segments=1)
-    expected = [direct(clip.path, fbank, PATCHES)[0] for clip in surveyed.source.clips]
+    expected = [direct(clip.path, fbank, PATCHES)[0] for clip in scanned.source.clips]
     orders = []
-    for inputs, labels, _ in take(training_batches(surveyed, fbank, PATCHES, packing), 3):
+    for inputs, labels, _ in take(training_batches(scanned, fbank, PATCHES, packing), 3):
         order = []
         for row, segment_ids, label in zip(
             inputs["tokens"], inputs["segment_ids"], labels[:, 0], strict=True
@@ -212,7 +212,7 @@ def test_each_pass_has_every_clip_in_a_new_order(surveyed, fbank, monkeypatch, i
                 for i, other in enumerate(expected)
                 if other.shape == tokens.shape and np.abs(tokens - other).max() < VORBIS
             )
-            assert (label,) == surveyed.source.clips[clip_id].labels
+            assert (label,) == scanned.source.clips[clip_id].labels
             order.append(clip_id)
         assert sorted(order) == list(range(12))
         orders.append(order)
@@ -220,31 +220,31 @@ def test_each_pass_has_every_clip_in_a_new_order(surveyed, fbank, monkeypatch, i
 
 
 @pytest.mark.parametrize("batches_of", [training_batches, evaluation_batches])
-def test_a_clip_too_long_for_a_row_is_named_first(surveyed, fbank, batches_of):
-    counts = clip_tokens(surveyed, fbank, PATCHES)[0]
-    longest = surveyed.source.clips[np.argmax(counts)]
+def test_a_clip_too_long_for_a_row_is_named_first(scanned, fbank, batches_of):
+    counts = clip_tokens(scanned, fbank, PATCHES)[0]
+    longest = scanned.source.clips[np.argmax(counts)]
     packing = dataclasses.replace(PACKING, row_length=int(counts.max()) - 1)
-    gone = [dataclasses.replace(c, path=f"{c.path}.gone") for c in surveyed.source.clips]
-    source = dataclasses.replace(surveyed.source, clips=tuple(gone))
-    lost = dataclasses.replace(surveyed, source=source)  # the check opens no file
+    gone = [dataclasses.replace(c, path=f"{c.path}.gone") for c in scanned.source.clips]
+    source = dataclasses.replace(scanned.source, clips=tuple(gone))
+    lost = dataclasses.replace(scanned, source=source)  # the check opens no file
     with pytest.raises(ValueError, match='Raise row_length, or pass overlong="crop"') as error:
         batches_of(lost, fbank, PATCHES, packing)
     for part in (f"{longest.path}.gone", f"{counts.max()} tokens at patch 12x20", "more than"):
         assert part in str(error.value)
 
 
-def test_overlong_crop(surveyed, fbank):
+def test_overlong_crop(scanned, fbank):
     packing = PackSettings(rows=2, row_length=19, segments=3, overlong="crop")
-    counts = clip_tokens(surveyed, fbank, PATCHES)[0]
+    counts = clip_tokens(scanned, fbank, PATCHES)[0]
     assert counts.min() <= 19 < counts.max()
-    clips = clips_in(evaluation_batches(surveyed, fbank, PATCHES, packing))
+    clips = clips_in(evaluation_batches(scanned, fbank, PATCHES, packing))
     assert sorted(clips) == list(range(12))
     for clip_id, (tokens, _, _) in clips.items():
         # Six bands of patches and a prefix token: three columns make 19 tokens.
         assert len(tokens) == min(counts[clip_id], 19)
     small = dataclasses.replace(packing, row_length=6)
     with pytest.raises(ValueError, match="64 mel bins give 7 tokens at patch 12x20 in a single"):
-        training_batches(surveyed, fbank, PATCHES, small)
+        training_batches(scanned, fbank, PATCHES, small)
 
 
 def test_multi_label_manifest(corpus):
@@ -253,7 +253,7 @@ def test_multi_label_manifest(corpus):
     lines = [f"{corpus.name}/{path},{labels}" for path, labels in rows]
     manifest.write_text("\n".join(["path,label", *lines]))
     fbank = FbankSettings(mel_bins=64)
-    found = survey(load_source(manifest, validation=0, test=0), fbank)
+    found = scan_source(load_source(manifest, validation=0, test=0), fbank)
     batches = evaluation_batches(found, fbank, PATCHES, PACKING)
     assert batches.element_spec[1] == tf.TensorSpec([3, 5, 3], tf.float32)
     labels = {clip_id: label.tolist() for clip_id, (*_, label) in clips_in(batches).items()}
@@ -272,7 +272,7 @@ def test_a_corrupt_file_is_left_out(tmp_path):
     truncated.write_bytes(truncated.read_bytes()[:2000])
     (tmp_path / "b" / "2.wav").write_bytes(b"not a sound")
     fbank = FbankSettings(mel_bins=64)
-    found = survey(load_source(tmp_path, validation=0, test=0), fbank)
+    found = scan_source(load_source(tmp_path, validation=0, test=0), fbank)
     warning = found.warning()
     assert warning.startswith("2 of 6 clips are left out")
     assert str(truncated) in warning and str(tmp_path / "b" / "2.wav") in warning

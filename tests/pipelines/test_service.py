@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tf_data_pipelines.pipeline import evaluation_batches, training_batches
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
-from tf_data_pipelines.sources import load_source, survey
+from tf_data_pipelines.sources import load_source, scan_source
 
 CLIPS = 14
 FBANK = FbankSettings(mel_bins=64)
@@ -35,13 +35,13 @@ UNTIL_CLOSED = 'print("READY", flush=True)\nsys.stdin.read()\n'
 
 
 @pytest.fixture(scope="module")
-def surveyed(tmp_path_factory):
+def scanned(tmp_path_factory):
     rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("sounds")
     for number in range(CLIPS):
         path = root / f"class{number % 3}" / f"{number}.wav"
         path.parent.mkdir(exist_ok=True)
         soundfile.write(path, rng.normal(0, 0.1, 6000 + 1111 * number), 16000)
-    return survey(load_source(root, validation=0, test=0), FBANK)
+    return scan_source(load_source(root, validation=0, test=0), FBANK)
 
 
 @pytest.fixture(scope="module")
@@ -89,41 +89,41 @@ def clips_in(batches):
     return found
 
 
-def test_plain_wav_files_need_no_python(surveyed, tmp_path):
-    assert surveyed.graph_only
-    graph = operations(training_batches(surveyed, FBANK, PATCHES, PACKING))
+def test_plain_wav_files_need_no_python(scanned, tmp_path):
+    assert scanned.graph_only
+    graph = operations(training_batches(scanned, FBANK, PATCHES, PACKING))
     assert "DecodeRaw" in graph and not {op for op in graph if "Py" in op}, graph
-    other = dataclasses.replace(surveyed, graph_only=False)
+    other = dataclasses.replace(scanned, graph_only=False)
     assert "PyFuncStateless" in operations(training_batches(other, FBANK, PATCHES, PACKING))
     # One file of another kind is enough.
     flac = tmp_path / "0.flac"
     soundfile.write(flac, np.random.default_rng(0).normal(0, 0.1, 8000), 16000)
-    first = dataclasses.replace(surveyed.source.clips[0], path=str(flac))
-    source = dataclasses.replace(surveyed.source, clips=(first, *surveyed.source.clips[1:]))
-    assert not survey(source, FBANK).graph_only
+    first = dataclasses.replace(scanned.source.clips[0], path=str(flac))
+    source = dataclasses.replace(scanned.source, clips=(first, *scanned.source.clips[1:]))
+    assert not scan_source(source, FBANK).graph_only
 
 
-def test_a_file_changed_since_the_survey_is_named(surveyed, tmp_path):
+def test_a_file_changed_since_the_scan_is_named(scanned, tmp_path):
     gone = tmp_path / "other.wav"
     soundfile.write(gone, np.zeros(8000), 8000)
-    first = dataclasses.replace(surveyed.source.clips[0], path=str(gone))
-    source = dataclasses.replace(surveyed.source, clips=(first, *surveyed.source.clips[1:]))
-    changed = dataclasses.replace(surveyed, source=source)
+    first = dataclasses.replace(scanned.source.clips[0], path=str(gone))
+    source = dataclasses.replace(scanned.source, clips=(first, *scanned.source.clips[1:]))
+    changed = dataclasses.replace(scanned, source=source)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"changed file:.*other\.wav"):
         list(evaluation_batches(changed, FBANK, PATCHES, PACKING))
 
 
-def test_the_service_evaluates_every_clip_once(surveyed, service):
+def test_the_service_evaluates_every_clip_once(scanned, service):
     patches = dataclasses.replace(PATCHES, patch_sizes=(16,), frame_shifts_ms=())
-    batches = evaluation_batches(surveyed, FBANK, patches, PACKING)
+    batches = evaluation_batches(scanned, FBANK, patches, PACKING)
     clips, expected = clips_in(distributed(batches, service)), clips_in(batches)
     assert sorted(clips) == list(range(CLIPS))
     for clip_id, tokens in clips.items():
         np.testing.assert_allclose(tokens, expected[clip_id], rtol=0, atol=1e-5)
 
 
-def test_the_service_makes_training_batches(surveyed, service):
-    batches = training_batches(surveyed, FBANK, PATCHES, PACKING)
+def test_the_service_makes_training_batches(scanned, service):
+    batches = training_batches(scanned, FBANK, PATCHES, PACKING)
     made = distributed(batches, service)
     assert made.element_spec == batches.element_spec
     extents = set()

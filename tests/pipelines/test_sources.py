@@ -1,4 +1,4 @@
-"""Folders and manifests to labelled, split clips; the survey; one message for each mistake."""
+"""Folders and manifests to labeled, split clips; the scan; one message for each mistake."""
 
 import collections
 import dataclasses
@@ -9,7 +9,7 @@ import soundfile
 
 from tf_data_pipelines.fbank import log_mel
 from tf_data_pipelines.settings import FbankSettings
-from tf_data_pipelines.sources import Clip, Source, load_source, survey
+from tf_data_pipelines.sources import Clip, Source, load_source, scan_source
 
 RATE = 16000
 
@@ -220,12 +220,12 @@ def sounds(root, seconds, bad=()):
     return Source(tuple(clips), ("a", "b"), False)
 
 
-def test_survey_measures_every_value(tmp_path):
+def test_scan_measures_every_value(tmp_path):
     from tf_data_pipelines.decode import read_audio
 
     source = sounds(tmp_path, [0.3, 0.1, 0.7])
     settings = FbankSettings(mel_bins=37)
-    found = survey(source, settings, progress=True)
+    found = scan_source(source, settings, progress=True)
     values = [log_mel(read_audio(clip.path), settings).numpy().ravel() for clip in source.clips]
     values = np.concatenate(values).astype("float64")
     assert found.source == source and found.rejected == () and found.warning() is None
@@ -233,19 +233,19 @@ def test_survey_measures_every_value(tmp_path):
     np.testing.assert_allclose([found.mean, found.std], [values.mean(), values.std()], rtol=1e-5)
 
 
-def test_survey_measures_training_clips_only(tmp_path):
+def test_scan_measures_training_clips_only(tmp_path):
     source = sounds(tmp_path, [0.3, 0.1, 0.7])
     clips = list(source.clips)
     clips[2] = dataclasses.replace(clips[2], split="test")
-    mixed = survey(dataclasses.replace(source, clips=tuple(clips)), FbankSettings())
-    alone = survey(dataclasses.replace(source, clips=tuple(clips[:2])), FbankSettings())
+    mixed = scan_source(dataclasses.replace(source, clips=tuple(clips)), FbankSettings())
+    alone = scan_source(dataclasses.replace(source, clips=tuple(clips[:2])), FbankSettings())
     assert (mixed.mean, mixed.std) == (alone.mean, alone.std)
     assert len(mixed.durations) == 3
 
 
-def test_survey_drops_and_names_bad_clips(tmp_path):
+def test_scan_drops_and_names_bad_clips(tmp_path):
     source = sounds(tmp_path, [0.1] * 20, bad=range(3, 10))
-    found = survey(source, FbankSettings())
+    found = scan_source(source, FbankSettings())
     assert found.source.clips == source.clips[:3] + source.clips[10:]
     assert found.source.classes == source.classes and len(found.durations) == 13
     assert [path for path, _ in found.rejected] == [c.path for c in source.clips[3:10]]
@@ -254,13 +254,13 @@ def test_survey_drops_and_names_bad_clips(tmp_path):
     assert "3.wav cannot be decoded" in warning and "8.wav" not in warning
 
 
-def test_survey_refuses_too_little(tmp_path):
+def test_scan_refuses_too_little(tmp_path):
     settings = FbankSettings()
     with pytest.raises(ValueError, match=r"3 of 3 clips cannot be used:\n.*0\.wav"):
-        survey(sounds(tmp_path, [0.1] * 3, bad=range(3)), settings)
+        scan_source(sounds(tmp_path, [0.1] * 3, bad=range(3)), settings)
     source = sounds(tmp_path, [0.1] * 5, bad=(0, 1, 2))
     with pytest.raises(ValueError, match=r"3 of 5 clips .*more than max_rejected=0\.5"):
-        survey(source, settings)
-    assert len(survey(source, settings, max_rejected=0.6).source) == 2
+        scan_source(source, settings)
+    assert len(scan_source(source, settings, max_rejected=0.6).source) == 2
     with pytest.raises(ValueError, match=r"no training clip of 'b' can be used.*\n.*1\.wav"):
-        survey(sounds(tmp_path, [0.1] * 5, bad=(1, 3)), settings)
+        scan_source(sounds(tmp_path, [0.1] * 5, bad=(1, 3)), settings)

@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 import pytest
+from helpers import randomize
 from keras import ops
 
-from keras_flexast import FlexAST
+from keras_flexast import PackedAST
 from keras_flexast.layers import MaskedSelfAttention
 from keras_flexast.training import compile_packed
 
@@ -58,12 +59,12 @@ def value_and_gradients(layer, tokens, ids, slope):
 
 
 @pytest.mark.parametrize("name, scale", [*((name, None) for name in ROWS), ("random", 1.0)])
-def test_equal_to_the_dense_mask(name, scale, randomise):
+def test_equal_to_the_dense_mask(name, scale):
     rng, ids = np.random.default_rng(0), segments(ROWS[name])
     tokens, slope = (rng.normal(size=(2, LENGTH, 12)).astype("float32") for _ in range(2))
     layer = MaskedSelfAttention(3, scale)
     layer.build(tokens.shape)
-    randomise(layer)
+    randomize(layer)
     results = []
     for layer.by_clip in (False, True):
         output, gradients = value_and_gradients(layer, tokens, ids, slope)
@@ -76,13 +77,13 @@ def test_equal_to_the_dense_mask(name, scale, randomise):
         np.testing.assert_allclose(ours, dense, rtol=0, atol=1e-4 * max(1, np.abs(dense).max()))
 
 
-def test_clips_never_mix(randomise):
+def test_clips_never_mix():
     """Another clip's NaN stays there."""
     ids = segments(ROWS["random"])
     layer = MaskedSelfAttention(3)
     tokens = np.random.default_rng(0).normal(size=(2, LENGTH, 12)).astype("float32")
     layer.build(tokens.shape)
-    randomise(layer)
+    randomize(layer)
     layer.by_clip = True
     before = ops.convert_to_numpy(layer(tokens, ids))
     tokens[0, 101:108] = np.nan  # the second clip of the first row
@@ -94,7 +95,7 @@ def test_clips_never_mix(randomise):
     assert np.isnan(after[~others]).all()
 
 
-def test_training_takes_it_for_long_rows_and_learns_the_same(randomise):
+def test_training_takes_it_for_long_rows_and_learns_the_same():
     rng, ids = np.random.default_rng(0), np.zeros((2, 512), "int32")
     ids[0, :500], ids[1, :77] = np.repeat([1, 2], [310, 190]), 1
     batch = {
@@ -105,7 +106,7 @@ def test_training_takes_it_for_long_rows_and_learns_the_same(randomise):
     labels, weights = np.zeros((2, 2), "int32"), np.float32([[1, 1], [1, 0]])
     losses = {}
     for row_length in (0, 512):
-        model = randomise(FlexAST(3, 16, 1, 2, segments=2), scale=0.1)
+        model = randomize(PackedAST(3, 16, 1, 2, segments=2), scale=0.1)
         compile_packed(model, 1e-2, row_length=row_length)
         attention = model.get_layer("block_0").attention
         assert attention.by_clip == (row_length == 512)

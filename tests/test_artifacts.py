@@ -1,4 +1,4 @@
-"""Exported artefacts as classifiers: any length, labels of their own, the same commands."""
+"""Exported artifacts as classifiers: any length, labels of their own, the same commands."""
 
 import csv
 import dataclasses
@@ -10,20 +10,34 @@ import keras
 import numpy as np
 import pytest
 import soundfile
-from tiny import CLASSES, SAMPLES, softmax, tiny_saved_model, tiny_tflite, weights
+from helpers import (
+    CLASSES,
+    SAMPLES,
+    randomize,
+    run_python,
+    softmax,
+    tiny_saved_model,
+    tiny_tflite,
+    weights,
+)
 from typer.testing import CliRunner
 
 from keras_flexast import ElasticAST, cli
-from keras_flexast.artefacts import file_scores, is_artefact, load_artefact, load_artefacts
+from keras_flexast.inference.artifacts import (
+    file_scores,
+    is_artifact,
+    load_artifact,
+    load_artifacts,
+)
+from keras_flexast.inference.timeline import artifact_timeline, cut_windows, run_timeline
 from keras_flexast.runs import Run, load_run, save_run
-from keras_flexast.timeline import artefact_timeline, cut_windows, run_timeline
 from tf_data_pipelines.decode import read_audio
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
 
 RATE, SECONDS = 16000, 0.5
 EXPORT = """
     import sys
-    from keras_flexast.mobile import write_tflite
+    from keras_flexast.export.tflite import write_tflite
     from keras_flexast.runs import load_run
     run = load_run(sys.argv[1] + "/run")
     write_tflite(run, sys.argv[1] + "/16.tflite", 16)
@@ -40,7 +54,7 @@ def flexast(*arguments):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A folder of tiny artefacts."""
+    """A folder of tiny artifacts."""
     folder = tmp_path_factory.mktemp("tiny")
     card = {
         "precision": "int8", "multi_label": False, "fbank": {"sample_rate": 8000},
@@ -54,17 +68,17 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory, python, randomise):
+def real(tmp_path_factory):
     """A nano run, its exports, and sounds: a tone each, ogg at 44.1 kHz."""
     folder = tmp_path_factory.mktemp("real")
     keras.utils.set_random_seed(1)
-    model = randomise(ElasticAST(3, "nano"), scale=0.2)
+    model = randomize(ElasticAST(3, "nano"), scale=0.2)
     (folder / "run").mkdir()
     patches, fbank = PatchSettings((8, 16)), FbankSettings(mean=-8.0, std=4.0)
     packing = PackSettings(rows=2, row_length=256)
     run = Run(model, fbank, patches, packing, CLASSES, clip_seconds=SECONDS)
     save_run(run, folder / "run")
-    python(EXPORT, folder, backend="tensorflow")
+    run_python(EXPORT, folder, backend="tensorflow")
     rng = np.random.default_rng(4)
     (folder / "sounds").mkdir()
     for number, seconds in enumerate((0.3, 0.5, 0.9, 1.7, 0.4, 0.5, 0.2, 0.5, 0.7)):
@@ -80,7 +94,7 @@ def noise(*lengths, seed=0):
 
 
 def test_a_short_clip_is_filled_up_and_a_long_one_is_the_mean_of_windows(tiny):
-    artefact = load_artefact(tiny / "one.tflite")
+    artifact = load_artifact(tiny / "one.tflite")
     short, whole, long = noise(400, SAMPLES, 2 * SAMPLES + 300)
     matrix = weights(0)
     starts = (0, 500, 1000, 1300)  # half a window apart, the last up to the end
@@ -89,63 +103,63 @@ def test_a_short_clip_is_filled_up_and_a_long_one_is_the_mean_of_windows(tiny):
         softmax(whole @ matrix),
         np.mean([softmax(long[start : start + SAMPLES] @ matrix) for start in starts], 0),
     ]
-    np.testing.assert_allclose(artefact.scores([short, whole, long]), expected, atol=1e-5)
-    assert artefact.scores([]).shape == (0, 3)
+    np.testing.assert_allclose(artifact.scores([short, whole, long]), expected, atol=1e-5)
+    assert artifact.scores([]).shape == (0, 3)
 
 
 @pytest.mark.parametrize("name", ["one.tflite", "serving"])
 def test_a_clips_scores_do_not_depend_on_its_company(tiny, name, monkeypatch):
-    monkeypatch.setattr("keras_flexast.artefacts.BATCH_SAMPLES", 3 * SAMPLES)
-    artefact = load_artefact(tiny / name)
+    monkeypatch.setattr("keras_flexast.inference.artifacts.BATCH_SAMPLES", 3 * SAMPLES)
+    artifact = load_artifact(tiny / name)
     clips = noise(700, 300, SAMPLES, 20, 999, 300, 500)
-    alone = [artefact.scores([clip])[0] for clip in clips]
-    np.testing.assert_allclose(artefact.scores(clips), alone, atol=1e-6)
+    alone = [artifact.scores([clip])[0] for clip in clips]
+    np.testing.assert_allclose(artifact.scores(clips), alone, atol=1e-6)
     assert np.ptp(alone, axis=0).min() > 0.1
 
 
-def test_a_real_artefact_hears_a_long_clip_in_windows(real):
-    artefact, samples = load_artefact(real / "16.tflite"), round(SECONDS * RATE)
-    assert artefact.samples == samples and artefact.classes == CLASSES
+def test_a_real_artifact_hears_a_long_clip_in_windows(real):
+    artifact, samples = load_artifact(real / "16.tflite"), round(SECONDS * RATE)
+    assert artifact.samples == samples and artifact.classes == CLASSES
     (clip,) = noise(2 * samples)
     windows = [clip[start : start + samples] for start in (0, samples // 2, samples)]
-    expected = artefact.scores(windows).mean(0)
-    np.testing.assert_allclose(artefact.scores([clip])[0], expected, atol=1e-6)
+    expected = artifact.scores(windows).mean(0)
+    np.testing.assert_allclose(artifact.scores([clip])[0], expected, atol=1e-6)
 
 
-def test_an_artefact_says_what_it_is(tiny):
-    one = load_artefact(tiny / "one.tflite")
+def test_an_artifact_says_what_it_is(tiny):
+    one = load_artifact(tiny / "one.tflite")
     assert (one.classes, one.samples, one.sample_rate) == (CLASSES, SAMPLES, 8000)
     assert (one.patch_size, one.precision, one.multi_label) == ("16x24", "int8", False)
-    served = load_artefact(tiny / "serving")
+    served = load_artifact(tiny / "serving")
     assert served.path.name == "10" and served.samples is None and served.patch_size is None
     (clip,) = noise(SAMPLES)
     np.testing.assert_allclose(served.scores([clip])[0], softmax(clip @ weights(10)), atol=1e-5)
     for name, known in {"one.tflite": True, "serving": True, "no.onnx": True, ".": False}.items():
-        assert is_artefact(tiny / name) == known
-    assert not is_artefact(tiny / "no") and not is_artefact(tiny / "x.wav")
+        assert is_artifact(tiny / name) == known
+    assert not is_artifact(tiny / "no") and not is_artifact(tiny / "x.wav")
 
 
 def test_signatures_are_chosen_by_name(tiny):
     (clip,) = noise(SAMPLES)
-    found = load_artefacts(tiny / "two.tflite")
+    found = load_artifacts(tiny / "two.tflite")
     assert {name: one.patch_size for name, one in found.items()} == {
         "patch_8": "8", "patch_16x24": "16x24"
     }  # fmt: skip
     for name, seed in {"patch_8": 8, "patch_16x24": 16}.items():
         expected = softmax(clip @ weights(seed))
-        artefact = load_artefact(tiny / "two.tflite", name, threads=1)
-        np.testing.assert_allclose(artefact.scores([clip])[0], expected, atol=1e-5)
+        artifact = load_artifact(tiny / "two.tflite", name, threads=1)
+        np.testing.assert_allclose(artifact.scores([clip])[0], expected, atol=1e-5)
     with pytest.raises(ValueError, match="several signatures, patch_16x24, patch_8"):
-        load_artefact(tiny / "two.tflite")
+        load_artifact(tiny / "two.tflite")
     with pytest.raises(ValueError, match="no signature 'patch_32'; it has patch_16x24, patch_8"):
-        load_artefact(tiny / "two.tflite", "patch_32")
+        load_artifact(tiny / "two.tflite", "patch_32")
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
 def test_tensorflows_own_interpreter_does_as_well(tiny, monkeypatch):
-    expected = load_artefact(tiny / "one.tflite").scores(noise(SAMPLES, 70))
+    expected = load_artifact(tiny / "one.tflite").scores(noise(SAMPLES, 70))
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    scores = load_artefact(tiny / "one.tflite").scores(noise(SAMPLES, 70))
+    scores = load_artifact(tiny / "one.tflite").scores(noise(SAMPLES, 70))
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
@@ -168,46 +182,46 @@ def test_onnx_is_run_by_onnxruntime(tmp_path):
     onnx.save(model, tmp_path / "a.onnx")
     (tmp_path / "a.labels.txt").write_text("\n".join(CLASSES))
     clips = noise(SAMPLES, SAMPLES, seed=2)
-    scores = load_artefact(tmp_path / "a.onnx").scores(clips)
+    scores = load_artifact(tmp_path / "a.onnx").scores(clips)
     np.testing.assert_allclose(scores, softmax(np.stack(clips) @ weights(0)), atol=1e-5)
     (tmp_path / "a.onnx").write_bytes(b"not a model")
     with pytest.raises(ValueError, match=r"a\.onnx cannot be loaded"):
-        load_artefact(tmp_path / "a.onnx")
+        load_artifact(tmp_path / "a.onnx")
 
 
 def test_what_cannot_be_loaded_is_named(tiny, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.tflite does not exist"):
-        load_artefact(tmp_path / "no.tflite")
+        load_artifact(tmp_path / "no.tflite")
     (tmp_path / "x.txt").touch()
     for path in (tmp_path / "x.txt", tmp_path):
         with pytest.raises(ValueError, match=r"neither a SavedModel folder nor a \.tflite"):
-            load_artefact(path)
+            load_artifact(path)
     (tmp_path / "bad.tflite").write_bytes(b"not a model")
     (tmp_path / "bad.labels.txt").write_text("one\n")
     with pytest.raises(ValueError, match=r"bad.tflite cannot be loaded"):
-        load_artefact(tmp_path / "bad.tflite")
+        load_artifact(tmp_path / "bad.tflite")
     bare = tiny_tflite(tmp_path / "bare.tflite", {"serving_default": 0}, labels=())
     with pytest.raises(ValueError, match=r"no labels. Write one class a line into .*bare.labels"):
-        load_artefact(bare)
+        load_artifact(bare)
     (tmp_path / "bare.labels.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match="has 3 scores and 2 labels"):
-        load_artefact(bare)
+        load_artifact(bare)
     (tmp_path / "bare.labels.txt").write_text("a\nb\nc d\n")
-    assert load_artefact(bare).classes == ("a", "b", "c d")
-    unlabelled = shutil.copytree(tiny / "serving" / "9", tmp_path / "unlabelled")
-    (unlabelled / "assets" / "labels.txt").unlink()
+    assert load_artifact(bare).classes == ("a", "b", "c d")
+    unlabeled = shutil.copytree(tiny / "serving" / "9", tmp_path / "unlabeled")
+    (unlabeled / "assets" / "labels.txt").unlink()
     with pytest.raises(ValueError, match=r"no labels. .*assets/labels.txt"):
-        load_artefact(unlabelled)
+        load_artifact(unlabeled)
 
 
-def test_a_refused_clip_is_reported_and_its_neighbours_are_scored(tiny, tmp_path):
-    artefact = load_artefact(tiny / "serving")
+def test_a_refused_clip_is_reported_and_its_neighbors_are_scored(tiny, tmp_path):
+    artifact = load_artifact(tiny / "serving")
     fine, long = noise(SAMPLES, SAMPLES + 1)
-    scores, refused = artefact.answer([long, fine])
+    scores, refused = artifact.answer([long, fine])
     assert refused == ("more than 1000 samples.", "")
-    np.testing.assert_allclose(scores[1], artefact.scores([fine])[0], atol=1e-6)
+    np.testing.assert_allclose(scores[1], artifact.scores([fine])[0], atol=1e-6)
     with pytest.raises(ValueError, match="refused clip 0: more than 1000 samples"):
-        artefact.scores([long, fine])
+        artifact.scores([long, fine])
     for name, clip in (("fine", fine), ("long", long)):
         soundfile.write(tmp_path / f"{name}.wav", clip, RATE)
     code, out, message = flexast(
@@ -221,12 +235,12 @@ def test_a_refused_clip_is_reported_and_its_neighbours_are_scored(tiny, tmp_path
 
 
 def test_scores_that_are_no_numbers_raise(tiny):
-    artefact = load_artefact(tiny / "one.tflite")
+    artifact = load_artifact(tiny / "one.tflite")
     with pytest.raises(ValueError, match=r"serving_default\) gave NaN"):
-        artefact.scores([np.full(SAMPLES, np.nan, "float32")])
+        artifact.scores([np.full(SAMPLES, np.nan, "float32")])
 
 
-def test_predict_prints_an_artefacts_own_scores(real, tiny):
+def test_predict_prints_an_artifacts_own_scores(real, tiny):
     files = sorted((real / "sounds").iterdir())
     for path, size, signature, more in (
         (real / "16.tflite", "16", None, ()),
@@ -234,8 +248,8 @@ def test_predict_prints_an_artefacts_own_scores(real, tiny):
     ):
         code, out, message = flexast("predict", path, *files, "--top", 3, "--json", *more)
         assert code == 0, message
-        artefact = load_artefact(path, signature)
-        expected = artefact.scores([read_audio(file) for file in files])
+        artifact = load_artifact(path, signature)
+        expected = artifact.scores([read_audio(file) for file in files])
         answers = json.loads(out)
         assert [answer["file"] for answer in answers] == list(map(str, files))
         assert {answer["patch_size"] for answer in answers} == {size}
@@ -244,10 +258,10 @@ def test_predict_prints_an_artefacts_own_scores(real, tiny):
             np.testing.assert_allclose([given[name] for name in CLASSES], scores, atol=2e-6)
 
 
-def test_evaluate_measures_the_artefact_itself(real, tiny, tmp_path):
+def test_evaluate_measures_the_artifact_itself(real, tiny, tmp_path):
     files = sorted((real / "sounds").iterdir())
-    artefact = load_artefact(tiny / "two.tflite", "patch_8")
-    best = file_scores(artefact, files)[0].argmax(1)
+    artifact = load_artifact(tiny / "two.tflite", "patch_8")
+    best = file_scores(artifact, files)[0].argmax(1)
     best[[2, 5]] = (best[[2, 5]] + 1) % 3  # two that it gets wrong
     for file, label in zip(files, best, strict=True):
         (tmp_path / "data" / CLASSES[label]).mkdir(parents=True, exist_ok=True)
@@ -275,7 +289,7 @@ def test_evaluate_measures_the_artefact_itself(real, tiny, tmp_path):
     "arguments, text",
     [
         (["predict", "{tiny}/one.tflite", "{wav}", "--resize", "pi"], "--resize is settled"),
-        (["predict", "{tiny}/one.tflite", "{wav}", "--own-length"], "--own-length is settled"),
+        (["predict", "{tiny}/one.tflite", "{wav}", "--full-length"], "--full-length is settled"),
         (["evaluate", "{tiny}/one.tflite", "{real}", "--frame-shift-ms", "20"], "settled"),
         (["predict", "{tiny}/two.tflite", "{wav}"], "several signatures"),
         (["predict", "{tiny}/two.tflite", "{wav}", "--patch-size", "9"], "no patch size 9; it has"),
@@ -313,7 +327,7 @@ def test_windows_are_a_hop_apart_and_reach_the_end(total, hop):
 
 def test_a_runs_timeline_is_its_predictions_on_the_cut_files(real, tmp_path, monkeypatch):
     monkeypatch.setattr("tf_data_pipelines.decode.BLOCK_FRAMES", 9973)
-    monkeypatch.setattr("keras_flexast.timeline.BATCH_TOKENS", 3 * 9 * 4)  # three windows
+    monkeypatch.setattr("keras_flexast.inference.timeline.BATCH_TOKENS", 3 * 9 * 4)  # three windows
     tones = [read_audio(file) for file in sorted((real / "sounds").iterdir())]
     recording = np.concatenate(tones)[: round(3.9 * RATE)]
     soundfile.write(tmp_path / "long.wav", recording, RATE, subtype="FLOAT")
@@ -349,17 +363,17 @@ def test_a_runs_timeline_is_its_predictions_on_the_cut_files(real, tmp_path, mon
         assert one["score"] == pytest.approx(means[one["label"]], abs=1e-5)
 
 
-def test_an_artefacts_timeline_has_its_own_windows(real, tmp_path):
+def test_an_artifacts_timeline_has_its_own_windows(real, tmp_path):
     recording = np.concatenate([read_audio(real / "sounds" / f"{n}.ogg") for n in (2, 3)])
     soundfile.write(tmp_path / "long.wav", recording, RATE, subtype="FLOAT")
-    artefact = load_artefact(real / "16.tflite")
-    line = artefact_timeline(artefact, tmp_path / "long.wav")
+    artifact = load_artifact(real / "16.tflite")
+    line = artifact_timeline(artifact, tmp_path / "long.wav")
     np.testing.assert_allclose(np.diff(line.starts)[:-1], SECONDS / 2)
     assert line.ends[-1] == pytest.approx(len(recording) / RATE) and not line.multi_label
     np.testing.assert_allclose(line.overall(), line.scores.mean(0))
     for start, scores in zip(line.starts, line.scores, strict=True):
-        piece = recording[round(start * RATE) :][: artefact.samples]
-        np.testing.assert_allclose(scores, artefact.scores([piece])[0], atol=1e-6)
+        piece = recording[round(start * RATE) :][: artifact.samples]
+        np.testing.assert_allclose(scores, artifact.scores([piece])[0], atol=1e-6)
 
 
 def test_several_labels_are_heard_anywhere_and_a_short_recording_is_one_window(real):

@@ -86,7 +86,7 @@ def _jax_attention(tokens, length):
 
     A tile begins where its clip does, or TILE further; what it holds beyond the clip's end is
     masked. The softmax over the tiles of a clip runs online, and the gradient computes it
-    again from each query's normaliser: FlashAttention, Dao et al. 2022 (arXiv:2205.14135).
+    again from each query's normalizer: FlashAttention, Dao et al. 2022 (arXiv:2205.14135).
     AT_ONCE query tiles go side by side, in arrays (AT_ONCE, heads, TILE, ...); the last ones
     may be empty tiles behind the tokens.
     """
@@ -123,7 +123,7 @@ def _jax_attention(tokens, length):
         return jnp.stack([one(x, places[side]) for side in range(AT_ONCE)])
 
     def take_clip(x, places, mine):
-        """`take`, zero outside the clip: no weight of 0 may meet a neighbour's NaN."""
+        """`take`, zero outside the clip: no weight of 0 may meet a neighbor's NaN."""
         return jnp.where(mine, take(x, places), 0)
 
     def put(x, tiles, places):
@@ -184,12 +184,12 @@ def _jax_attention(tokens, length):
             return tuple(put(x, tile, here) for x, tile in zip(done, new, strict=True))
 
         done = jnp.zeros_like(queries), jnp.zeros((*queries.shape[:2], 1), "float32")
-        attended, normaliser = jax.lax.fori_loop(0, steps, query_tiles, done)
+        attended, normalizer = jax.lax.fori_loop(0, steps, query_tiles, done)
         attended = jnp.where(jnp.ravel(segment_ids)[:, None] > 0, attended[:, :tokens], 0)
-        return attended, (query, key, value, segment_ids, attended, normaliser)
+        return attended, (query, key, value, segment_ids, attended, normalizer)
 
     def backward(saved, slope):
-        query, key, value, segment_ids, attended, normaliser = saved
+        query, key, value, segment_ids, attended, normalizer = saved
         steps, tiles = tiles_of(segment_ids)
         along = (slope.astype("float32") * attended).sum(-1, keepdims=True)
         queries, keys, values, slopes, along = lengthened(query, key, value, slope, along)
@@ -199,7 +199,7 @@ def _jax_attention(tokens, length):
             here, starts, ends = these(step, tiles)
             my_queries = inside(here, ends)
             q, s = take_clip(queries, here, my_queries), take_clip(slopes, here, my_queries)
-            norm, mean = take(normaliser, here), take(along, here)
+            norm, mean = take(normalizer, here), take(along, here)
 
             def key_tiles(places, mine, done):
                 for_q, for_key, for_value = done

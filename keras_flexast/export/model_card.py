@@ -1,4 +1,4 @@
-"""What exported artefacts can do, measured on themselves: model card, and the choice by budget."""
+"""What exported artifacts can do, measured on themselves: model card, and the choice by budget."""
 
 import datetime
 import json
@@ -11,10 +11,10 @@ import time
 import numpy as np
 from rich.progress import Progress
 
-from keras_flexast.artefacts import file_scores, load_artefact, scoring_artefacts
 from keras_flexast.evaluation import score_clips
 from keras_flexast.figures import points_figure
-from keras_flexast.runs import write_whole
+from keras_flexast.files import atomic_write
+from keras_flexast.inference.artifacts import file_scores, load_artifact, scoring_artifacts
 
 BOUNDS = {"float16": 0.5, "dynamic": 0.5, "int8": 2.0}  # points that may be lost to float32
 REASONS = {
@@ -25,30 +25,30 @@ REASONS = {
 WARM_ROUNDS = 3
 
 
-def measure(artefact, survey, description=None):
-    """What an artefact itself scores on clips, decoded from their files.
+def measure(artifact, data, description=None):
+    """What an artifact itself scores on clips, decoded from their files.
 
     Args:
-        artefact: Artefact.
-        survey: Survey of the clips; its classes are the artefact's.
+        artifact: Artifact.
+        data: ScannedSource of the clips; its classes are the artifact's.
         description: text beside a progress bar; None shows none.
 
     Returns:
         {`metric`: "accuracy" or "mAP", `value`, `standard_error` (None for mAP), `clips`}.
 
     Raises:
-        ValueError: other classes, or a clip that the artefact refuses.
+        ValueError: other classes, or a clip that the artifact refuses.
     """
-    source = survey.source
-    if source.classes != artefact.classes:
+    source = data.source
+    if source.classes != artifact.classes:
         raise ValueError(
-            f"the data has the classes {', '.join(source.classes)}, {artefact.path} the labels "
-            f"{', '.join(artefact.classes)}. Load the data with classes=artefact.classes."
+            f"the data has the classes {', '.join(source.classes)}, {artifact.path} the labels "
+            f"{', '.join(artifact.classes)}. Load the data with classes=artifact.classes."
         )
-    scores, _, rejected = file_scores(artefact, [c.path for c in source.clips], description)
+    scores, _, rejected = file_scores(artifact, [c.path for c in source.clips], description)
     if rejected:
         raise ValueError(
-            f"{artefact.path} ({artefact.signature}) cannot score {len(rejected)} of "
+            f"{artifact.path} ({artifact.signature}) cannot score {len(rejected)} of "
             f"{len(source)} clips: {rejected[0][1]}"
         )
     metric, value = score_clips(source, scores)
@@ -56,77 +56,77 @@ def measure(artefact, survey, description=None):
     return {"metric": metric, "value": value, "standard_error": error, "clips": len(source)}
 
 
-def latencies(artefacts, threads=(1, 2), rounds=20, seconds=10.0, progress=False):
+def latencies(artifacts, threads=(1, 2), rounds=20, seconds=10.0, progress=False):
     """Milliseconds that one clip takes, the median of warm calls, all taking turns.
 
     Args:
-        artefacts: list of Artefact; each is run on noise.
+        artifacts: list of Artifact; each is run on noise.
         threads: numbers of threads. TensorFlow's are set before it starts, so a SavedModel
             is timed once, with as many as there are cores.
         rounds: timed calls of each.
-        seconds: length of the clip where an artefact takes any.
+        seconds: length of the clip where an artifact takes any.
         progress: show a bar.
 
     Returns:
-        list of {threads: milliseconds}, in the order of the artefacts.
+        list of {threads: milliseconds}, in the order of the artifacts.
     """
     timed = []
-    for place, artefact in enumerate(artefacts):
-        samples = artefact.samples or round(seconds * artefact.sample_rate)
+    for place, artifact in enumerate(artifacts):
+        samples = artifact.samples or round(seconds * artifact.sample_rate)
         noise = np.random.default_rng(0).normal(0, 0.1, (1, samples)).astype("float32")
-        if artefact.path.is_dir():
-            timed.append((place, os.cpu_count(), artefact, noise))
+        if artifact.path.is_dir():
+            timed.append((place, os.cpu_count(), artifact, noise))
             continue
         for count in threads:
-            loaded = load_artefact(artefact.path, artefact.signature, count)
+            loaded = load_artifact(artifact.path, artifact.signature, count)
             timed.append((place, count, loaded, noise))
     taken = np.zeros((WARM_ROUNDS + rounds, len(timed)))
     with Progress(disable=not progress) as bar:
         for row in bar.track(taken, description="Timing"):
-            for column, (_, _, artefact, noise) in enumerate(timed):
+            for column, (_, _, artifact, noise) in enumerate(timed):
                 start = time.perf_counter()
-                artefact.run(noise, np.array([noise.shape[1]], "int32"))
+                artifact.run(noise, np.array([noise.shape[1]], "int32"))
                 row[column] = time.perf_counter() - start
     medians = 1000 * np.median(taken[WARM_ROUNDS:], 0)
-    results = [{} for _ in artefacts]
+    results = [{} for _ in artifacts]
     for (place, count, _, _), median in zip(timed, medians, strict=True):
         results[place][str(count)] = round(float(median), 3)
     return results
 
 
-def operating_points(paths, survey, threads=(1, 2), progress=False):
-    """Measure every signature of exported artefacts: accuracy, latency, size.
+def operating_points(paths, data, threads=(1, 2), progress=False):
+    """Measure every signature of exported artifacts: accuracy, latency, size.
 
     Args:
-        paths: of the artefacts.
-        survey: Survey of the clips, such as the test split.
+        paths: of the artifacts.
+        data: ScannedSource of the clips, such as the test split.
         threads: numbers of threads to time with.
         progress: show bars.
 
     Returns:
-        list of points for `write_card`. An artefact that takes any length is timed at the
+        list of points for `write_card`. An artifact that takes any length is timed at the
         longest fixed length of the others, or else at the clips' median.
     """
-    artefacts = [one for path in paths for one in scoring_artefacts(path).values()]
-    lengths = [one.samples / one.sample_rate for one in artefacts if one.samples]
-    seconds = max(lengths, default=float(np.median(survey.durations)))
+    artifacts = [one for path in paths for one in scoring_artifacts(path).values()]
+    lengths = [one.samples / one.sample_rate for one in artifacts if one.samples]
+    seconds = max(lengths, default=float(np.median(data.durations)))
     points = []
-    for artefact in artefacts:
-        result = measure(artefact, survey, f"Testing {artefact.name}" if progress else None)
+    for artifact in artifacts:
+        result = measure(artifact, data, f"Testing {artifact.name}" if progress else None)
         points.append(
             {
-                "name": artefact.name,
-                "path": str(artefact.path.resolve()),
-                "signature": artefact.signature,
-                "format": "saved_model" if artefact.path.is_dir() else artefact.path.suffix[1:],
-                "patch_size": artefact.patch_size,
-                "precision": artefact.precision,
+                "name": artifact.name,
+                "path": str(artifact.path.resolve()),
+                "signature": artifact.signature,
+                "format": "saved_model" if artifact.path.is_dir() else artifact.path.suffix[1:],
+                "patch_size": artifact.patch_size,
+                "precision": artifact.precision,
                 **result,
-                "seconds": round((artefact.samples or 0) / artefact.sample_rate or seconds, 3),
-                "megabytes": round(artefact.size / 1e6, 3),
+                "seconds": round((artifact.samples or 0) / artifact.sample_rate or seconds, 3),
+                "megabytes": round(artifact.size / 1e6, 3),
             }
         )
-    times = latencies(artefacts, threads, seconds=seconds, progress=progress)
+    times = latencies(artifacts, threads, seconds=seconds, progress=progress)
     return [{**point, "latency_ms": one} for point, one in zip(points, times, strict=True)]
 
 
@@ -169,7 +169,7 @@ def write_card(folder, points, run_info):
 
         model        run_info
         points       list, one operating point each:
-            name, path, signature, format    the artefact; path relative to the folder
+            name, path, signature, format    the artifact; path relative to the folder
             patch_size, precision            "16x24", "int8"; null where it does not say
             metric, value, clips             "accuracy" or "mAP", 0 to 1, of how many clips
             standard_error                   of the accuracy, 0 to 1; null for mAP
@@ -192,10 +192,10 @@ def write_card(folder, points, run_info):
         "python": platform.python_version(),
     }
     card = {"model": dict(run_info), "points": points, "measured": measured}
-    write_whole(folder / "card.json", json.dumps(card, indent=2) + "\n")
+    atomic_write(folder / "card.json", json.dumps(card, indent=2) + "\n")
     threads = thread_counts(points)[0]
     points_figure(points, folder / "points.png", run_info["name"], threads)
-    write_whole(folder / "README.md", _readme(card))
+    atomic_write(folder / "README.md", _readme(card))
     return card
 
 
@@ -291,7 +291,7 @@ def _readme(card):
     named = ", ".join(labels[:50]) + (f" and {len(labels) - 50} more" if len(labels) > 50 else "")
     several = "any number of labels a clip" if model["multi_label"] else "one label a clip"
     times = [f"ms, {count} thread{'s' * (count > 1)}" for count in threads]
-    header = ["artefact", "patch", "precision", metric, "lost", *times, "MB"]
+    header = ["artifact", "patch", "precision", metric, "lost", *times, "MB"]
     rows = [
         [
             f"`{point['name']}`",
@@ -314,7 +314,7 @@ def _readme(card):
         if point["precision"] in BOUNDS and (point["loss_points"] or 0) > BOUNDS[point["precision"]]
     ]
     lost = beyond or [
-        "No artefact lost more than "
+        "No artifact lost more than "
         + ", ".join(f"{bound:g} points ({name})" for name, bound in BOUNDS.items())
         + "."
     ]
@@ -334,7 +334,7 @@ def _readme(card):
             "",
             f"**Sound**: mono at {model['sample_rate']} Hz, float32 in [-1, 1]. Log-mel as Kaldi: "
             f"{model['mel_bins']} bins, {model['window_ms']:g} ms every "
-            f"{model['frame_shift_ms']:g} ms; normalised by mean {model['mean']:.4f} and standard "
+            f"{model['frame_shift_ms']:g} ms; normalized by mean {model['mean']:.4f} and standard "
             f"deviation {model['std']:.4f}.",
             "",
             "## Operating points",
@@ -350,9 +350,9 @@ def _readme(card):
             "",
             "## How it was measured",
             "",
-            f"Every artefact itself scored {points[0]['clips']} clips"
+            f"Every artifact itself scored {points[0]['clips']} clips"
             f"{' of ' + model['data'] if model.get('data') else ''}. Times are medians of warm "
-            f"calls on one clip of {lengths} s; all artefacts took turns in one process. "
+            f"calls on one clip of {lengths} s; all artifacts took turns in one process. "
             f"{measured['machine']}, {measured['cores']} cores, Python {measured['python']}, "
             f"{measured['date']}."
             + (f" Command: `{model['command']}`." if model.get("command") else ""),

@@ -7,14 +7,15 @@ import sys
 import keras
 import numpy as np
 import pytest
+from helpers import run_python
 
 from keras_flexast import ElasticAST
-from keras_flexast.convert import convert_run
-from keras_flexast.metadata import read_metadata
-from keras_flexast.mobile import write_multi_tflite, write_onnx, write_tflite
+from keras_flexast.conversion.convert import convert_run
+from keras_flexast.export.tflite import write_multi_tflite, write_onnx, write_tflite
+from keras_flexast.export.tflite_metadata import read_metadata
+from keras_flexast.inference.scoring import fixed_scores
 from keras_flexast.runs import Run, load_run, save_run
-from keras_flexast.scoring import fixed_scores
-from tf_data_pipelines.fbank import log_mel, normalise
+from tf_data_pipelines.fbank import log_mel, normalize
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
 
 SECONDS, SAMPLES = 0.5, 8000
@@ -33,8 +34,8 @@ MULTI = {"patch_8": 8, "patch_16": 16, "patch_16x24": (16, 24)}
 WRITE = """
     import json, os, pathlib, sys
     import numpy as np
-    import keras_flexast.mobile as mobile
-    from keras_flexast.mobile import write_multi_tflite, write_onnx, write_tflite
+    import keras_flexast.export.tflite as mobile
+    from keras_flexast.export.tflite import write_multi_tflite, write_onnx, write_tflite
     from keras_flexast.runs import load_run
     folder = pathlib.Path(sys.argv[1])
     runs = {name: load_run(folder / name) for name in ("run", "ast")}
@@ -85,7 +86,7 @@ def sound():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, python, sound):
+def folder(tmp_path_factory, sound):
     folder = tmp_path_factory.mktemp("mobile")
     keras.utils.set_random_seed(0)
     model = ElasticAST(len(CLASSES), "nano", depth=2)
@@ -99,7 +100,7 @@ def folder(tmp_path_factory, python, sound):
         save_run(one, folder / name)
     np.save(folder / "sound.npy", sound)
     sizes = list(MULTI.values())
-    python(WRITE, folder, json.dumps(OUTPUTS), json.dumps(sizes), backend="tensorflow")
+    run_python(WRITE, folder, json.dumps(OUTPUTS), json.dumps(sizes), backend="tensorflow")
     return folder
 
 
@@ -137,7 +138,7 @@ def test_scores_equal_those_in_memory(folder, sound, name, most):
 
 def test_features_in(folder, sound):
     fbank = FbankSettings(frame_shift_ms=20.0)
-    features = normalise(log_mel(sound, fbank), fbank).numpy()
+    features = normalize(log_mel(sound, fbank), fbank).numpy()
     scores = scores_of(folder / "features.tflite", features)
     np.testing.assert_allclose(scores, in_memory(folder, "features", sound), rtol=0, atol=1e-4)
 
@@ -232,22 +233,22 @@ def test_other_backends_are_refused(folder, monkeypatch, write):
     assert not list(folder.glob("new*"))
 
 
-def test_onnx(folder, sound, python):
+def test_onnx(folder, sound):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("tf2onnx")
     code = """
         import pathlib, sys
-        from keras_flexast.mobile import write_onnx
+        from keras_flexast.export.tflite import write_onnx
         from keras_flexast.runs import load_run
         folder = pathlib.Path(sys.argv[1])
         run = load_run(folder / "run")
         write_onnx(run, folder / "waveform.onnx", (16, 24))
         write_onnx(run, folder / "features.onnx", (16, 24), input="features")
     """
-    python(code, folder, backend="tensorflow")
+    run_python(code, folder, backend="tensorflow")
     expected = fixed_scores(load_run(folder / "run"), (16, 24), sound)
     fbank = FbankSettings()
-    given = {"waveform": sound, "features": normalise(log_mel(sound, fbank), fbank).numpy()}
+    given = {"waveform": sound, "features": normalize(log_mel(sound, fbank), fbank).numpy()}
     for name, inputs in given.items():
         session = runtime.InferenceSession(str(folder / f"{name}.onnx"))
         for clips in (3, 1):

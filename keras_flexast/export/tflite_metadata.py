@@ -36,7 +36,7 @@ def attach_metadata(
         labels: class names in the order of the scores.
         sample_rate: Hz, of the waveform, or of the sound that the features are of.
         card: dictionary that `json.dumps` takes: whatever else there is to know.
-        input: "waveform", mono in [-1, 1]; or "features", a normalised log-mel spectrogram.
+        input: "waveform", mono in [-1, 1]; or "features", a normalized log-mel spectrogram.
         name, description, version, author, license: of the model.
 
     Returns:
@@ -70,7 +70,7 @@ def attach_metadata(
     }
     heard = {
         "waveform": f"Mono sound at {sample_rate} Hz, -1 to 1.",
-        "features": "Log-mel spectrogram, normalised as card.json says: (1, frames, mel bins).",
+        "features": "Log-mel spectrogram, normalized as card.json says: (1, frames, mel bins).",
     }
     given = {0: input, 1: heard[input], 3: contents[input]}
     root = {

@@ -1,7 +1,7 @@
-"""Exported artefacts as classifiers: waveforms of any length in, scores out.
+"""Exported artifacts as classifiers: waveforms of any length in, scores out.
 
 A SavedModel is run by TensorFlow, a `.tflite` by LiteRT or TensorFlow's interpreter, an
-`.onnx` by onnxruntime. Labels come from the artefact itself.
+`.onnx` by onnxruntime. Labels come from the artifact itself.
 """
 
 import dataclasses
@@ -13,19 +13,19 @@ from collections.abc import Callable
 import numpy as np
 from rich.progress import Progress
 
-from keras_flexast.evaluation import patch_name
+from tf_data_pipelines.settings import patch_name
 
 BATCH_SAMPLES = 60 * 16000  # padded samples that one call gets; a longer clip is alone
-SAMPLE_RATE = 16000  # Hz, where an artefact does not say
+SAMPLE_RATE = 16000  # Hz, where an artifact does not say
 
 
 @dataclasses.dataclass(frozen=True)
-class Artefact:
+class Artifact:
     """One signature of an exported classifier.
 
     Args:
         path: the `.tflite` or `.onnx` file, or the SavedModel folder (of one version).
-        signature: its name inside the artefact.
+        signature: its name inside the artifact.
         classes: names in the order of the scores.
         samples: that every clip has; None where clips have any length.
         sample_rate: Hz of the waveforms.
@@ -74,7 +74,7 @@ class Artefact:
             float32 (clips, classes).
 
         Raises:
-            ValueError: the artefact refused a clip, or gave NaN.
+            ValueError: the artifact refused a clip, or gave NaN.
         """
         scores, refused = self.answer(waveforms)
         for number, reason in enumerate(refused):
@@ -83,7 +83,7 @@ class Artefact:
         return scores
 
     def answer(self, waveforms):
-        """`scores`, and a text for each clip: why the artefact refused it, else ""."""
+        """`scores`, and a text for each clip: why the artifact refused it, else ""."""
         pieces = [
             (clip, waveform[start : start + self.samples] if self.samples else waveform)
             for clip, waveform in enumerate(waveforms)
@@ -103,7 +103,7 @@ class Artefact:
         return scores / counts, tuple(refused)
 
 
-def load_artefact(path, signature=None, threads=2):
+def load_artifact(path, signature=None, threads=2):
     """An exported classifier, ready to run.
 
     Args:
@@ -113,14 +113,14 @@ def load_artefact(path, signature=None, threads=2):
         threads: of LiteRT or onnxruntime; TensorFlow takes all cores.
 
     Returns:
-        Artefact.
+        Artifact.
 
     Raises:
-        FileNotFoundError, ValueError: no such artefact, damaged, of another kind, without
+        FileNotFoundError, ValueError: no such artifact, damaged, of another kind, without
             labels, or without that signature.
         ImportError: onnxruntime is not installed.
     """
-    found = load_artefacts(path, threads)
+    found = load_artifacts(path, threads)
     if signature is None:
         signature = "serving_default" if "serving_default" in found else next(iter(found))
         if len(found) > 1 and signature != "serving_default":
@@ -133,10 +133,10 @@ def load_artefact(path, signature=None, threads=2):
     return found[signature]
 
 
-def load_artefacts(path, threads=2):
-    """{signature: Artefact} of everything in an artefact that scores waveforms.
+def load_artifacts(path, threads=2):
+    """{signature: Artifact} of everything in an artifact that scores waveforms.
 
-    Args, Raises: as `load_artefact`.
+    Args, Raises: as `load_artifact`.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -152,58 +152,58 @@ def load_artefacts(path, threads=2):
         )
     classes, card = _labels_and_card(version)
     sample_rate = card.get("fbank", {}).get("sample_rate", SAMPLE_RATE)
-    artefacts = {}
+    artifacts = {}
     for name, (samples, width, run) in OPENERS[kind](version, threads).items():
         if width != len(classes):
             raise ValueError(f"{version} has {width} scores and {len(classes)} labels.")
         pair = card.get("patch_sizes", {}).get(name)
         named = name.removeprefix("patch_") if name.startswith("patch_") else None
-        artefacts[name] = Artefact(
+        artifacts[name] = Artifact(
             version, name, classes, samples, sample_rate, card.get("multi_label"),
             patch_name(pair) if pair else named, card.get("precision"), run,
         )  # fmt: skip
-    if not artefacts:
+    if not artifacts:
         raise ValueError(
             f"{version} has no signature from `waveform` (batch, samples) to `scores`. Export "
             f"it with waveforms as input."
         )
-    return artefacts
+    return artifacts
 
 
-def scoring_artefacts(path, threads=2):
-    """As `load_artefacts`, but each set of weights and patch size once.
+def scoring_artifacts(path, threads=2):
+    """As `load_artifacts`, but each set of weights and patch size once.
 
     A `serving_default` beside `patch_...` is one of them under another name.
     """
-    found = load_artefacts(path, threads)
+    found = load_artifacts(path, threads)
     sized = {name: one for name, one in found.items() if name.startswith("patch_")}
     return sized or found
 
 
-def is_artefact(path):
-    """Whether a path is, or by its name would be, an exported artefact."""
+def is_artifact(path):
+    """Whether a path is, or by its name would be, an exported artifact."""
     path = pathlib.Path(path)
     return _version(path) is not None if path.is_dir() else path.suffix in OPENERS
 
 
-def file_scores(artefact, paths, description=None):
+def file_scores(artifact, paths, description=None):
     """Scores of sound files of any format, rate and length.
 
     Args:
-        artefact: Artefact.
+        artifact: Artifact.
         paths: of the files.
         description: text beside a progress bar; None shows none.
 
     Returns:
         scores float32 (usable files, classes), the usable files' paths in their order, and
-        (path, reason) of each file that could not be decoded or that the artefact refused.
+        (path, reason) of each file that could not be decoded or that the artifact refused.
     """
     from tf_data_pipelines.decode import AudioError, read_audio
 
     scores, rejected, waiting = {}, {}, {}  # by the file's number; waiting: waveforms
 
     def flush():
-        given, refused = artefact.answer(list(waiting.values()))
+        given, refused = artifact.answer(list(waiting.values()))
         for number, score, reason in zip(waiting, given, refused, strict=True):
             if reason:
                 rejected[number] = f"{paths[number]}: {reason}"
@@ -214,13 +214,13 @@ def file_scores(artefact, paths, description=None):
     with Progress(disable=description is None) as progress:
         for number, path in enumerate(progress.track(paths, description=description or "")):
             try:
-                waiting[number] = read_audio(path, artefact.sample_rate)
+                waiting[number] = read_audio(path, artifact.sample_rate)
             except AudioError as error:
                 rejected[number] = str(error)
             if sum(map(len, waiting.values())) > BATCH_SAMPLES:
                 flush()
         flush()
-    table = np.zeros((len(scores), len(artefact.classes)), "float32")
+    table = np.zeros((len(scores), len(artifact.classes)), "float32")
     table[:] = list(scores.values()) or table
     failed = tuple((paths[number], rejected[number]) for number in sorted(rejected))
     return table, [paths[number] for number in scores], failed

@@ -4,7 +4,7 @@ FOLDER/<version>/         SavedModel, assets/labels.txt and warm-up requests in 
 FOLDER/models.config      for --model_config_file
 FOLDER/batching.config    for --batching_parameters_file
 
-Every clip is tokenised on its own and has a row of its own, so neither the clips beside it
+Every clip is tokenized on its own and has a row of its own, so neither the clips beside it
 nor what fills up its waveform can move its scores. Needs the TensorFlow backend to write and
 TensorFlow alone to run. With FOLDER mounted at /models/NAME the server starts as
 
@@ -24,12 +24,12 @@ import struct
 import keras
 import numpy as np
 
-from keras_flexast.evaluation import MAX_ROW_LENGTH, patch_name
+from keras_flexast.evaluation import MAX_ROW_LENGTH
+from keras_flexast.files import atomic_folder, atomic_write, refuse_overwrite
+from keras_flexast.inference.scoring import artifact_card, front_end
 from keras_flexast.models import embedding_model
-from keras_flexast.runs import check_free, whole_folder, write_whole
-from keras_flexast.scoring import artefact_card, front_end
 from tf_data_pipelines.resize import token_count
-from tf_data_pipelines.settings import check_positive, patch_pair
+from tf_data_pipelines.settings import check_positive, patch_name, patch_pair
 
 TOP = 5  # labels that come with their names
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # of the server's batches; it refuses a request of more clips
@@ -55,7 +55,7 @@ def write_serving(
         classify_wav      wav_bytes string (batch,), 16-bit PCM WAV of any usual rate -> as
                           serving_default
         features          waveform, length -> log_mel float32 (batch, frames, mel_bins),
-                          normalised as the model sees it and filled up with zeros; frames int32
+                          normalized as the model sees it and filled up with zeros; frames int32
                           (batch,); error
         embed             waveform, length -> embedding float32 (batch, dim), error
 
@@ -101,20 +101,20 @@ def write_serving(
     version = 1 + max(versions, default=0) if version is None else version
     check_positive("version", version, int)
     target = folder / str(version)
-    check_free(target, overwrite)
+    refuse_overwrite(target, overwrite)
     module = _Serving(run, patch_sizes, max_seconds, frame_shift_ms)
     created = not folder.exists()
     try:
-        with whole_folder(target, overwrite) as partial:
+        with atomic_folder(target, overwrite) as partial:
             module.write(partial, name)
     except BaseException:
         if created:
             with contextlib.suppress(OSError):  # not empty: another export writes there too
                 folder.rmdir()
         raise
-    write_whole(folder / "models.config", _models_config(name, max([version, *versions])))
+    atomic_write(folder / "models.config", _models_config(name, max([version, *versions])))
     if not (folder / "batching.config").exists():
-        write_whole(folder / "batching.config", _batching_config())
+        atomic_write(folder / "batching.config", _batching_config())
     return target
 
 
@@ -203,10 +203,10 @@ class _Serving:
                 signatures[endpoint] = traced.get_concrete_function()
         tf.saved_model.save(module, str(folder), signatures)
         labels = "".join(f"{label}\n" for label in self.run.classes)
-        write_whole(folder / "assets" / "labels.txt", labels)
+        atomic_write(folder / "assets" / "labels.txt", labels)
         sizes = {f"patch_{patch}": one.patch_sizes[0] for patch, one in self.patches.items()}
-        card = artefact_card(self.run, self.fbank, sizes)
-        write_whole(folder / "assets" / "card.json", json.dumps(card, indent=2) + "\n")
+        card = artifact_card(self.run, self.fbank, sizes)
+        atomic_write(folder / "assets" / "card.json", json.dumps(card, indent=2) + "\n")
         extra = folder / "assets.extra"
         extra.mkdir()
         examples = self._examples(min(self.limits.values()))
@@ -310,14 +310,14 @@ class _Serving:
         return error, usable, tf.where(usable, length, 0)
 
     def _log_mel(self, clip):
-        """(waveform, length) of one clip -> normalised float32 (frames, mel_bins)."""
+        """(waveform, length) of one clip -> normalized float32 (frames, mel_bins)."""
         import tensorflow as tf
 
-        from tf_data_pipelines.fbank import log_mel, normalise
+        from tf_data_pipelines.fbank import log_mel, normalize
 
         waveform, length = clip
         fbank = self.fbank
-        features = normalise(log_mel(waveform[:length], fbank), fbank)
+        features = normalize(log_mel(waveform[:length], fbank), fbank)
         return tf.ensure_shape(features, [None, fbank.mel_bins])
 
     def _rows(self, waveform, length, patch):

@@ -1,6 +1,6 @@
-"""A run for phones and other runtimes: quantised TFLite of one or several patch sizes, and ONNX.
+"""A run for phones and other runtimes: quantized TFLite of one or several patch sizes, and ONNX.
 
-The front end and the transformer are converted apart and joined in the file. So a quantised
+The front end and the transformer are converted apart and joined in the file. So a quantized
 file hears with the float front end: power and logarithm span more than 8 bits tell apart.
 """
 
@@ -12,11 +12,15 @@ import warnings
 import keras
 import numpy as np
 
-from keras_flexast.evaluation import patch_name
-from keras_flexast.metadata import attach_metadata, pack_model, set_entry, unpack_model
-from keras_flexast.runs import check_free, write_whole
-from keras_flexast.scoring import artefact_card, front_end, scoring_model
-from tf_data_pipelines.settings import check_choice, check_positive, patch_pair
+from keras_flexast.export.tflite_metadata import (
+    attach_metadata,
+    pack_model,
+    set_entry,
+    unpack_model,
+)
+from keras_flexast.files import atomic_write, refuse_overwrite
+from keras_flexast.inference.scoring import artifact_card, front_end, scoring_model
+from tf_data_pipelines.settings import check_choice, check_positive, patch_name, patch_pair
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 INPUTS = ("waveform", "features")
@@ -41,13 +45,13 @@ def write_tflite(
         patch_size: int or (frequency, time).
         precision: "float32"; "float16", weights of half the size; "dynamic", 8-bit weights;
             "int8", 8-bit weights and inputs of every dense layer, by scales measured on
-            `calibration`. Normalisation, softmax, attention and front end stay float. On a
+            `calibration`. Normalization, softmax, attention and front end stay float. On a
             CPU "dynamic" is as small and as fast, and nearer to float32.
         seconds: length of every clip; None for the longest training clip, or what a
             converted checkpoint cuts its clips to.
         frame_shift_ms: milliseconds; None for that of training.
         input: "waveform", float32 (1, samples) at the run's sample rate; or "features", the
-            normalised log-mel (1, frames, mel bins). The output is `scores`, float32 (1,
+            normalized log-mel (1, frames, mel bins). The output is `scores`, float32 (1,
             classes).
         calibration: waveforms float32 (clips, samples) of that length, or an iterable of
             them; used by int8 only. A hundred training clips will do.
@@ -118,7 +122,7 @@ def write_onnx(
     import tensorflow as tf
 
     path = pathlib.Path(path)
-    check_free(path, overwrite)
+    refuse_overwrite(path, overwrite)
     run, seconds = _at_length(run, seconds)
     scoring, samples = scoring_model(run, patch_size, seconds, frame_shift_ms)
     if input == "waveform":
@@ -137,8 +141,8 @@ def write_onnx(
             "Erfc": (_onnx_erfc, []),
         },
     )
-    write_whole(path, model.SerializeToString())
-    write_whole(path.with_suffix(".labels.txt"), "".join(f"{name}\n" for name in run.classes))
+    atomic_write(path, model.SerializeToString())
+    atomic_write(path.with_suffix(".labels.txt"), "".join(f"{name}\n" for name in run.classes))
     return path
 
 
@@ -151,7 +155,7 @@ def _write(
     if not patch_sizes:
         raise ValueError("patch_sizes is empty; give at least one size, such as [16].")
     path = pathlib.Path(path)
-    check_free(path, overwrite)
+    refuse_overwrite(path, overwrite)
     run, seconds = _at_length(run, seconds)
     fbank, _ = front_end(run, frame_shift_ms)
     scorings = {
@@ -171,13 +175,13 @@ def _write(
         input,
     )
     pairs = {name: patch_pair(size) for name, size in patch_sizes.items()}
-    card = {**artefact_card(run, fbank, pairs, precision, input), "samples": samples}
+    card = {**artifact_card(run, fbank, pairs, precision, input), "samples": samples}
     sizes = ", ".join(patch_name(pair) for pair in pairs.values())
     content = attach_metadata(
         model, run.classes, fbank.sample_rate, card, input,
         description=f"Audio spectrogram transformer, patch {sizes}, clips of {seconds:g} s.",
     )  # fmt: skip
-    write_whole(path, content)
+    atomic_write(path, content)
     return path
 
 
@@ -191,12 +195,12 @@ def _at_length(run, seconds):
     if seconds is None:
         return run, run.clip_seconds
     check_positive("seconds", seconds)
-    return run.own_length(), seconds
+    return run.full_length(), seconds
 
 
 def _calibration_features(calibration, samples, fbank):
-    """Normalised log-mel float32 (1, frames, mel bins) of each waveform."""
-    from tf_data_pipelines.fbank import log_mel, normalise
+    """Normalized log-mel float32 (1, frames, mel bins) of each waveform."""
+    from tf_data_pipelines.fbank import log_mel, normalize
 
     clips = [] if calibration is None else [np.asarray(clip, "float32") for clip in calibration]
     if not clips:
@@ -216,18 +220,18 @@ def _calibration_features(calibration, samples, fbank):
                 f"calibration[{index}] holds {clip[~np.isfinite(clip)][0]}; expected finite "
                 f"samples in [-1, 1]. Leave the clip out."
             )
-    return [normalise(log_mel(clip[None], fbank), fbank).numpy() for clip in clips]
+    return [normalize(log_mel(clip[None], fbank), fbank).numpy() for clip in clips]
 
 
 def _front_tflite(samples, fbank):
-    """TFLite bytes from a waveform to its normalised log-mel."""
+    """TFLite bytes from a waveform to its normalized log-mel."""
     import tensorflow as tf
 
-    from tf_data_pipelines.fbank import log_mel, normalise
+    from tf_data_pipelines.fbank import log_mel, normalize
 
     waveform = tf.TensorSpec([1, samples], tf.float32)
     function = tf.function(
-        lambda waveform: normalise(log_mel(waveform, fbank), fbank), input_signature=[waveform]
+        lambda waveform: normalize(log_mel(waveform, fbank), fbank), input_signature=[waveform]
     )
     return tf.lite.TFLiteConverter.from_concrete_functions(
         [function.get_concrete_function()], tf.Module()
@@ -239,7 +243,7 @@ def _from_features(scoring):
 
 
 def _scoring_tflite(scoring, precision, features):
-    """TFLite bytes from normalised log-mel to scores."""
+    """TFLite bytes from normalized log-mel to scores."""
     import tensorflow as tf
 
     shape = [1, *scoring.model.input_shape[1:]]

@@ -1,4 +1,4 @@
-"""Cards: what is measured is the artefact; the choice is the best within the budget."""
+"""Cards: what is measured is the artifact; the choice is the best within the budget."""
 
 import json
 import re
@@ -6,12 +6,11 @@ import re
 import numpy as np
 import pytest
 import soundfile
-from tiny import CLASSES, tiny_saved_model, tiny_tflite
+from helpers import CLASSES, tiny_saved_model, tiny_tflite
 from typer.testing import CliRunner
 
 from keras_flexast import cli
-from keras_flexast.artefacts import load_artefact, load_artefacts
-from keras_flexast.cards import (
+from keras_flexast.export.model_card import (
     choose_point,
     latencies,
     measure,
@@ -19,10 +18,11 @@ from keras_flexast.cards import (
     read_card,
     write_card,
 )
+from keras_flexast.inference.artifacts import load_artifact, load_artifacts
 from keras_flexast.metrics import mean_average_precision
 from tf_data_pipelines.decode import read_audio
 from tf_data_pipelines.settings import FbankSettings
-from tf_data_pipelines.sources import load_source, survey
+from tf_data_pipelines.sources import load_source, scan_source
 
 MODEL = {
     "name": "tones", "classes": list(CLASSES), "multi_label": False, "parameters": 3000,
@@ -33,7 +33,7 @@ MODEL = {
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """A survey of 12 clips, two labels each for some, whose labels are the artefacts' classes."""
+    """12 clips, two labels each for some; their classes are the artifacts' labels."""
     folder, rng = tmp_path_factory.mktemp("sounds"), np.random.default_rng(0)
     lines = ["path,label"]
     for number in range(12):
@@ -43,14 +43,14 @@ def found(tmp_path_factory):
     (folder / "single.csv").write_text("\n".join(lines))
     (folder / "multi.csv").write_text("\n".join([*lines[:-1], "11.wav,low;high"]))
     return {
-        name: survey(load_source(folder / f"{name}.csv", CLASSES), FbankSettings())
+        name: scan_source(load_source(folder / f"{name}.csv", CLASSES), FbankSettings())
         for name in ("single", "multi")
     }
 
 
 @pytest.fixture(scope="module")
-def artefacts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("artefacts")
+def artifacts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("artifacts")
     tiny_tflite(
         folder / "full.tflite", {"patch_8": 8, "patch_16": 16}, card={"precision": "float32"}
     )
@@ -105,11 +105,11 @@ def test_the_nearest_miss_is_the_smallest_excess():
         choose_point(POINTS, 9.0, threads=4)
 
 
-def test_measuring_runs_the_artefact_on_every_clip(found, artefacts):
+def test_measuring_runs_the_artifact_on_every_clip(found, artifacts):
     for name, clips in found.items():
-        artefact = load_artefact(artefacts / "full.tflite", "patch_8")
-        result = measure(artefact, clips)
-        scores = np.concatenate([artefact.scores([read_audio(c.path)]) for c in clips.source.clips])
+        artifact = load_artifact(artifacts / "full.tflite", "patch_8")
+        result = measure(artifact, clips)
+        scores = np.concatenate([artifact.scores([read_audio(c.path)]) for c in clips.source.clips])
         targets = np.array([[k in c.labels for k in range(3)] for c in clips.source.clips])
         if name == "single":
             hits = int((scores.argmax(1) == targets.argmax(1)).sum())
@@ -123,11 +123,11 @@ def test_measuring_runs_the_artefact_on_every_clip(found, artefacts):
         assert result["clips"] == 12
 
 
-def test_measuring_refuses_other_classes_and_refused_clips(found, artefacts, tmp_path):
+def test_measuring_refuses_other_classes_and_refused_clips(found, artifacts, tmp_path):
     named = tiny_tflite(tmp_path / "a.tflite", {"serving_default": 1}, labels=("a", "b", "c"))
     with pytest.raises(ValueError, match=r"classes low, middle, high, .* the labels a, b, c"):
-        measure(load_artefact(named), found["single"])
-    served = load_artefact(artefacts / "serving")
+        measure(load_artifact(named), found["single"])
+    served = load_artifact(artifacts / "serving")
     long = found["single"].source.clips[-1].path
     soundfile.write(long, np.random.default_rng(1).normal(0, 0.1, 1001), 16000)
     try:
@@ -137,31 +137,31 @@ def test_measuring_refuses_other_classes_and_refused_clips(found, artefacts, tmp
         soundfile.write(long, np.random.default_rng(1).normal(0, 0.1, 900), 16000)
 
 
-def test_latencies_are_of_each_number_of_threads(artefacts):
-    loaded = [*load_artefacts(artefacts / "full.tflite").values()]
-    times = latencies([*loaded, load_artefact(artefacts / "serving")], rounds=3, seconds=0.05)
+def test_latencies_are_of_each_number_of_threads(artifacts):
+    loaded = [*load_artifacts(artifacts / "full.tflite").values()]
+    times = latencies([*loaded, load_artifact(artifacts / "serving")], rounds=3, seconds=0.05)
     assert [set(one) == {"1", "2"} for one in times[:2]] == [True, True] and len(times[2]) == 1
     assert all(0 < value < 1000 for one in times for value in one.values())
 
 
-def test_a_card_tells_what_was_measured(found, artefacts):
-    paths = [artefacts / name for name in ("full.tflite", "small.tflite", "serving")]
+def test_a_card_tells_what_was_measured(found, artifacts):
+    paths = [artifacts / name for name in ("full.tflite", "small.tflite", "serving")]
     points = operating_points(paths, found["single"], threads=(1,))
     assert [p["name"] for p in points] == ["full patch_16", "full patch_8", "small", "serving"]
     for one, path in zip(points, (paths[0], *paths[:2], paths[2] / "1"), strict=True):
-        artefact = load_artefact(path, one["signature"])
-        assert one["value"] == measure(artefact, found["single"])["value"]
+        artifact = load_artifact(path, one["signature"])
+        assert one["value"] == measure(artifact, found["single"])["value"]
     assert points[0]["seconds"] == 0.062 and points[3]["seconds"] == 0.062
     points[2]["value"] = points[0]["value"] - 0.031
-    card = write_card(artefacts, points, MODEL)
-    assert read_card(artefacts) == card == json.loads((artefacts / "card.json").read_text())
+    card = write_card(artifacts, points, MODEL)
+    assert read_card(artifacts) == card == json.loads((artifacts / "card.json").read_text())
     assert [p["path"] for p in card["points"]] == [
         "full.tflite", "full.tflite", "small.tflite", "serving/1"
     ]  # fmt: skip
     assert [p["loss_points"] for p in card["points"]] == [None, None, 3.1, None]
-    assert (artefacts / "points.png").read_bytes()[:4] == b"\x89PNG"
-    text = (artefacts / "README.md").read_text()
-    size = (artefacts / "small.tflite").stat().st_size / 1e6
+    assert (artifacts / "points.png").read_bytes()[:4] == b"\x89PNG"
+    text = (artifacts / "README.md").read_text()
+    size = (artifacts / "small.tflite").stat().st_size / 1e6
     share = 100 * points[2]["value"]
     assert re.search(
         rf"\| `small` \| 16 \| int8 \| {share:.1f} ± .* \| 3\.1 .* {size:.2f} \|", text
@@ -176,7 +176,7 @@ def test_losses_within_the_bounds_are_said_to_be(tmp_path):
     points = [POINTS[0], point("int8", 0.965, 20.0, precision="int8")]
     write_card(tmp_path, points, MODEL)
     text = (tmp_path / "README.md").read_text()
-    assert "No artefact lost more than 0.5 points (float16), 0.5 points (dynamic), 2 " in text
+    assert "No artifact lost more than 0.5 points (float16), 0.5 points (dynamic), 2 " in text
     write_card(tmp_path, points[:1], MODEL)
     assert "lost more" not in (tmp_path / "README.md").read_text()
 

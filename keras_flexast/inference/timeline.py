@@ -66,7 +66,7 @@ def run_timeline(run, path, patch_size, window=1.0, hop=0.5, frame_shift_ms=None
         AudioError: the file cannot be used.
         ValueError: a window is shorter than one patch or one frame, or not a positive number.
     """
-    from keras_flexast.scoring import fixed_scorer
+    from keras_flexast.inference.scoring import fixed_scorer
 
     scorers, rate = {}, run.fbank.sample_rate
 
@@ -89,27 +89,27 @@ def run_timeline(run, path, patch_size, window=1.0, hop=0.5, frame_shift_ms=None
     )  # fmt: skip
 
 
-def artefact_timeline(artefact, path, window=None, hop=None, progress=False):
-    """Timeline of a recording by an exported artefact.
+def artifact_timeline(artifact, path, window=None, hop=None, progress=False):
+    """Timeline of a recording by an exported artifact.
 
     Args:
-        artefact: Artefact.
-        window: seconds; None for the artefact's own length, which no other can replace (1 s
+        artifact: Artifact.
+        window: seconds; None for the artifact's own length, which no other can replace (1 s
             where it has none).
         hop: seconds from one window to the next; None for half a window.
         path, progress: as `run_timeline`.
 
-    Returns, Raises: as `run_timeline`; ValueError also for another window than the artefact's.
+    Returns, Raises: as `run_timeline`; ValueError also for another window than the artifact's.
     """
-    own = artefact.samples and artefact.samples / artefact.sample_rate
-    if window and own and round(window * artefact.sample_rate) != artefact.samples:
+    own = artifact.samples and artifact.samples / artifact.sample_rate
+    if window and own and round(window * artifact.sample_rate) != artifact.samples:
         raise ValueError(
-            f"window={window:g} s: {artefact.path} takes {own:g} s, no other length. Leave it out."
+            f"window={window:g} s: {artifact.path} takes {own:g} s, no other length. Leave it out."
         )
     window = own or window or 1.0
     return _timeline(
-        path, artefact.sample_rate, window, hop or window / 2, artefact.scores, 64,
-        artefact.classes, artefact.multi_label, progress,
+        path, artifact.sample_rate, window, hop or window / 2, artifact.scores, 64,
+        artifact.classes, artifact.multi_label, progress,
     )  # fmt: skip
 
 
@@ -166,6 +166,6 @@ def _timeline(path, rate, window, hop, score, batch, classes, multi_label, progr
         if waiting:
             flush()
     scores = np.concatenate(scores)
-    if multi_label is None:  # an artefact that does not say: softmax sums to 1
+    if multi_label is None:  # an artifact that does not say: softmax sums to 1
         multi_label = not np.allclose(scores.sum(1), 1, atol=0.01)
     return Timeline(tuple(classes), np.array(starts), np.array(ends), scores, multi_label)

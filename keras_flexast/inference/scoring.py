@@ -4,9 +4,8 @@ import dataclasses
 
 import keras
 
-from keras_flexast.evaluation import patch_name
 from keras_flexast.models import fixed_model
-from tf_data_pipelines.settings import patch_pair
+from tf_data_pipelines.settings import patch_name, patch_pair
 
 
 def scoring_model(run, patch_size, seconds, frame_shift_ms=None):
@@ -14,14 +13,14 @@ def scoring_model(run, patch_size, seconds, frame_shift_ms=None):
 
     Returns:
         (tf.Module with `__call__(waveform float32 (batch, samples))`, its `model` from
-        normalised log-mel to logits, and its `activation`; samples).
+        normalized log-mel to logits, and its `activation`; samples).
 
     Raises:
         ValueError: the patch is larger than the clip's spectrogram.
     """
     import tensorflow as tf
 
-    from tf_data_pipelines.fbank import log_mel, normalise
+    from tf_data_pipelines.fbank import log_mel, normalize
 
     fbank, scale = front_end(run, frame_shift_ms)
     samples = round(seconds * fbank.sample_rate)
@@ -41,7 +40,7 @@ def scoring_model(run, patch_size, seconds, frame_shift_ms=None):
             self.activation = tf.nn.sigmoid if run.multi_label else tf.nn.softmax
 
         def __call__(self, waveform):
-            features = normalise(log_mel(waveform, fbank), fbank)
+            features = normalize(log_mel(waveform, fbank), fbank)
             return {"scores": self.activation(self.model(features))}
 
     return Scoring(), samples
@@ -64,7 +63,7 @@ def fixed_scores(run, patch_size, waveforms, frame_shift_ms=None):
 
 def fixed_scorer(run, patch_size, samples, frame_shift_ms=None):
     """`fixed_scores` as a function of waveforms float32 (clips, samples), to call often."""
-    from tf_data_pipelines.fbank import log_mel, normalise
+    from tf_data_pipelines.fbank import log_mel, normalize
 
     fbank, scale = front_end(run, frame_shift_ms)
     model = _fixed(run, patch_size, int(fbank.frames(samples)), scale)
@@ -72,7 +71,7 @@ def fixed_scorer(run, patch_size, samples, frame_shift_ms=None):
     model.compile(jit_compile=keras.backend.backend() != "tensorflow")
 
     def scores(waveforms):
-        features = normalise(log_mel(waveforms, fbank), fbank).numpy()
+        features = normalize(log_mel(waveforms, fbank), fbank).numpy()
         return run.scores(model.predict_on_batch(features))
 
     return scores
@@ -86,12 +85,12 @@ def front_end(run, frame_shift_ms=None):
     return fbank, frame_shift_ms / run.fbank.frame_shift_ms
 
 
-def artefact_card(run, fbank, patch_sizes, precision="float32", input="waveform"):
-    """What an artefact says of itself, as JSON: how it hears, and its signatures.
+def artifact_card(run, fbank, patch_sizes, precision="float32", input="waveform"):
+    """What an artifact says of itself, as JSON: how it hears, and its signatures.
 
     Args:
         run: Run.
-        fbank: FbankSettings at the artefact's frame shift.
+        fbank: FbankSettings at the artifact's frame shift.
         patch_sizes: {signature: (frequency, time)}.
         precision, input: as `write_tflite`.
     """

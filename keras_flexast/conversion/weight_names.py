@@ -211,7 +211,7 @@ class Names:
 
 
 def read_model(names, family, num_heads, mel_bins, frames, stride):
-    """(weights of our layers, arguments of FlexAST and `frames`) of the model as published."""
+    """(weights of our layers, arguments of PackedAST and `frames`) of the model as published."""
     config, origin = names.checkpoint.config, names.checkpoint.origin
     (dim,) = names.get("norm.weight", None).shape
     blocks = names.theirs("blocks.0.norm1.weight").split("0")[0]

@@ -1,4 +1,4 @@
-"""A run as a folder that another team can deploy, and what each artefact in it is worth.
+"""A run as a folder that another team can deploy, and what each artifact in it is worth.
 
 OUT/serving/      for TensorFlow Serving: <version>/, models.config, batching.config
 OUT/mobile/       OUT_16_int8.tflite and so on; OUT_multi_float32.tflite holds every patch size
@@ -19,16 +19,16 @@ import keras
 import numpy as np
 from rich.progress import track
 
-from keras_flexast.evaluation import patch_name
-from keras_flexast.mobile import (
+from keras_flexast.export.tflite import (
     INPUTS,
     PRECISIONS,
     write_multi_tflite,
     write_onnx,
     write_tflite,
 )
-from keras_flexast.runs import check_free, load_run, whole_folder
-from tf_data_pipelines.settings import check_choice, patch_pair
+from keras_flexast.files import atomic_folder, refuse_overwrite
+from keras_flexast.runs import load_run
+from tf_data_pipelines.settings import check_choice, patch_name, patch_pair
 
 FORMATS = ("serving", "mobile", "onnx")
 MOBILE_PATCHES = (8, 16, 24, 32, 48)
@@ -53,17 +53,17 @@ def export_folder(
         precisions: of "float32", "float16", "dynamic" and "int8", for mobile; None for all
             of them, without int8 where there is no `data`.
         data: folder or manifest as for training: its train split gives int8 its scales, its
-            test split measures every artefact. None for no model card.
+            test split measures every artifact. None for no model card.
         seconds: length of every clip of mobile and onnx; None for the longest training clip,
             or what a converted checkpoint cuts its clips to.
         frame_shift_ms: milliseconds; None for that of training. 20 halves the cost.
         resize: "pi" or "bilinear"; None for the run's own.
-        input: "waveform" or "features" (normalised log-mel), of mobile and onnx.
+        input: "waveform" or "features" (normalized log-mel), of mobile and onnx.
         max_seconds: of the longest clip that serving accepts.
         overwrite: replace what is there; the versions in OUT/serving stay, beside a new one.
 
     Returns:
-        list of pathlib.Path: the artefacts.
+        list of pathlib.Path: the artifacts.
 
     Raises:
         ValueError: an unknown format, precision or input, int8 without data, or a patch larger than
@@ -89,7 +89,7 @@ def export_folder(
     if data and input == "features":
         raise ValueError("input='features' cannot be measured on sound files; leave data out.")
     out = pathlib.Path(out)
-    check_free(out, overwrite)
+    refuse_overwrite(out, overwrite)
     if keras.backend.backend() != "tensorflow":
         sizes = [patch_pair(size) for size in patch_sizes]
         return _in_tensorflow_process(
@@ -98,12 +98,12 @@ def export_folder(
             frame_shift_ms=frame_shift_ms, resize=resize, input=input, max_seconds=max_seconds,
             overwrite=overwrite,
         )  # fmt: skip
-    from keras_flexast.cards import describe_run, operating_points, write_card
+    from keras_flexast.export.model_card import describe_run, operating_points, write_card
 
     run = load_run(folder)
     run = run.resized(resize) if resize else run
     train, test = _splits(data, run) if data else (None, None)
-    with whole_folder(out, overwrite) as building:
+    with atomic_folder(out, overwrite) as building:
         if (out / "serving").exists():
             shutil.copytree(out / "serving", building / "serving")
         writers = _writers(
@@ -123,8 +123,8 @@ def _writers(
     run, folder, name, patch_sizes, formats, precisions, train, seconds, frame_shift_ms, input,
     max_seconds,
 ):  # fmt: skip
-    """Functions that each write one artefact and return its path."""
-    from keras_flexast.serving import write_serving
+    """Functions that each write one artifact and return its path."""
+    from keras_flexast.export.serving import write_serving
 
     sizes = {patch_name(patch_pair(size)): patch_pair(size) for size in patch_sizes}
     fixed = {"seconds": seconds, "frame_shift_ms": frame_shift_ms, "input": input}
@@ -164,10 +164,10 @@ def _writers(
 
 
 def _splits(data, run):
-    """Surveys of the train and the test clips."""
-    from tf_data_pipelines.sources import load_source, survey
+    """scanned sources of the train and the test clips."""
+    from tf_data_pipelines.sources import load_source, scan_source
 
-    found = survey(load_source(data, classes=run.classes), run.fbank, progress=True)
+    found = scan_source(load_source(data, classes=run.classes), run.fbank, progress=True)
     return found.split("train"), found.split("test")
 
 
@@ -188,7 +188,7 @@ def _in_tensorflow_process(**arguments):
     """`export_folder` where Keras runs on TensorFlow; its bars are shown here."""
     code = """
 import json, sys
-from keras_flexast.export import export_folder
+from keras_flexast.export.folder import export_folder
 try:
     answer = {"paths": [str(path) for path in export_folder(**json.loads(sys.argv[1]))]}
 except (ValueError, OSError, ImportError) as error:

@@ -5,9 +5,9 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_flexast.checkpoints import read_checkpoint
-from keras_flexast.models import PREFIX_TOKENS, FlexAST
-from keras_flexast.published import FAMILIES, IMAGES, Names, family_of, read_model
+from keras_flexast.conversion.checkpoints import read_checkpoint
+from keras_flexast.conversion.weight_names import FAMILIES, IMAGES, Names, family_of, read_model
+from keras_flexast.models import PREFIX_TOKENS, PackedAST
 from keras_flexast.runs import Run
 from tf_data_pipelines.resize import bilinear_matrix, resize_kernel, token_count
 from tf_data_pipelines.settings import (
@@ -100,7 +100,7 @@ def convert_run(
     ignore=(),
     seed=1337,
 ):
-    """A published checkpoint as a run: the same numbers, or a new model initialised from it.
+    """A published checkpoint as a run: the same numbers, or a new model initialized from it.
 
     Args:
         source: file, folder, hub name or KerasHub backbone, see `read_checkpoint`.
@@ -108,7 +108,7 @@ def convert_run(
             "vit" or "deit"; None to tell from the names. A fine-tuned SSAST is named like
             an AST but averages its patches: say "ssast".
         to: None keeps the model as published (an image model becomes a "flexiast").
-            "flexiast" and "elasticast" initialise such a model as the papers do: patches
+            "flexiast" and "elasticast" initialize such a model as the papers do: patches
             side by side, the table resized to their grid; an ElasticAST's pooling is the
             mean of the encoder's attention, its tables the additive part of the joint one.
         classes: names of the classes, or their number. As many as the checkpoint's head
@@ -118,7 +118,7 @@ def convert_run(
             with `to` the new model's. None for the checkpoint's, or 128 and 1,024 for image
             models.
         stride: int or (frequency, time) of the checkpoint; None to tell from the table.
-        base_patch: of the initialised model; None for 16. The kernel is resized.
+        base_patch: of the initialized model; None for 16. The kernel is resized.
         table: how a position table is brought to another grid: "ast" cuts its middle or
             stretches it without antialias, "resize" always resizes it, antialiased. None
             for "ast" with image models, else "resize", as the papers.
@@ -158,17 +158,17 @@ def convert_run(
         mel_bins, table = mel_bins or options["mel_bins"], table or "resize"
         base_patch = patch_pair(base_patch or BASE_PATCH, "base_patch")
         ignored.update(
-            _initialise(parts, options, names, to, base_patch, mel_bins, frames, table, resize)
+            _initialize(parts, options, names, to, base_patch, mel_bins, frames, table, resize)
         )
         trained_frames = None
     elif base_patch is not None or table is not None:
         raise ValueError(
-            "base_patch and table are for initialising another model; give to='flexiast' or "
+            "base_patch and table are for initializing another model; give to='flexiast' or "
             "to='elasticast' too."
         )
     labels = _labels(checkpoint, parts, classes, new)
     keras.utils.set_random_seed(seed)
-    model = FlexAST(len(labels), resize=resize, remainder="crop", **options)
+    model = PackedAST(len(labels), resize=resize, remainder="crop", **options)
     _assign(model, parts, new)
     fbank = _front_end(names, family, parts, model.mel_bins, trained_frames, mean, std)
     patches = model.patch_settings()
@@ -183,7 +183,7 @@ def convert_run(
     return Conversion(run, family, tuple(sorted(names.used)), ignored, new, tuple(names.notes))
 
 
-# === Initialising another model ===
+# === Initializing another model ===
 
 
 def _span(options, axis):
@@ -192,7 +192,7 @@ def _span(options, axis):
     return (options["grid"][axis] - 1) * stride + options["base_patch"][axis]
 
 
-def _initialise(parts, options, names, to, base_patch, mel_bins, frames, rule, resize):
+def _initialize(parts, options, names, to, base_patch, mel_bins, frames, rule, resize):
     """Turn the parts of one model into the start of another, as the papers do.
 
     Returns:
@@ -326,10 +326,10 @@ def _front_end(names, family, parts, mel_bins, frames, mean, std):
     features = {} if family in IMAGES else names.checkpoint.features
     values = {"mel_bins": mel_bins}
     if features:
-        normalised = features.get("do_normalize", True)
+        normalized = features.get("do_normalize", True)
         values.update(
-            mean=features.get("mean", FbankSettings.mean) if normalised else 0.0,
-            std=features.get("std", FbankSettings.std) if normalised else 0.5,
+            mean=features.get("mean", FbankSettings.mean) if normalized else 0.0,
+            std=features.get("std", FbankSettings.std) if normalized else 0.5,
             sample_rate=features.get("sampling_rate", FbankSettings.sample_rate),
             remove_clip_mean=False,  # Hugging Face's extractor does not
         )

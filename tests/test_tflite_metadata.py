@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from keras_flexast.metadata import attach_metadata, read_metadata
+from keras_flexast.export.tflite_metadata import attach_metadata, read_metadata
 
 SAMPLES, LABELS = 1600, ["Büro", "Hund, groß", "three"]
 CARD = {"fbank": {"mean": -4.5}, "patch_sizes": {"serving_default": [16, 24]}}
