@@ -7,14 +7,6 @@ Importing and training need Keras and NumPy only; TensorFlow is needed for data 
 import os
 import sys
 
-if os.path.basename("".join(sys.argv[:1])) == "flexast":
-    # TensorFlow reads it once, when Keras imports it; an export would write a page of notes.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-from keras_flexast.conversion.convert import convert_checkpoint
-from keras_flexast.layers import MaskAttentionPooling, MaskedSelfAttention, PIResizePatchEmbed
-from keras_flexast.models import ElasticAST, FlexiAST, PackedAST, fixed_model
-
 __version__ = "0.1.0"
 
 __all__ = [
@@ -24,6 +16,17 @@ __all__ = [
     "MaskedSelfAttention",
     "PIResizePatchEmbed",
     "PackedAST",
+    "PackedBackbone",
     "convert_checkpoint",
+    "convert_run",
+    "evaluate_run",
+    "export_run",
     "fixed_model",
+    "load_classifier",
+    "train_run",
 ]
+
+# The command `flexast` imports what each command needs, so that its help is there at once.
+if os.path.basename("".join(sys.argv[:1])) not in ("flexast", "flexast.exe"):
+    from keras_flexast.layers import MaskAttentionPooling, MaskedSelfAttention, PIResizePatchEmbed
+    from keras_flexast.models import ElasticAST, FlexiAST, PackedAST, PackedBackbone, fixed_model

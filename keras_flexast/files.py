@@ -11,7 +11,7 @@ def atomic_folder(folder, overwrite=False, keep_partial=False):
     """A folder that appears whole or not at all.
 
     Args:
-        folder: where it is to appear.
+        folder: path where it is to appear.
         overwrite: replace what is there; otherwise that is an error.
         keep_partial: after an interruption leave the unfinished folder, `FOLDER.partial`.
 
@@ -36,14 +36,6 @@ def atomic_folder(folder, overwrite=False, keep_partial=False):
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def refuse_overwrite(path, overwrite=False):
-    """Raise FileExistsError when an output is already there (an empty folder is free)."""
-    path = pathlib.Path(path)
-    empty = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not empty and not overwrite:
-        raise FileExistsError(f"{path} exists already. Choose another --out, or pass --overwrite.")
-
-
 def atomic_write(path, content):
     """Write text or bytes to a file that appears whole or not at all."""
     path = pathlib.Path(path)
@@ -57,3 +49,11 @@ def atomic_write(path, content):
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def refuse_overwrite(path, overwrite=False):
+    """Raise FileExistsError when an output is already there (an empty folder is free)."""
+    path = pathlib.Path(path)
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty and not overwrite:
+        raise FileExistsError(f"{path} exists already. Choose another --out, or pass --overwrite.")

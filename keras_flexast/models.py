@@ -1,7 +1,5 @@
 """One transformer, two faces: packed rows of mixed clips, and clips of one fixed shape."""
 
-import functools
-
 import keras
 
 from keras_flexast.layers import (
@@ -14,6 +12,7 @@ from keras_flexast.layers import (
     PrefixPooling,
     PrefixTokens,
 )
+from keras_flexast.settings import POOLINGS, SIZES
 from tf_data_pipelines.settings import (
     BASE_PATCH,
     POSITIONS,
@@ -24,113 +23,163 @@ from tf_data_pipelines.settings import (
     check_choice,
 )
 
-SIZES = {  # name: (dim, depth, num_heads)
-    "nano": (96, 4, 4),
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-}
-BY_CLIP_FROM = 512  # tokens in a row; shorter ones gain nothing, and lose with tiny clips
-PREFIX_TOKENS = {"attention": 0, "cls": 1, "cls_distillation": 2, "mean": 0}
-
-
-class PackedModel(keras.Model):
-    """A functional model on packed rows that attends as is fastest for their length."""
-
-    _row_length = 0
-
-    def choose_attention(self, row_length):
-        """Let the blocks attend clip by clip where that is faster than a dense mask.
-
-        On a CPU and with rows of BY_CLIP_FROM tokens or more. On TensorFlow that runs without
-        XLA: `predict` then does so by itself, and for training `compile_packed` sees to it. The
-        numbers are the same.
-
-        Args:
-            row_length: tokens in a row; 0 for the dense mask.
-
-        Returns:
-            bool, whether they do.
-        """
-        chosen = row_length >= BY_CLIP_FROM and _on_one_cpu()
-        blocks = self._blocks()
-        if row_length != self._row_length or any(b.attention.by_clip != chosen for b in blocks):
-            self.predict_function = None  # it was traced for other rows
-        self._row_length = row_length
-        for block in blocks:
-            block.attention.by_clip = chosen
-        if chosen and keras.backend.backend() == "tensorflow":
-            self.jit_compile = False
-        return chosen
-
-    def rematerialise(self):
-        """Keep only what goes into a block while training, and compute the rest of it again.
-
-        Less memory for a third more time; the numbers are the same. For this object: a model
-        that is saved and loaded has to be told again. Call it before `compile`.
-
-        Raises:
-            ValueError: the blocks have dropout, which would be drawn anew.
-        """
-        for block in self._blocks():
-            if block.dropout:
-                raise ValueError(
-                    f"dropout={block.dropout} would be drawn anew when a block is computed again. "
-                    f"Train without dropout, or without rematerialise."
-                )
-            block.call = _recomputed(block.call)
-
-    def _blocks(self):
-        return [layer for layer in self.layers if isinstance(layer, EncoderBlock)]
-
-
-def _recomputed(call):
-    """A block's call whose gradient computes it again."""
-
-    def call_again(tokens, segment_ids=None, training=None):
-        if not training:
-            return call(tokens, segment_ids)
-        # keras.RematScope would make a traced value of `training`, which fails on both backends.
-        return keras.remat(functools.partial(call, training=True))(tokens, segment_ids)
-
-    return call_again
-
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
-class PackedAST(PackedModel):
-    """Audio spectrogram transformer on packed rows: any patch size, length and frame shift.
+class PackedBackbone(keras.Model):
+    """Transformer encoder on packed rows: from patches to one vector per token.
 
-    A functional model. `FlexiAST` and `ElasticAST` are its two named configurations; every
-    combination in between works. `fixed_model` gives its other face.
+    A functional model. Its layers are attributes: `patch_embed`, `position_embed`, `prefix`
+    (PrefixTokens, or None), `blocks` (a list of EncoderBlock) and `norm`.
 
     Args:
-        num_classes: number of classes.
-        dim, depth, num_heads: width, blocks and heads; or give `size`.
-        size: "nano", "tiny", "small" or "base": sets dim, depth and num_heads.
+        dim: width of the tokens.
+        depth: number of blocks.
+        num_heads: number of attention heads in a block.
         mlp_ratio: hidden width of a block over dim.
-        pooling: "attention" (one learned query a clip), "cls" or "cls_distillation" (the
-            mean of one or two prefix tokens), or "mean" (of the patches, as SSAST).
-        prefix_tokens: 0, 1 or 2 tokens before each clip; None for what the pooling needs.
-        table: position table, "joint" or "factorized"; None for what the papers have with
-            that pooling: factorized with attention, else joint.
-        grid: (frequency, time) cells of the position table. Later positions share the
-            last cell.
+        prefix_tokens: number of [CLS]-like tokens before each clip, 0, 1 or 2.
+        table: kind of position table, "joint" or "factorized", see PositionEmbedding.
+        grid: (frequency, time) cells of the position table. Later positions share the last
+            cell.
         base_patch: int or (frequency, time): bins and frames of the patch kernel.
-        stride: int or (frequency, time): bins and frames from one base patch, and one cell
-            of the table, to the next; None for base_patch, without overlap. Standard ASTs
-            have 10. Patches of other sizes overlap by the same share.
-        mel_bins: of the spectrograms; None for what the grid spans.
-        segments: clip slots in a row.
-        resize: "pi" or "bilinear", how patch sizes other than 16 are treated.
-        remainder, position: policies of the patch grid that the model is trained with,
-            see PatchSettings; `fixed_model` follows them.
-        dropout: rate, in every block.
-        attention_scale: None for 1 / sqrt(width of a head).
-        norm_epsilon, head_norm_epsilon: of the encoder's LayerNorms, and of the head's.
+        resize: "pi" or "bilinear": how raw patches of other sizes are embedded.
+        dropout: dropout rate in every block.
+        attention_scale: factor on the query-key products; None for 1 / sqrt(width of a head).
+        norm_epsilon: epsilon of the LayerNorms.
+        attention: implementation of self-attention, see MaskedSelfAttention.
+        remat: gradient checkpointing of every block, see EncoderBlock.
+        dtype: dtype policy of the layers.
 
     Call arguments:
         inputs: dictionary of `tokens` float (rows, length, 256), the area of the base
             patch, `positions` float (rows, length, 4) and `segment_ids` int (rows, length).
+
+    Output:
+        float (rows, length, dim), after the last LayerNorm.
+    """
+
+    def __init__(
+        self,
+        dim,
+        depth,
+        *,
+        num_heads,
+        mlp_ratio=4,
+        prefix_tokens=0,
+        table="factorized",
+        grid=(8, 64),
+        base_patch=BASE_PATCH,
+        resize="pi",
+        dropout=0.0,
+        attention_scale=None,
+        norm_epsilon=1e-6,
+        attention="auto",
+        remat=False,
+        dtype=None,
+        **kwargs,
+    ):
+        check_choice("prefix_tokens", prefix_tokens, (0, 1, 2))
+        base_patch, _ = base_and_stride(base_patch, None)
+
+        # === Layers ===
+        self.patch_embed = PIResizePatchEmbed(
+            dim, base_patch, resize, dtype=dtype, name="patch_embed"
+        )
+        self.position_embed = PositionEmbedding(
+            dim, grid, table, dtype=dtype, name="position_embed"
+        )
+        self.prefix = None
+        if prefix_tokens:
+            self.prefix = PrefixTokens(prefix_tokens, dtype=dtype, name="prefix_tokens")
+        self.blocks = [
+            EncoderBlock(
+                num_heads,
+                round(dim * mlp_ratio),
+                dropout=dropout,
+                scale=attention_scale,
+                norm_epsilon=norm_epsilon,
+                attention=attention,
+                remat=remat,
+                dtype=dtype,
+                name=f"block_{index}",
+            )
+            for index in range(depth)
+        ]
+        self.norm = keras.layers.LayerNormalization(epsilon=norm_epsilon, dtype=dtype, name="norm")
+
+        # === Functional model ===
+        inputs = {
+            "tokens": keras.Input((None, base_patch[0] * base_patch[1]), name="tokens"),
+            "positions": keras.Input((None, 4), name="positions"),
+            "segment_ids": keras.Input((None,), dtype="int32", name="segment_ids"),
+        }
+        positions, segment_ids = inputs["positions"], inputs["segment_ids"]
+        x = self.patch_embed(inputs["tokens"]) + self.position_embed(positions)
+        if self.prefix is not None:
+            x = self.prefix(x, positions)
+        for block in self.blocks:
+            x = block(x, segment_ids)
+        super().__init__(inputs=inputs, outputs=self.norm(x), **kwargs)
+
+        # === Config ===
+        self.dim = dim
+        self.depth = depth
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.prefix_tokens = prefix_tokens
+        self.table = table
+        self.grid = tuple(grid)
+        self.base_patch = base_patch
+        self.resize = resize
+        self.dropout = dropout
+        self.attention_scale = attention_scale
+        self.norm_epsilon = norm_epsilon
+        self.attention = attention
+        self.remat = remat
+
+    def get_config(self):
+        names = (
+            "dim", "depth", "num_heads", "mlp_ratio", "prefix_tokens", "table", "grid",
+            "base_patch", "resize", "dropout", "attention_scale", "norm_epsilon", "attention",
+            "remat",
+        )  # fmt: skip
+        config = {name: getattr(self, name) for name in names}
+        return {"name": self.name, "trainable": self.trainable, "dtype": _dtype(self), **config}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="keras_flexast")
+class PackedAST(keras.Model):
+    """Audio spectrogram transformer on packed rows: any patch size, length and frame shift.
+
+    A functional model. `FlexiAST` and `ElasticAST` are its two named configurations; every
+    combination in between works. `fixed_model` gives its other face. Its parts are attributes:
+    `backbone` (PackedBackbone), `pooling`, `head_norm` and `head`.
+
+    Args:
+        num_classes: number of classes.
+        dim, depth, num_heads: width, number of blocks and number of heads; or give `size`.
+        size: "nano", "tiny", "small" or "base": sets dim, depth and num_heads.
+        pooling: "attention" (one learned query per clip), "cls" or "cls_distillation" (the
+            mean of one or two prefix tokens), or "mean" (of the patches, as SSAST).
+        prefix_tokens: 0, 1 or 2 tokens before each clip; None for what the pooling needs.
+        table: position table, "joint" or "factorized"; None for what the papers have with
+            that pooling: factorized with attention, else joint.
+        stride: int or (frequency, time): bins and frames from one base patch, and one cell
+            of the table, to the next; None for base_patch, without overlap. Standard ASTs
+            have 10. Patches of other sizes overlap by the same share.
+        mel_bins: bins of the spectrograms; None for what the grid spans.
+        segments: clip slots in a row.
+        remainder, position: policies of the patch grid that the model is trained with,
+            see PatchSettings; `fixed_model` follows them.
+        head_norm_epsilon: epsilon of the head's LayerNorm.
+        mlp_ratio, grid, base_patch, resize, dropout, attention_scale, norm_epsilon, attention,
+            remat, dtype: as in PackedBackbone.
+
+    Call arguments:
+        inputs: packed batch, as for PackedBackbone.
 
     Output:
         logits float32 (rows, segments, num_classes). Slots without a clip hold finite
@@ -145,6 +194,7 @@ class PackedAST(PackedModel):
         self,
         num_classes,
         dim=None,
+        *,
         depth=None,
         num_heads=None,
         size=None,
@@ -164,78 +214,65 @@ class PackedAST(PackedModel):
         attention_scale=None,
         norm_epsilon=1e-6,
         head_norm_epsilon=1e-6,
+        attention="auto",
+        remat=False,
+        dtype=None,
         **kwargs,
     ):
-        if size is not None:
-            check_choice("size", size, tuple(SIZES))
-            defaults = SIZES[size]
-            dim, depth, num_heads = (
-                given or default
-                for given, default in zip((dim, depth, num_heads), defaults, strict=True)
-            )
-        if None in (dim, depth, num_heads):
-            raise ValueError(
-                f"dim={dim}, depth={depth}, num_heads={num_heads}: give all three, or size= "
-                f"one of {', '.join(SIZES)}."
-            )
-        check_choice("pooling", pooling, tuple(PREFIX_TOKENS))
+        dim, depth, num_heads = _dimensions(size, (dim, depth, num_heads))
+        check_choice("pooling", pooling, tuple(POOLINGS))
         check_choice("remainder", remainder, REMAINDERS)
         check_choice("position", position, POSITIONS)
-        prefix = PREFIX_TOKENS[pooling] if prefix_tokens is None else prefix_tokens
-        check_choice("prefix_tokens", prefix, (0, 1, 2))
-        if pooling.startswith("cls") and prefix != PREFIX_TOKENS[pooling]:
+        if prefix_tokens is None:
+            prefix_tokens = POOLINGS[pooling]
+        if pooling.startswith("cls") and prefix_tokens != POOLINGS[pooling]:
             raise ValueError(
-                f"prefix_tokens={prefix} does not fit pooling={pooling!r}; leave it out."
+                f"prefix_tokens={prefix_tokens} does not fit pooling={pooling!r}; leave it out."
             )
         table = table or ("factorized" if pooling == "attention" else "joint")
         base_patch, stride = base_and_stride(base_patch, stride)
         if mel_bins is None:
             mel_bins = (grid[0] - 1) * stride[0] + base_patch[0]
-        dtype = kwargs.pop("dtype", None)
 
         # === Layers ===
-        embed = PIResizePatchEmbed(dim, base_patch, resize, dtype=dtype, name="patch_embed")
-        locate = PositionEmbedding(dim, grid, table, dtype=dtype, name="position_embed")
-        blocks = [
-            EncoderBlock(
-                num_heads,
-                round(dim * mlp_ratio),
-                dropout,
-                attention_scale,
-                norm_epsilon,
-                dtype=dtype,
-                name=f"block_{index}",
-            )
-            for index in range(depth)
-        ]
-        norm = keras.layers.LayerNormalization(epsilon=norm_epsilon, dtype=dtype, name="norm")
-        head_norm = keras.layers.LayerNormalization(
-            epsilon=head_norm_epsilon, dtype=dtype, name="head_norm"
+        self.head = keras.layers.Dense(num_classes, dtype=_head_dtype(dtype), name="head")
+        self.backbone = PackedBackbone(
+            dim,
+            depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            prefix_tokens=prefix_tokens,
+            table=table,
+            grid=grid,
+            base_patch=base_patch,
+            resize=resize,
+            dropout=dropout,
+            attention_scale=attention_scale,
+            norm_epsilon=norm_epsilon,
+            attention=attention,
+            remat=remat,
+            dtype=dtype,
+            name="backbone",
         )
-        head = keras.layers.Dense(num_classes, dtype="float32", name="head")
-
-        # === Functional model ===
-        inputs = {
-            "tokens": keras.Input((None, base_patch[0] * base_patch[1]), name="tokens"),
-            "positions": keras.Input((None, 4), name="positions"),
-            "segment_ids": keras.Input((None,), dtype="int32", name="segment_ids"),
-        }
-        positions, segment_ids = inputs["positions"], inputs["segment_ids"]
-        x = embed(inputs["tokens"]) + locate(positions)
-        if prefix:
-            x = PrefixTokens(prefix, dtype=dtype, name="prefix_tokens")(x, positions)
-        for block in blocks:
-            x = block(x, segment_ids)
-        x = norm(x)
         if pooling == "attention":
-            pool = MaskAttentionPooling(
+            self.pooling = MaskAttentionPooling(
                 num_heads, segments, attention_scale, dtype=dtype, name="pooling"
             )
-            pooled = pool(x, segment_ids)
         else:
             kind = MeanPooling if pooling == "mean" else PrefixPooling
-            pooled = kind(prefix, segments, dtype=dtype, name="pooling")(x, positions, segment_ids)
-        super().__init__(inputs=inputs, outputs=head(head_norm(pooled)), **kwargs)
+            self.pooling = kind(prefix_tokens, segments, dtype=dtype, name="pooling")
+        self.head_norm = keras.layers.LayerNormalization(
+            epsilon=head_norm_epsilon, dtype=dtype, name="head_norm"
+        )
+
+        # === Functional model ===
+        inputs = self.backbone.input
+        x = self.backbone(inputs)
+        if pooling == "attention":
+            pooled = self.pooling(x, inputs["segment_ids"])
+        else:
+            pooled = self.pooling(x, inputs["positions"], inputs["segment_ids"])
+        super().__init__(inputs=inputs, outputs=self.head(self.head_norm(pooled)), **kwargs)
 
         # === Config ===
         self.num_classes = num_classes
@@ -243,8 +280,8 @@ class PackedAST(PackedModel):
         self.depth = depth
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
-        self.pooling = pooling
-        self.prefix_tokens = prefix
+        self.pooling_name = pooling  # `pooling` is the layer
+        self.prefix_tokens = prefix_tokens
         self.table = table
         self.grid = tuple(grid)
         self.base_patch = base_patch
@@ -258,14 +295,16 @@ class PackedAST(PackedModel):
         self.attention_scale = attention_scale
         self.norm_epsilon = norm_epsilon
         self.head_norm_epsilon = head_norm_epsilon
+        self.attention = attention
+        self.remat = remat
 
     def patch_settings(self, patch_sizes=None, **options):
         """PatchSettings of clips for this model.
 
         Args:
             patch_sizes: ints or (frequency, time) pairs to draw from; None for base_patch.
-            **options: PatchSettings' own, such as frame_shifts_ms, or another remainder,
-                position or resize than the model was trained with.
+            **options: other settings of PatchSettings, such as frame_shifts_ms, or another
+                remainder, position or resize than the model was trained with.
         """
         names = (
             "remainder", "position", "resize", "prefix_tokens", "grid", "base_patch", "stride",
@@ -275,32 +314,49 @@ class PackedAST(PackedModel):
 
     def get_config(self):
         names = (
-            "num_classes", "dim", "depth", "num_heads", "mlp_ratio", "pooling", "prefix_tokens",
-            "table", "grid", "base_patch", "stride", "mel_bins", "segments", "resize",
-            "remainder", "position", "dropout", "attention_scale", "norm_epsilon",
-            "head_norm_epsilon",
+            "num_classes", "dim", "depth", "num_heads", "mlp_ratio", "prefix_tokens", "table",
+            "grid", "base_patch", "stride", "mel_bins", "segments", "resize", "remainder",
+            "position", "dropout", "attention_scale", "norm_epsilon", "head_norm_epsilon",
+            "attention", "remat",
         )  # fmt: skip
         config = {name: getattr(self, name) for name in names}
-        dtype = keras.dtype_policies.serialize(self.get_layer("patch_embed").dtype_policy)
-        return {"name": self.name, "trainable": self.trainable, "dtype": dtype, **config}
+        config["pooling"] = self.pooling_name
+        return {"name": self.name, "trainable": self.trainable, "dtype": _dtype(self), **config}
 
     @classmethod
     def from_config(cls, config):
-        return cls(**config)
+        return cls(**{**config, "dtype": keras.dtype_policies.get(config.get("dtype"))})
 
 
-def _on_one_cpu():
-    """Whether Keras computes on one CPU, on TensorFlow or JAX."""
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
+def _dimensions(size, given):
+    """(dim, depth, num_heads) of a size, each replaced by the given one that is not None."""
+    if size is not None:
+        check_choice("size", size, tuple(SIZES))
+        given = tuple(g or default for g, default in zip(given, SIZES[size], strict=True))
+    if None in given:
+        dim, depth, num_heads = given
+        raise ValueError(
+            f"dim={dim}, depth={depth}, num_heads={num_heads}: give all three, or size= one of "
+            f"{', '.join(SIZES)}."
+        )
+    return given
 
-        return jax.default_backend() == "cpu" and keras.distribution.distribution() is None
-    if backend == "tensorflow":
-        import tensorflow as tf
 
-        return not tf.config.list_logical_devices("GPU") and not tf.distribute.has_strategy()
-    return False
+def _dtype(model):
+    """The dtype policy of a model's layers, with those that are quantized one by one."""
+    backbone = getattr(model, "backbone", model)
+    policies = keras.dtype_policies.DTypePolicyMap(backbone.patch_embed.dtype_policy)
+    for layer in model._flatten_layers():
+        if layer.quantization_mode is not None:
+            policies[layer.path] = layer.dtype_policy
+    policy = policies if len(policies) else backbone.patch_embed.dtype_policy
+    return keras.dtype_policies.serialize(policy)
+
+
+def _head_dtype(dtype):
+    """float32, so that logits are exact in mixed precision, unless the head is quantized."""
+    quantized = isinstance(dtype, keras.dtype_policies.DTypePolicyMap) and "head" in list(dtype)
+    return dtype["head"] if quantized else "float32"
 
 
 def FlexiAST(num_classes, size="base", pooling="cls", **kwargs):
@@ -313,7 +369,7 @@ def FlexiAST(num_classes, size="base", pooling="cls", **kwargs):
         **kwargs: any argument of PackedAST.
 
     Returns:
-        PackedAST. Its head's LayerNorm has AST's epsilon, 1e-5.
+        PackedAST. The LayerNorm of its head has AST's epsilon, 1e-5.
 
     Reference: FlexiAST, Feng et al. 2023 (arXiv:2307.09286).
     """
@@ -322,7 +378,7 @@ def FlexiAST(num_classes, size="base", pooling="cls", **kwargs):
 
 
 def ElasticAST(num_classes, size="base", **kwargs):
-    """ElasticAST: mask attention pooling, one position table an axis.
+    """ElasticAST: mask attention pooling, one position table per axis.
 
     Args:
         num_classes: number of classes.
@@ -342,6 +398,7 @@ def fixed_model(
     model,
     patch_size,
     frames,
+    *,
     remainder=None,
     position=None,
     resize=None,
@@ -357,11 +414,11 @@ def fixed_model(
     Args:
         model: PackedAST.
         patch_size: int or (frequency, time).
-        frames: frames of every spectrogram.
-        remainder, position, resize: see PatchSettings; None for what the model was trained
+        frames: number of frames of every spectrogram.
+        remainder, position, resize: as in PatchSettings; None for what the model was trained
             with.
         frame_shift_scale: the frame shift over that of training.
-        output: "logits", or "embedding": one vector a clip, before the head and its norm.
+        output: "logits", or "embedding": one vector per clip, before the head and its norm.
 
     Returns:
         functional keras.Model from normalized log-mel float32 (batch, frames, mel_bins) to
@@ -369,11 +426,13 @@ def fixed_model(
         model's for the same clip.
 
     Raises:
-        ValueError: the patch is larger than the spectrogram, or a policy is unknown.
+        ValueError: the patch is larger than the spectrogram, a policy is unknown, or the model
+            is no PackedAST.
 
     Example:
         fixed = fixed_model(model, patch_size=(16, 24), frames=1024)
     """
+    _check_packed(model)
     remainder = model.remainder if remainder is None else remainder
     position = model.position if position is None else position
     resize = model.resize if resize is None else resize
@@ -381,31 +440,45 @@ def fixed_model(
     check_choice("position", position, POSITIONS)
     check_choice("resize", resize, RESIZES)
     check_choice("output", output, ("logits", "embedding"))
-    spectrogram = keras.Input((frames, model.mel_bins), name="spectrogram")
-    embed = model.get_layer("patch_embed")
-    cut = PatchGrid(
+    backbone = model.backbone
+    patch_grid = PatchGrid(
         patch_size,
         remainder,
-        position,
-        model.grid,
-        model.base_patch,
-        model.stride,
-        frame_shift_scale,
-        dtype=embed.dtype_policy,
+        position=position,
+        grid=model.grid,
+        base_patch=model.base_patch,
+        stride=model.stride,
+        frame_shift_scale=frame_shift_scale,
+        dtype=backbone.patch_embed.dtype_policy,
         name="patch_grid",
     )
-    patches, positions = cut(spectrogram)
-    x = embed(patches, resize=resize) + model.get_layer("position_embed")(positions)
-    if model.prefix_tokens:
-        x = model.get_layer("prefix_tokens")(x)
-    for index in range(model.depth):
-        x = model.get_layer(f"block_{index}")(x)
-    pooled = model.get_layer("pooling")(model.get_layer("norm")(x))
+    spectrogram = keras.Input((frames, model.mel_bins), name="spectrogram")
+    patches, positions = patch_grid(spectrogram)
+    x = backbone.patch_embed(patches, resize=resize) + backbone.position_embed(positions)
+    if backbone.prefix is not None:
+        x = backbone.prefix(x)
+    for block in backbone.blocks:
+        x = block(x)
+    pooled = model.pooling(backbone.norm(x))
     if output == "logits":
-        pooled = model.get_layer("head")(model.get_layer("head_norm")(pooled))
+        pooled = model.head(model.head_norm(pooled))
     return keras.Model(spectrogram, pooled[:, 0], name=f"{model.name}_fixed")
 
 
 def embedding_model(model):
-    """Packed batches to embeddings (rows, segments, dim): a clip's vector before the head."""
-    return PackedModel(model.inputs, model.get_layer("pooling").output, name="embedding")
+    """The part of a PackedAST from packed batches to embeddings, one vector per clip.
+
+    Returns:
+        functional keras.Model that shares the model's layers; its output is float (rows,
+        segments, dim), what pooling gives the head.
+    """
+    _check_packed(model)
+    return keras.Model(model.input, model.pooling.output, name="embedding")
+
+
+def _check_packed(model):
+    if not isinstance(model, PackedAST):
+        raise ValueError(
+            f"model is a {type(model).__name__}; expected a PackedAST. keras.models.clone_model "
+            f"makes a plain Functional: use PackedAST.from_config(model.get_config()) instead."
+        )

@@ -1,7 +1,7 @@
-"""A run on disk: weights, settings and labels in one folder that appears whole or not at all.
+"""A run: a packed model with everything that is needed to use it, in memory and on disk.
 
 RUN/model.keras     the packed model
-RUN/settings.json   how a waveform becomes tokens, and the classes
+RUN/settings.json   how a waveform becomes tokens, the classes, and how the run was made
 RUN/labels.txt      one class a line, in the order of the scores
 """
 
@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import platform
 
 import keras
 
@@ -27,17 +28,22 @@ class Run:
         patches: PatchSettings of the training.
         packing: PackSettings of the training.
         classes: class names in the order of the model's outputs.
-        multi_label: a clip may have several classes: scores are sigmoid, else softmax.
-        clip_seconds: the longest training clip; what an export of fixed length defaults to.
+        multi_label: whether a clip may have several classes: scores are sigmoid, else softmax.
+        clip_seconds: length of the longest training clip; what an export of fixed length
+            defaults to.
+        made_by: how the run was made: what the user chose, the name of the data, versions.
+            A dictionary for JSON; nothing reads it but people.
     """
 
     model: PackedAST
     fbank: FbankSettings
+    _: dataclasses.KW_ONLY
     patches: PatchSettings
     packing: PackSettings
     classes: tuple
     multi_label: bool = False
     clip_seconds: float = 10.0
+    made_by: dict = dataclasses.field(default_factory=dict)
 
     def scores(self, logits):
         """Logits (..., classes) as scores in [0, 1], NumPy float32: softmax, or sigmoid."""
@@ -45,7 +51,7 @@ class Run:
         return keras.ops.convert_to_numpy(activation(logits))
 
     def full_length(self):
-        """This run, hearing every clip at its own length (a converted AST cuts or fills up)."""
+        """This run, hearing every clip at its full length (a converted AST cuts or fills up)."""
         return dataclasses.replace(self, fbank=dataclasses.replace(self.fbank, clip_ms=None))
 
     def resized(self, resize):
@@ -57,16 +63,21 @@ class Run:
 
         Args:
             patch_sizes: ints or (frequency, time) pairs.
-            frame_shift_ms: milliseconds; None for the filterbank's own.
+            frame_shift_ms: frame shift in milliseconds; None for that of training.
         """
         shifts = () if frame_shift_ms is None else (frame_shift_ms,)
         return dataclasses.replace(
             self.patches, patch_sizes=tuple(patch_sizes), frame_shifts_ms=shifts
         )
 
+    def front_end(self, frame_shift_ms=None):
+        """The run's FbankSettings at a frame shift, and that shift over the one of training."""
+        fbank = self.fbank.with_frame_shift(frame_shift_ms)
+        return fbank, fbank.frame_shift_ms / self.fbank.frame_shift_ms
+
 
 def save_run(run, folder):
-    """Write a run into an existing folder, its files replaced one whole at a time."""
+    """Write a run into an existing folder; each of its files is replaced whole."""
     folder = pathlib.Path(folder)
     model_path = folder / "model.part.keras"
     run.model.save(model_path)
@@ -78,9 +89,10 @@ def save_run(run, folder):
         "fbank": run.fbank.to_dict(),
         "patches": run.patches.to_dict(),
         "packing": run.packing.to_dict(),
+        "made_by": run.made_by,
     }
     atomic_write(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
-    atomic_write(folder / "labels.txt", "".join(f"{name}\n" for name in run.classes))
+    atomic_write(folder / "labels.txt", labels_text(run.classes))
 
 
 def load_run(folder):
@@ -99,20 +111,47 @@ def load_run(folder):
             )
     try:
         settings = json.loads((folder / "settings.json").read_text())
+        fields = {
+            "patches": PatchSettings.from_dict(settings["patches"]),
+            "packing": PackSettings.from_dict(settings["packing"]),
+            "classes": tuple(settings["classes"]),
+            "multi_label": settings["multi_label"],
+            "clip_seconds": settings["clip_seconds"],
+            "made_by": settings["made_by"],
+        }
         fbank = FbankSettings.from_dict(settings["fbank"])
-        patches = PatchSettings.from_dict(settings["patches"])
-        packing = PackSettings.from_dict(settings["packing"])
-        classes, multi_label = tuple(settings["classes"]), settings["multi_label"]
-        clip_seconds = settings["clip_seconds"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'settings.json'} is damaged: {error!r}.") from error
     try:
         model = keras.saving.load_model(folder / "model.keras", compile=False)
     except Exception as error:  # Keras raises whatever zipfile, json or h5py met
         raise ValueError(f"{folder / 'model.keras'} cannot be loaded: {error}") from error
+    classes = fields["classes"]
     if model.num_classes != len(classes):
         raise ValueError(
             f"{folder}: the model has {model.num_classes} classes, settings.json "
             f"{len(classes)}. They are from different runs; train or convert again."
         )
-    return Run(model, fbank, patches, packing, classes, multi_label, clip_seconds)
+    return Run(model, fbank, **fields)
+
+
+def as_run(run):
+    """A Run as it is, or the one in a folder."""
+    return run if isinstance(run, Run) else load_run(run)
+
+
+def labels_text(classes):
+    """What a file of labels holds: one class a line, in the order of the scores."""
+    return "".join(f"{name}\n" for name in classes)
+
+
+def versions():
+    """{name: version} of what makes a run, for `Run.made_by`."""
+    from keras_flexast import __version__
+
+    return {
+        "keras_flexast": __version__,
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        "python": platform.python_version(),
+    }

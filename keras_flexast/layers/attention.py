@@ -3,21 +3,15 @@
 import keras
 from keras import ops
 
-from keras_flexast.layers.kernels import attend_by_clip
-
-
-def segment_mask(segment_ids):
-    """True where two tokens of a row belong to the same clip.
-
-    Padding tokens (id 0) see each other, so that no softmax runs over nothing.
-
-    Args:
-        segment_ids: int (rows, length).
-
-    Returns:
-        bool (rows, length, length).
-    """
-    return ops.equal(segment_ids[:, :, None], segment_ids[:, None, :])
+from keras_flexast.layers.kernels import (
+    ATTENTIONS,
+    KERNELS,
+    choose_kernel,
+    current_site,
+    masked_attention,
+    sees_nonfinite,
+)
+from tf_data_pipelines.settings import check_choice
 
 
 def slot_mask(segment_ids, segments):
@@ -65,15 +59,6 @@ class _Attention(keras.layers.Layer):
             heads(self.value_dense(tokens)),
         )
 
-    def _attend(self, queries, tokens, mask, training):
-        """queries (b, q, dim), tokens (b, t, dim), mask (b, q, t) or None -> (b, q, dim)."""
-        attended = ops.dot_product_attention(
-            *self._project(queries, tokens),
-            mask=None if mask is None else mask[:, None],
-            scale=self.scale,
-        )
-        return self._output(attended, training)
-
     def _output(self, attended, training):
         """(b, q, heads, width) -> (b, q, dim)."""
         attended = ops.reshape(attended, (*ops.shape(attended)[:2], -1))
@@ -93,10 +78,14 @@ class MaskedSelfAttention(_Attention):
     """Multi-head self-attention in which a token sees only the tokens of its own clip.
 
     Args:
-        num_heads: attention heads; divides the width.
+        num_heads: number of attention heads; it divides the width.
         scale: factor on the query-key products; None for 1 / sqrt(width of a head).
             ElasticAST's published weights need 1.0.
-        dropout: rate, on the output.
+        dropout: dropout rate of the output.
+        attention: name of the implementation, see `layers.kernels`: "dense", "clip_loop"
+            (TensorFlow without XLA) or "clip_tiles" (JAX). "auto" chooses the fastest for the
+            backend, the device and the row length each time the layer is traced. The numbers
+            are the same.
 
     Call arguments:
         tokens: float (rows, length, dim).
@@ -106,29 +95,35 @@ class MaskedSelfAttention(_Attention):
     Output:
         float (rows, length, dim). Padding tokens hold finite numbers without meaning.
 
-    Attributes:
-        by_clip: attend clip by clip instead of under a dense mask: the same numbers, see
-            `attend_by_clip`. `PackedAST.choose_attention` sets it.
-
     Reference: ElasticAST, Feng et al. 2024 (arXiv:2407.08691), section 2.2.
     """
 
-    by_clip = False
+    def __init__(self, num_heads, scale=None, dropout=0.0, attention="auto", **kwargs):
+        super().__init__(num_heads, scale, dropout, **kwargs)
+        check_choice("attention", attention, ATTENTIONS)
+        self.attention = attention
+        # Where XLA compiles, "auto" takes a kernel that XLA takes.
+        self.supports_jit = attention == "auto" or KERNELS[attention].supports_jit
 
     def build(self, tokens_shape, segment_ids_shape=None):
         self._build_projections(tokens_shape[-1])
         self.built = True
 
     def call(self, tokens, segment_ids=None, training=None):
-        if segment_ids is not None and self.by_clip:
-            query, key, value = self._project(tokens, tokens)
-            scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
-            return self._output(attend_by_clip(query * scale, key, value, segment_ids), training)
-        mask = None if segment_ids is None else segment_mask(segment_ids)
-        return self._attend(tokens, tokens, mask, training)
+        query, key, value = self._project(tokens, tokens)
+        if segment_ids is None:
+            attended = ops.dot_product_attention(query, key, value, scale=self.scale)
+        else:
+            site = current_site(tokens.shape[1], self.compute_dtype)
+            kernel = choose_kernel(self.attention, site)
+            attended = kernel.function(query, key, value, segment_ids, scale=self.scale)
+        return self._output(attended, training)
 
     def compute_output_shape(self, tokens_shape, segment_ids_shape=None):
         return tokens_shape
+
+    def get_config(self):
+        return {**super().get_config(), "attention": self.attention}
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
@@ -136,17 +131,17 @@ class MaskAttentionPooling(_Attention):
     """One vector per clip: a learned query, repeated for every slot, attends to its clip.
 
     Args:
-        num_heads: attention heads; divides the width.
+        num_heads: number of attention heads; it divides the width.
         segments: clip slots in a row.
-        scale, dropout: as MaskedSelfAttention.
+        scale, dropout: as in MaskedSelfAttention.
 
     Call arguments:
         tokens: float (rows, length, dim).
         segment_ids: int (rows, length); None when every row is one clip: one slot then.
 
     Output:
-        float (rows, segments, dim). An empty slot
-        holds finite numbers without meaning; its weight is 0.
+        float (rows, segments, dim). An empty slot holds finite numbers without meaning; its
+        weight in the packed batch is 0.
 
     Reference: ElasticAST, Feng et al. 2024 (arXiv:2407.08691), section 2.3.
     """
@@ -167,8 +162,13 @@ class MaskAttentionPooling(_Attention):
         slots = 1 if segment_ids is None else self.segments
         shape = (ops.shape(tokens)[0], slots, tokens.shape[-1])
         queries = ops.broadcast_to(ops.cast(self.query, tokens.dtype), shape)
-        mask = None if segment_ids is None else slot_mask(segment_ids, slots)
-        return self._attend(queries, tokens, mask, training)
+        query, key, value = self._project(queries, tokens)
+        if segment_ids is None:
+            attended = ops.dot_product_attention(query, key, value, scale=self.scale)
+        else:
+            mask = slot_mask(segment_ids, slots)
+            attended = masked_attention(query, key, value, mask, scale=self.scale)
+        return self._output(attended, training)
 
     def compute_output_shape(self, tokens_shape, segment_ids_shape=None):
         slots = 1 if segment_ids_shape is None else self.segments
@@ -204,13 +204,15 @@ class PrefixPooling(keras.layers.Layer):
     def call(self, tokens, positions=None, segment_ids=None):
         if segment_ids is None:
             return ops.mean(self._chosen(tokens), 1, keepdims=True)
-        mine = ops.logical_and(
+        mask = ops.logical_and(
             slot_mask(segment_ids, self.segments), self._is_chosen(positions)[:, None, :]
         )
-        mine = ops.cast(mine, "float32")
-        count = ops.maximum(ops.sum(mine, -1, keepdims=True), 1)
-        pooled = ops.matmul(ops.cast(mine, tokens.dtype), tokens)
-        return pooled / ops.cast(count, tokens.dtype)
+        finite = ops.all(ops.isfinite(tokens), axis=-1)
+        weights = ops.cast(mask, "float32")
+        count = ops.maximum(ops.sum(weights, -1, keepdims=True), 1)
+        clean = ops.where(finite[:, :, None], tokens, 0)
+        pooled = ops.matmul(ops.cast(weights, tokens.dtype), clean) / ops.cast(count, tokens.dtype)
+        return ops.where(sees_nonfinite(mask, finite)[:, :, None], float("nan"), pooled)
 
     def _chosen(self, tokens):
         return tokens[:, : self.count]
@@ -230,7 +232,7 @@ class PrefixPooling(keras.layers.Layer):
 class MeanPooling(PrefixPooling):
     """One vector per clip: the mean of its tokens, prefix tokens left out.
 
-    Arguments and output as PrefixPooling.
+    Arguments and output are those of PrefixPooling.
 
     Reference: SSAST, Gong et al. 2022 (arXiv:2110.09784), its fine-tuning.
     """

@@ -250,9 +250,17 @@ class PatchGrid(keras.layers.Layer):
     """
 
     def __init__(
-        self, patch_size, remainder, position, grid, base_patch=BASE_PATCH, stride=None,
-        frame_shift_scale=1.0, **kwargs,
-    ):  # fmt: skip
+        self,
+        patch_size,
+        remainder,
+        *,
+        position,
+        grid,
+        base_patch=BASE_PATCH,
+        stride=None,
+        frame_shift_scale=1.0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.patch_size = patch_pair(patch_size)
         self.remainder = remainder
@@ -264,12 +272,13 @@ class PatchGrid(keras.layers.Layer):
     def build(self, input_shape):
         _, frames, mel_bins = input_shape
         axis_f, axis_t = base_axes(self.base_patch, self.stride, self.grid)
-        (patch_f, patch_t), policies = self.patch_size, (self.remainder, self.position)
+        patch_f, patch_t = self.patch_size
+        policies = {"remainder": self.remainder, "position": self.position}
         self._freq, center_f, extent_f = axis_grid(
-            mel_bins, patch_f, axis_f, *policies, "frequency"
+            mel_bins, patch_f, axis=axis_f, name="frequency", **policies
         )
         self._time, center_t, extent_t = axis_grid(
-            frames, patch_t, axis_t, *policies, "time", self.frame_shift_scale
+            frames, patch_t, axis=axis_t, name="time", scale=self.frame_shift_scale, **policies
         )
         count_f, count_t = len(self._freq), len(self._time)
         columns = (

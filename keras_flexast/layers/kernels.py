@@ -1,228 +1,181 @@
-"""Self-attention clip by clip: no work for pairs of tokens in different clips.
+"""The implementations of packed self-attention, in one table, and the choice between them.
 
-A dense mask pays for every pair of a row. Here each run of equal segment ids is cut out,
-attends to itself and is put back, in a loop over the clips of the batch. The results are
-those of the mask, to rounding; padding gets zeros. A loop suits a CPU, where a clip is work
-enough for all cores.
+Every kernel computes the same numbers: softmax attention of each token to the tokens of its own
+clip. They differ in where they run and in what they cost. A new kernel is one function, in a file
+of its own, and one row of KERNELS.
 """
 
-import functools
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
+from keras import ops
 
-TILE, AT_ONCE = 192, 2  # of JAX's static shapes; tiles of 64 to 512 and 1 to 8 of them were timed
+CLIP_BY_CLIP_FROM = 512  # tokens in a row; shorter rows gain nothing, and lose with tiny clips
 
 
-def attend_by_clip(query, key, value, segment_ids):
-    """Softmax attention of every token to the tokens of its own clip.
+class Site(NamedTuple):
+    """Where a layer is traced.
 
     Args:
-        query: float (rows, length, heads, width), scaled already; on JAX all static.
-        key, value: like query.
-        segment_ids: int (rows, length), the tokens of a clip side by side; 0 for padding.
+        backend: Keras's backend, "tensorflow", "jax" or "torch".
+        device: kind of device, "cpu", "gpu" or "tpu".
+        distributed: whether several devices share the work.
+        length: tokens in a row; None where the trace does not know it.
+        dtype: name of the dtype of query, key and value.
+        xla: whether XLA compiles what is traced.
+    """
+
+    backend: str
+    device: str
+    distributed: bool
+    length: int | None
+    dtype: str
+    xla: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One row of KERNELS.
+
+    Args:
+        function: function of query, key and value, each float (rows, length, heads, width),
+            segment_ids, int (rows, length), and scale, the factor on the query-key products
+            (None for 1 / sqrt(width)). It returns float (rows, length, heads, width).
+        works: function from a Site to whether the kernel runs there.
+        preferred: function from a Site to whether "auto" takes the kernel where it works.
+        supports_jit: whether XLA compiles the kernel on TensorFlow.
+    """
+
+    function: Callable
+    works: Callable
+    preferred: Callable
+    supports_jit: bool = True
+
+
+def dense_mask(query, key, value, segment_ids, scale=None):
+    """Attention under a block-diagonal mask: computes every pair of tokens of a row."""
+    mask = ops.equal(segment_ids[:, :, None], segment_ids[:, None, :])
+    return masked_attention(query, key, value, mask, scale=scale)
+
+
+def masked_attention(query, key, value, mask, *, scale=None):
+    """Softmax attention under a mask, without a trace of what the mask hides.
+
+    Args:
+        query: float (rows, queries, heads, width).
+        key, value: float (rows, tokens, heads, width).
+        mask: bool (rows, queries, tokens), True where a query sees a token.
+        scale: factor on the query-key products; None for 1 / sqrt(width).
 
     Returns:
-        float (rows, length, heads, width); zeros for padding.
+        float (rows, queries, heads, width). A query that sees a NaN or infinity gets NaN; any
+        other query gets the finite numbers that it would get without that token.
+    """
+    finite = ops.all(ops.isfinite(value), axis=(2, 3))
+    value = ops.where(finite[:, :, None, None], value, 0)
+    attended = ops.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale)
+    return ops.where(sees_nonfinite(mask, finite)[:, :, None, None], float("nan"), attended)
+
+
+def sees_nonfinite(mask, finite):
+    """Whether each query sees a token that is not finite.
+
+    A mask gives a hidden token the weight 0, but 0 times NaN is NaN: so masked sums are taken
+    over zeros in place of such tokens, and the queries that see one are marked here.
+
+    Args:
+        mask: bool (rows, queries, tokens), True where a query sees a token.
+        finite: bool (rows, tokens).
+
+    Returns:
+        bool (rows, queries).
+    """
+    return ops.any(ops.logical_and(mask, ops.logical_not(finite)[:, None, :]), axis=-1)
+
+
+def clip_loop(query, key, value, segment_ids, scale=None):
+    """Clip by clip in a TensorFlow loop: no work for pairs of tokens of different clips."""
+    from keras_flexast.layers.clip_loop import attend  # TensorFlow is optional
+
+    return attend(query, key, value, segment_ids, scale)
+
+
+def clip_tiles(query, key, value, segment_ids, scale=None):
+    """Clip by clip in tiles of static shape, for JAX: FlashAttention with a loop over clips."""
+    from keras_flexast.layers.clip_tiles import attend  # JAX is not loaded on other backends
+
+    return attend(query, key, value, segment_ids, scale)
+
+
+def _long_rows_on_one_cpu(site):
+    """Where a loop over clips is fastest: a clip is work enough for all cores of a CPU."""
+    on_one_cpu = site.device == "cpu" and not site.distributed
+    return on_one_cpu and site.length is not None and site.length >= CLIP_BY_CLIP_FROM
+
+
+KERNELS = {  # "auto" takes the first that works and is preferred
+    "clip_loop": Kernel(
+        clip_loop,
+        works=lambda site: site.backend == "tensorflow" and not site.xla,
+        preferred=_long_rows_on_one_cpu,
+        supports_jit=False,  # arrays of clips of their own lengths
+    ),
+    "clip_tiles": Kernel(
+        clip_tiles,
+        works=lambda site: site.backend == "jax" and site.length is not None,
+        preferred=_long_rows_on_one_cpu,
+    ),
+    "dense": Kernel(dense_mask, works=lambda site: True, preferred=lambda site: True),
+}
+ATTENTIONS = ("auto", *KERNELS)
+
+
+def choose_kernel(attention, site):
+    """The Kernel of a MaskedSelfAttention at a site.
+
+    Args:
+        attention: name in KERNELS, or "auto" for the first that works and is preferred.
+        site: Site, as `current_site` tells it.
+
+    Returns:
+        Kernel.
 
     Raises:
-        RuntimeError: Keras runs on another backend than TensorFlow or JAX.
+        RuntimeError: the named kernel does not work at this site.
     """
-    implementations = {"tensorflow": _by_tensorflow, "jax": _by_jax}
-    backend = keras.backend.backend()
-    if backend not in implementations:
-        raise RuntimeError(f"attention by clip runs on TensorFlow and JAX, not on {backend}.")
-    return implementations[backend](query, key, value, segment_ids)
-
-
-def _by_tensorflow(query, key, value, segment_ids):
-    """Arrays of clips of their own lengths; not compilable by XLA, which has static shapes."""
-    import tensorflow as tf
-
-    heads, width = query.shape[2:]
-    shape = tf.shape(query)
-    length = shape[1]
-    flat = tf.reshape(segment_ids, [-1])
-    first = tf.not_equal(flat, tf.roll(flat, 1, 0)) | tf.equal(tf.range(tf.size(flat)) % length, 0)
-    run = tf.cumsum(tf.cast(first, tf.int32)) - 1
-    lengths = tf.math.segment_sum(tf.ones_like(run), run)
-    is_clip = tf.math.segment_max(flat, run) > 0
-    count = tf.size(lengths)
-
-    def array():
-        element = [None, heads, width]
-        return tf.TensorArray(query.dtype, count, infer_shape=False, element_shape=element)
-
-    clips = [array().split(tf.reshape(x, [-1, heads, width]), lengths) for x in (query, key, value)]
-
-    def attend(index):
-        q, k, v = (tf.transpose(one.read(index), [1, 0, 2]) for one in clips)
-        weights = tf.nn.softmax(tf.matmul(q, k, transpose_b=True))
-        return tf.transpose(tf.matmul(weights, v), [1, 0, 2])
-
-    def step(index, done):
-        attended = tf.cond(
-            is_clip[index],
-            lambda: attend(index),
-            lambda: tf.zeros([lengths[index], heads, width], query.dtype),
+    if attention == "auto":
+        return next(k for k in KERNELS.values() if k.works(site) and k.preferred(site))
+    if not KERNELS[attention].works(site):
+        able = ", ".join(repr(name) for name, kernel in KERNELS.items() if kernel.works(site))
+        raise RuntimeError(
+            f"attention={attention!r} does not work here ({site}). Choose 'auto', or one of {able}."
         )
-        return index + 1, done.write(index, attended)
-
-    _, done = tf.while_loop(
-        lambda index, _: index < count, step, (0, array()), parallel_iterations=2
-    )
-    return tf.reshape(done.concat(), shape)
+    return KERNELS[attention]
 
 
-def _by_jax(query, key, value, segment_ids):
-    rows, length, heads, width = query.shape
-    attend = _jax_attention(rows * length, length)
-    flat = (x.reshape(-1, heads, width).swapaxes(0, 1) for x in (query, key, value))
-    return attend(*flat, segment_ids).swapaxes(0, 1).reshape(query.shape)
+def current_site(length, dtype="float32"):
+    """The Site of what is being traced.
 
-
-@functools.cache
-def _jax_attention(tokens, length):
-    """The attention of (heads, tokens, width) arrays in tiles of TILE queries by TILE keys.
-
-    A tile begins where its clip does, or TILE further; what it holds beyond the clip's end is
-    masked. The softmax over the tiles of a clip runs online, and the gradient computes it
-    again from each query's normalizer: FlashAttention, Dao et al. 2022 (arXiv:2205.14135).
-    AT_ONCE query tiles go side by side, in arrays (AT_ONCE, heads, TILE, ...); the last ones
-    may be empty tiles behind the tokens.
+    Args:
+        length: tokens in a row; anything but an int (an unknown or symbolic size) is unknown.
+        dtype: name of a dtype.
     """
-    import jax
-    import jax.numpy as jnp
+    backend, device, distributed, xla = keras.backend.backend(), "cpu", False, True
+    if backend == "jax":
+        import jax
 
-    def tiles_of(segment_ids):
-        """Steps of AT_ONCE query tiles, and of each tile its place, its clip's place and end."""
-        flat, places = jnp.ravel(segment_ids), jnp.arange(tokens)
-        first = (flat != jnp.roll(flat, 1)) | (places % length == 0)
-        start = jax.lax.cummax(jnp.where(first, places, 0))
-        clip = jnp.cumsum(first) - 1
-        end = start + jnp.zeros(tokens, "int32").at[clip].add(1)[clip]
-        is_tile = (flat > 0) & ((places - start) % TILE == 0)
-        (here,) = jnp.nonzero(is_tile, size=tokens + AT_ONCE, fill_value=tokens)
-        start, end = (jnp.append(x, tokens)[here] for x in (start, end))
-        return (is_tile.sum() + AT_ONCE - 1) // AT_ONCE, (here, start, end)
+        device = jax.default_backend()
+        distributed = keras.distribution.distribution() is not None
+    elif backend == "tensorflow":
+        import tensorflow as tf
+        from tensorflow.python.ops import control_flow_util  # no public function tells it
 
-    def these(step, tiles):
-        return [jax.lax.dynamic_slice_in_dim(x, step * AT_ONCE, AT_ONCE) for x in tiles]
-
-    def inside(places, ends):
-        """Which of a tile's tokens are its clip's, (AT_ONCE, 1, TILE, 1)."""
-        return (places[:, None] + jnp.arange(TILE) < ends[:, None])[:, None, :, None]
-
-    def lengthened(*arrays):
-        """Room for the last tile, which may reach beyond the last token."""
-        return [jnp.pad(x, ((0, 0), (0, TILE), (0, 0))) for x in arrays]
-
-    def one(x, place):
-        return jax.lax.dynamic_slice_in_dim(x, place, TILE, 1)
-
-    def take(x, places):
-        return jnp.stack([one(x, places[side]) for side in range(AT_ONCE)])
-
-    def take_clip(x, places, mine):
-        """`take`, zero outside the clip: no weight of 0 may meet a neighbor's NaN."""
-        return jnp.where(mine, take(x, places), 0)
-
-    def put(x, tiles, places):
-        for side in range(AT_ONCE):
-            tile = tiles[side].astype(x.dtype)
-            x = jax.lax.dynamic_update_slice_in_dim(x, tile, places[side], 1)
-        return x
-
-    def add(x, tiles, places, mine):
-        tiles = jnp.where(mine, tiles, 0)
-        for side in range(AT_ONCE):  # one after the other: both may be the same place
-            tile = one(x, places[side]) + tiles[side]
-            x = jax.lax.dynamic_update_slice_in_dim(x, tile, places[side], 1)
-        return x
-
-    def product(a, b):
-        return jnp.matmul(a, b, preferred_element_type="float32")
-
-    def turned(x):
-        return jnp.swapaxes(x, -1, -2)
-
-    def each_key_tile(step, starts, ends, done):
-        """`done` after `step(places, mine, done)` of every key tile of the clips."""
-
-        def body(index, done):
-            places = starts + index * TILE
-            # A clip with fewer tiles than the one beside it has none left: behind the tokens.
-            return step(jnp.minimum(places, tokens), inside(places, ends), done)
-
-        return jax.lax.fori_loop(0, ((ends - starts + TILE - 1) // TILE).max(), body, done)
-
-    def forward(query, key, value, segment_ids):
-        heads, _, width = query.shape
-        steps, tiles = tiles_of(segment_ids)
-        queries, keys, values = lengthened(query, key, value)
-
-        def query_tiles(step, done):
-            here, starts, ends = these(step, tiles)
-            q = take(queries, here)
-
-            def key_tiles(places, mine, done):
-                attended, total, top = done
-                k, v = take(keys, places), take_clip(values, places, mine)
-                logits = jnp.where(turned(mine), product(q, turned(k)), -jnp.inf)
-                new_top = jnp.maximum(top, logits.max(-1, keepdims=True))
-                weights, shrink = jnp.exp(logits - new_top), jnp.exp(top - new_top)
-                attended = attended * shrink + product(weights.astype(v.dtype), v)
-                return attended, total * shrink + weights.sum(-1, keepdims=True), new_top
-
-            shape = AT_ONCE, heads, TILE
-            zeros, lowest = (jnp.full((*shape, 1), number) for number in (0.0, -1e30))
-            attended, total, top = each_key_tile(
-                key_tiles, starts, ends, (jnp.zeros((*shape, width)), zeros, lowest)
-            )
-            total = jnp.where(total == 0, 1, total)  # of an empty tile
-            new = attended / total, top + jnp.log(total)
-            # What lies beyond the clip's end is put right by the tiles that follow.
-            return tuple(put(x, tile, here) for x, tile in zip(done, new, strict=True))
-
-        done = jnp.zeros_like(queries), jnp.zeros((*queries.shape[:2], 1), "float32")
-        attended, normalizer = jax.lax.fori_loop(0, steps, query_tiles, done)
-        attended = jnp.where(jnp.ravel(segment_ids)[:, None] > 0, attended[:, :tokens], 0)
-        return attended, (query, key, value, segment_ids, attended, normalizer)
-
-    def backward(saved, slope):
-        query, key, value, segment_ids, attended, normalizer = saved
-        steps, tiles = tiles_of(segment_ids)
-        along = (slope.astype("float32") * attended).sum(-1, keepdims=True)
-        queries, keys, values, slopes, along = lengthened(query, key, value, slope, along)
-
-        def query_tiles(step, done):
-            for_query, for_key, for_value = done
-            here, starts, ends = these(step, tiles)
-            my_queries = inside(here, ends)
-            q, s = take_clip(queries, here, my_queries), take_clip(slopes, here, my_queries)
-            norm, mean = take(normalizer, here), take(along, here)
-
-            def key_tiles(places, mine, done):
-                for_q, for_key, for_value = done
-                k, v = take_clip(keys, places, mine), take_clip(values, places, mine)
-                both = my_queries & turned(mine)
-                weights = jnp.where(both, jnp.exp(product(q, turned(k)) - norm), 0)
-                change = jnp.where(both, weights * (product(s, turned(v)) - mean), 0)
-                weights, change = weights.astype(q.dtype), change.astype(q.dtype)
-                return (
-                    for_q + product(change, k),
-                    add(for_key, product(turned(change), q), places, mine),
-                    add(for_value, product(turned(weights), s), places, mine),
-                )
-
-            for_q, for_key, for_value = each_key_tile(
-                key_tiles, starts, ends, (jnp.zeros(q.shape), for_key, for_value)
-            )
-            return add(for_query, for_q, here, my_queries), for_key, for_value
-
-        done = tuple(jnp.zeros(queries.shape) for _ in range(3))
-        slopes = jax.lax.fori_loop(0, steps, query_tiles, done)
-        return (*(x[:, :tokens].astype(query.dtype) for x in slopes), None)
-
-    attend = jax.custom_vjp(lambda *arguments: forward(*arguments)[0])
-    attend.defvjp(forward, backward)
-    return attend
+        device = "gpu" if tf.config.list_logical_devices("GPU") else "cpu"
+        distributed = tf.distribute.has_strategy()
+        xla = not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
+            tf.compat.v1.get_default_graph()
+        )
+    length = length if isinstance(length, int) else None
+    return Site(backend, device, distributed, length=length, dtype=dtype, xla=xla)
