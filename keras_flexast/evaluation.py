@@ -1,150 +1,155 @@
-"""Every clip of a data set through the packed model, once, and what that says of it."""
-
-import dataclasses
-
-import keras
-import numpy as np
-from rich.progress import Progress
-
-from keras_flexast.metrics import accuracy, mean_average_precision
-from keras_flexast.models import PackedModel
-from tf_data_pipelines.settings import patch_name
-
-MAX_ROW_LENGTH = 8192  # tokens; dense attention over more needs over 3 GB a layer
+"""Accuracy of runs and of exported artifacts on labeled clips, at any patch sizes."""
 
 
-def clip_outputs(model, batches, clips, description=None):
-    """The model's output of every clip, in the order of the source.
+from keras_flexast.inference.artifacts import file_scores, is_artifact, scoring_artifacts
+from keras_flexast.inference.classifier import (
+    artifact_of_size,
+    check_settled,
+    configured_run,
+    is_cut,
+    warn_of_cuts,
+)
+from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
+from keras_flexast.metrics import accuracy, mean_average_precision, standard_error
+from tf_data_pipelines.settings import PATCH_SIZES, FbankSettings, patch_name
+
+
+def evaluate_run(
+    run, data, *, patch_sizes=None, split="test", frame_shift_ms=None, resize=None,
+    full_length=False, progress=False,
+):  # fmt: skip
+    """Accuracy (mAP where clips have several labels) of one set of weights at several patch sizes.
+
+    An exported artifact is run by its own runtime: the number is what the exported file scores.
 
     Args:
-        model: keras.Model on packed batches with one output vector a segment slot. A
-            PackedModel attends as is fastest for these rows, and keeps to it.
-        batches: of `tf_data_pipelines.evaluation_batches`.
-        clips: number of clips.
-        description: text beside a progress bar; None shows none.
+        run: Run, folder of a run, or path of an exported artifact.
+        data: folder or manifest as for training, or a ScannedSource.
+        patch_sizes: ints or (frequency, time) pairs; None for PATCH_SIZES, or for all that an
+            artifact has.
+        split: "train", "validation", "test", or "all" for all clips.
+        frame_shift_ms: frame shift in milliseconds, of a run; None for that of training.
+        resize: "pi" or "bilinear", of a run; None for that of training.
+        full_length: hear each clip at its full length, where a converted AST cuts or fills up.
+        progress: show progress bars.
 
     Returns:
-        outputs float32 (clips, width), and a dictionary: `rows` that held a clip, `tokens`
-        in them, and `fill`, the share of their places that was a token.
+        list of dictionaries, one per patch size: `name` ("16", "16x24"), `metric` ("accuracy"
+        or "mAP"), `value`, `standard_error` (None for mAP) and `clips`. Of a run also
+        `patch_size` (frequency, time), `rows`, `tokens` and `fill`; of an artifact `signature`.
 
     Raises:
-        ValueError: a clip came back never or twice.
+        FileNotFoundError, ValueError: no run or artifact, no such data, split or patch size, or
+            other classes than the model's.
     """
-    outputs, seen = np.zeros((clips, model.output_shape[-1]), "float32"), np.zeros(clips, "int64")
-    rows = tokens = places = 0
-    with Progress(disable=description is None) as progress:
-        task = progress.add_task(description or "", total=clips)
-        for inputs, _, weights, clip_ids in batches:
-            inputs = {name: np.asarray(value) for name, value in inputs.items()}
-            if isinstance(model, PackedModel):
-                model.choose_attention(inputs["segment_ids"].shape[1])
-            output = keras.ops.convert_to_numpy(model.predict_on_batch(inputs))
-            real = np.asarray(weights) > 0
-            output = output[:, : real.shape[1]]  # rows may be packed with fewer slots
-            ids = np.asarray(clip_ids)[real]
-            outputs[ids] = output[real]
-            np.add.at(seen, ids, 1)
-            used = inputs["segment_ids"] > 0
-            rows += int(used.any(1).sum())
-            tokens += int(used.sum())
-            places += int(used.any(1).sum()) * used.shape[1]
-            progress.advance(task, len(ids))
-    if not (seen == 1).all():
-        raise ValueError(
-            f"{(seen != 1).sum()} of {clips} clips came back not exactly once; the batches do "
-            f"not belong to this source."
+    from tf_data_pipelines.sources import read_data
+
+    if is_artifact(run):
+        check_settled(run, frame_shift_ms=frame_shift_ms, resize=resize, full_length=full_length)
+        artifacts = list(scoring_artifacts(run).values())
+        if patch_sizes is not None:
+            artifacts = [artifact_of_size(run, size) for size in patch_sizes]
+        fbank = FbankSettings(sample_rate=artifacts[0].sample_rate)
+        data = read_data(
+            data, fbank, classes=artifacts[0].classes, split=split, progress=progress
         )
-    return outputs, {"rows": rows, "tokens": tokens, "fill": tokens / places}
+        return [_evaluate_artifact(artifact, data, progress) for artifact in artifacts]
+    run = configured_run(run, resize=resize, full_length=full_length)
+    data = read_data(data, run.fbank, classes=run.classes, split=split, progress=progress)
+    warn_of_cuts(run, sum(is_cut(run.fbank, one) for one in data.durations), len(data.durations))
+    return _evaluate_packed(
+        run, data, patch_sizes or PATCH_SIZES, frame_shift_ms=frame_shift_ms, progress=progress
+    )
 
 
-def evaluate_run(run, data, patch_sizes, frame_shift_ms=None, progress=False):
-    """Accuracy (or mAP) at each patch size, with one set of weights.
+def measure(artifact, data, description=None):
+    """What an artifact itself scores on clips, decoded from their files.
+
+    Args:
+        artifact: Artifact.
+        data: ScannedSource of the clips; its classes are the artifact's.
+        description: text beside a progress bar; None shows no bar.
+
+    Returns:
+        {`metric`: "accuracy" or "mAP", `value`, `standard_error` (None for mAP), `clips`}.
+
+    Raises:
+        ValueError: other classes, or a clip that the artifact refuses.
+    """
+    source = data.source
+    if source.classes != artifact.classes:
+        raise ValueError(
+            f"the data has the classes {', '.join(source.classes)}, {artifact.path} the labels "
+            f"{', '.join(artifact.classes)}. Load the data with classes=artifact.classes."
+        )
+    found = file_scores(artifact, [clip.path for clip in source.clips], description)
+    if found.rejected:
+        raise ValueError(
+            f"{artifact.path} ({artifact.signature}) cannot score {len(found.rejected)} of "
+            f"{len(source)} clips: {found.rejected[0][1]}"
+        )
+    return score_clips(source, found.scores)
+
+
+def score_clips(source, outputs):
+    """How right the outputs of clips are.
+
+    Args:
+        source: Source of the clips.
+        outputs: float (clips, classes), logits or scores.
+
+    Returns:
+        {`metric`: "accuracy", or "mAP" for multi-label clips, `value` in [0, 1],
+        `standard_error` (None for mAP), `clips`}.
+    """
+    clips = len(source)
+    if source.multi_label:
+        value = mean_average_precision(source.targets(), outputs)
+        return {"metric": "mAP", "value": value, "standard_error": None, "clips": clips}
+    value = accuracy(source.targets(), outputs)
+    error = standard_error(value, clips)
+    return {"metric": "accuracy", "value": value, "standard_error": error, "clips": clips}
+
+
+def share_text(result):
+    """ "97.0 ± 0.7": the value of a result in percent, with its standard error if it has one."""
+    error = result.get("standard_error")
+    return f"{100 * result['value']:.1f}" + (f" ± {100 * error:.1f}" if error else "")
+
+
+def _evaluate_artifact(artifact, data, progress):
+    name = artifact.patch_size or artifact.signature
+    result = measure(artifact, data, f"Evaluating {name}" if progress else None)
+    return {"name": name, "signature": artifact.signature, **result}
+
+
+def _evaluate_packed(run, data, patch_sizes, *, frame_shift_ms=None, progress=False):
+    """Results of a run at each patch size.
 
     However many patch sizes, the batches have at most two shapes, so that the model compiles
     at most twice: rows of the run's own length, and longer rows for the sizes whose clips do
     not all fit them.
-
-    Args:
-        run: Run.
-        data: ScannedSource of the clips; its classes are the run's.
-        patch_sizes: ints or (frequency, time) pairs.
-        frame_shift_ms: milliseconds; None for the filterbank's own.
-        progress: show a bar for each size.
-
-    Returns:
-        list of dictionaries: `patch_size` (frequency, time), `metric` ("accuracy" or
-        "mAP"), `value`, `clips`, `rows`, `tokens` and `fill`.
     """
-    from tf_data_pipelines.pipeline import clip_tokens, evaluation_batches
+    from tf_data_pipelines.pipeline import clip_tokens, evaluation_batches, packing_for
 
     pairs = run.patches_at(patch_sizes, frame_shift_ms).patch_sizes
-    most = clip_tokens(data, run.fbank, run.patches_at(pairs, frame_shift_ms)).max(1)
-    fits = dict(zip(pairs, most <= run.packing.row_length, strict=True))
-    results = {}
-    for group in (True, False):  # one shape after the other: the model is traced for one
+    longest = clip_tokens(data, run.fbank, run.patches_at(pairs, frame_shift_ms)).max(1)
+    fits = dict(zip(pairs, longest <= run.packing.row_length, strict=True))
+    predictor, results = PackedPredictor(run.model), {}
+    for group in (True, False):
         chosen = [pair for pair in pairs if fits[pair] == group]
         if not chosen:
             continue
         together = run.patches_at(chosen, frame_shift_ms)
         packing = packing_for(data, run.fbank, together, run.packing)
         for pair in chosen:
-            patches = run.patches_at([pair], frame_shift_ms)
-            logits, counts = clip_outputs(
-                run.model,
-                evaluation_batches(data, run.fbank, patches, packing),
+            name, patches = patch_name(pair), run.patches_at([pair], frame_shift_ms)
+            logits, counts = packed_outputs(
+                predictor,
+                evaluation_batches(data, run.fbank, patches=patches, packing=packing),
                 len(data.source),
-                f"Evaluating at patch {patch_name(pair)}" if progress else None,
+                f"Evaluating at patch {name}" if progress else None,
             )
-            metric, value = score_clips(data.source, logits)
-            results[pair] = {
-                "patch_size": pair, "metric": metric, "value": value, "clips": len(logits),
-                **counts,
-            }  # fmt: skip
+            result = score_clips(data.source, logits)
+            results[pair] = {"name": name, "patch_size": pair, **result, **counts}
     return [results[pair] for pair in pairs]
-
-
-def score_clips(source, logits):
-    """("accuracy", value) of single-label clips, ("mAP", value) of multi-label ones."""
-    if source.multi_label:
-        targets = np.zeros((len(source), len(source.classes)))
-        for row, clip in zip(targets, source.clips, strict=True):
-            row[list(clip.labels)] = 1
-        return "mAP", mean_average_precision(targets, logits)
-    return "accuracy", accuracy([clip.labels[0] for clip in source.clips], logits)
-
-
-def packing_for(data, fbank, patches, packing):
-    """Pack settings whose rows are long enough for every clip at every patch size.
-
-    The run's own rows are kept where they suffice, so that one compilation serves; a few
-    clips that fit into less than one of them get one row. Other lengths than the run's own
-    are one of 20, so that a cache of compiled models serves the next clips too.
-
-    Raises:
-        ValueError: a clip needs more than MAX_ROW_LENGTH tokens; it is named.
-    """
-    from tf_data_pipelines.pipeline import clip_tokens
-
-    tokens = clip_tokens(data, fbank, patches).max(0)
-    most, total = int(tokens.max()), int(tokens.sum())
-    if total <= packing.row_length and len(tokens) <= packing.segments:
-        row_length = min(packing.row_length, _round_up(total))
-        return dataclasses.replace(packing, rows=1, row_length=row_length)
-    if most <= packing.row_length:
-        return packing
-    if most > MAX_ROW_LENGTH:
-        clip = int(tokens.argmax())
-        raise ValueError(
-            f"clip {data.source.clips[clip].path!r} ({data.durations[clip]:.1f} s) has "
-            f"{most:,} tokens, more than {MAX_ROW_LENGTH:,}. Use a larger patch size, or cut the "
-            f"recording into shorter files."
-        )
-    length = _round_up(most)
-    rows = max(1, packing.rows * packing.row_length // length)
-    return dataclasses.replace(packing, row_length=length, rows=rows)
-
-
-def _round_up(tokens):
-    """To a multiple of 128 up to 1,024; above, of a quarter of the power of two below."""
-    step = max(128, 2 ** ((tokens - 1).bit_length() - 3))
-    return -(-tokens // step) * step

@@ -10,12 +10,12 @@ MARKERS = "osD^vP*X"
 
 
 def accuracy_figure(curves, path, title, metric="accuracy"):
-    """Draw a metric against the patch size, one line a model: FlexiAST's Figure 1.
+    """Draw a metric against the patch size, one line per model: FlexiAST's Figure 1.
 
     Args:
         curves: {model name: {patch size: value between 0 and 1}}.
-        path: of the PNG.
-        title: above the axes.
+        path: path of the PNG file to write.
+        title: text above the axes.
         metric: name of the value.
     """
     from matplotlib.figure import Figure
@@ -37,14 +37,14 @@ def accuracy_figure(curves, path, title, metric="accuracy"):
     _write(figure, path)
 
 
-def points_figure(points, path, title, threads=1, chosen=None, budget_ms=None):
-    """Draw accuracy against latency: a marker for each operating point, a color a patch size.
+def points_figure(points, path, *, title, threads=1, chosen=None, budget_ms=None):
+    """Draw accuracy against latency: a marker per operating point, a color per patch size.
 
     Args:
-        points: of a card; those not timed with `threads` are left out.
-        path: of the PNG.
-        title: above the axes.
-        threads: number that the latency is of.
+        points: operating points of a card; those not timed with `threads` are left out.
+        path: path of the PNG file to write.
+        title: text above the axes.
+        threads: number of threads of the latency.
         chosen: the point to ring, or None.
         budget_ms: where to draw a line, or None.
     """
@@ -91,10 +91,10 @@ def timeline_figure(timeline, path, title, rows=10):
 
     Args:
         timeline: Timeline.
-        path: of the PNG.
-        title: above the axes.
-        rows: classes at the most, those that win most windows first; where another class
-            wins, the band is white.
+        path: path of the PNG file to write.
+        title: text above the axes.
+        rows: largest number of classes, those that win most windows first; where another
+            class wins, the band is white.
     """
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
@@ -113,7 +113,7 @@ def timeline_figure(timeline, path, title, rows=10):
     colors = ListedColormap([f"C{index}" for index in range(10)][: min(rows, 10)])
     winning = np.ma.masked_less(place[winners], 0)[None]
     band.pcolormesh(edges, [0, 1], winning % 10, cmap=colors, vmin=-0.5, vmax=colors.N - 0.5)
-    _name_stretches(band, edges, winners, timeline.classes, shown)
+    _name_stretches(band, edges, winners=winners, classes=timeline.classes, shown=shown)
     band.set(yticks=[0.5], title=_short(title, 100))
     band.set_yticklabels(["winner"])
     mesh = heat.pcolormesh(
@@ -151,7 +151,7 @@ def _edges(timeline):
     )
 
 
-def _name_stretches(axes, edges, winners, classes, shown):
+def _name_stretches(axes, edges, *, winners, classes, shown):
     """Write each label into its stretch of the band where it is wide enough."""
     changes = np.flatnonzero(np.diff(winners)) + 1
     for first, last in zip([0, *changes], [*changes, len(winners)], strict=True):

@@ -51,10 +51,23 @@ def accuracy(labels, scores):
     """Share of clips whose largest score is their label's.
 
     Args:
-        labels: int (clips,).
-        scores: float (clips, classes).
+        labels: class index of each clip, int (clips,).
+        scores: float (clips, classes); larger means more likely.
     """
     return float(np.mean(np.argmax(scores, -1) == np.asarray(labels)))
+
+
+def standard_error(share, clips):
+    """Standard error of a share of clips, by Agresti and Coull: 100 % has one too.
+
+    Two hits and two misses are added to the clips before the usual formula.
+
+    Args:
+        share: share of the clips that are right, 0 to 1.
+        clips: number of clips.
+    """
+    share = (share * clips + 2) / (clips + 4)
+    return float(np.sqrt(share * (1 - share) / (clips + 4)))
 
 
 def _check(targets, scores):

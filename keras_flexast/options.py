@@ -1,80 +1,51 @@
-"""What several commands of the command line share: choices, options, and texts as values."""
+"""What several commands of the command line share: arguments, options, and texts as values.
 
-import csv
-import enum
+Choices and defaults come from the settings classes.
+"""
+
 import pathlib
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from keras_flexast.settings import (
+    DTYPES,
+    FAMILIES,
+    INPUTS,
+    POOLINGS,
+    PRECISIONS,
+    SIZES,
+    TABLE_RULES,
+    TARGETS,
+)
+from tf_data_pipelines.settings import OVERLONGS, PATCH_SIZES, POSITIONS, REMAINDERS, RESIZES
 
-class Input(enum.StrEnum):
-    waveform = "waveform"
-    features = "features"
-
-
-class Pooling(enum.StrEnum):
-    attention = "attention"
-    cls = "cls"
-    cls_distillation = "cls_distillation"
-    mean = "mean"
-
-
-class Size(enum.StrEnum):
-    nano = "nano"
-    tiny = "tiny"
-    small = "small"
-    base = "base"
-
-
-class Remainder(enum.StrEnum):
-    cover = "cover"
-    crop = "crop"
-    pad = "pad"
-
-
-class Position(enum.StrEnum):
-    physical = "physical"
-    grid = "grid"
+Dtype = Literal[DTYPES]
+Family = Literal[FAMILIES]
+Input = Literal[INPUTS]
+Overlong = Literal[OVERLONGS]
+Pooling = Literal[tuple(POOLINGS)]
+Position = Literal[POSITIONS]
+Remainder = Literal[REMAINDERS]
+Resize = Literal[RESIZES]
+Size = Literal[tuple(SIZES)]
+TableRule = Literal[TABLE_RULES]
+Target = Literal[TARGETS]
 
 
-class Overlong(enum.StrEnum):
-    error = "error"
-    crop = "crop"
+# === Texts as values ===
 
 
-class Resize(enum.StrEnum):
-    pi = "pi"
-    bilinear = "bilinear"
-
-
-class Dtype(enum.StrEnum):
-    float32 = "float32"
-    mixed_bfloat16 = "mixed_bfloat16"
-    mixed_float16 = "mixed_float16"
-
-
-class Family(enum.StrEnum):
-    ast = "ast"
-    ssast = "ssast"
-    flexiast = "flexiast"
-    elasticast = "elasticast"
-    vit = "vit"
-    deit = "deit"
-
-
-class Target(enum.StrEnum):
-    flexiast = "flexiast"
-    elasticast = "elasticast"
-
-
-class TableRule(enum.StrEnum):
-    ast = "ast"
-    resize = "resize"
+def sizes_text(sizes):
+    """((8, 8), (16, 24)) or (8, 16) -> "8,16x24"."""
+    pairs = [size if isinstance(size, tuple) else (size, size) for size in sizes]
+    return ",".join(str(f) if f == t else f"{f}x{t}" for f, t in pairs)
 
 
 def parse_patch_sizes(text):
-    """ "8,16x24" -> ((8, 8), (16, 24)): frequency x time."""
+    """ "8,16x24" -> ((8, 8), (16, 24)): frequency x time; None -> None."""
+    if text is None:
+        return None
     try:
         sizes = [tuple(int(number) for number in part.split("x")) for part in text.split(",")]
         if any(len(size) > 2 or min(size) < 1 for size in sizes):
@@ -86,9 +57,17 @@ def parse_patch_sizes(text):
     return tuple(size if len(size) == 2 else size * 2 for size in sizes)
 
 
+def parse_pair(text, name):
+    """ "10" or "10x5" -> (frequency, time); None -> None."""
+    sizes = (None,) if text is None else parse_patch_sizes(text)
+    if len(sizes) != 1:
+        raise typer.BadParameter(f"{name} {text!r} must be one size.")
+    return sizes[0]
+
+
 def parse_milliseconds(text):
-    """ "20ms", "0.02s" or "20" -> 20.0; "" -> None."""
-    if not text:
+    """ "20ms", "0.02s" or "20" -> 20.0; None -> None."""
+    if text is None:
         return None
     number, scale = text.strip().lower(), 1.0
     if number.endswith("ms"):
@@ -105,53 +84,31 @@ def parse_milliseconds(text):
 
 
 def parse_numbers(text):
-    """ "10,20" -> (10.0, 20.0)."""
+    """ "10,20" -> (10.0, 20.0); None -> ()."""
     try:
-        return tuple(float(part) for part in text.split(",") if part)
+        return tuple(float(part) for part in (text or "").split(",") if part)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list of numbers such as 10,20.") from None
 
 
-def parse_pair(text, name):
-    """ "10" or "10x5" as (frequency, time); None for an empty text."""
-    sizes = parse_patch_sizes(text) if text else (None,)
-    if len(sizes) != 1:
-        raise typer.BadParameter(f"{name} {text!r} must be one size.")
-    return sizes[0]
-
-
 def parse_words(text):
-    """ "serving,mobile" -> ("serving", "mobile")."""
+    """ "serving,mobile" -> ("serving", "mobile"); None -> None."""
+    if text is None:
+        return None
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def parse_classes(text):
-    """None, a number, or the names in a file: one a line, or a CSV with `display_name`."""
-    if not text:
-        return None
-    if text.isdigit():
-        return int(text)
-    path = pathlib.Path(text)
-    if not path.is_file():
-        raise typer.BadParameter(f"--classes {text!r} is neither a number nor a file.")
-    with open(path, newline="") as file:
-        if path.suffix != ".csv":
-            return [line.strip() for line in file if line.strip()]
-        rows = csv.DictReader(file)
-        if "display_name" not in (rows.fieldnames or ()):
-            raise typer.BadParameter(f"{path} has no column display_name.")
-        return [row["display_name"] for row in rows]
-
+# === Arguments and options ===
 
 RunArgument = Annotated[
     pathlib.Path,
-    typer.Argument(help="Folder that train, convert or demo wrote.", show_default=False),
+    typer.Argument(help="Folder of a run, written by train, convert or demo.", show_default=False),
 ]
 ModelArgument = Annotated[
     pathlib.Path,
     typer.Argument(
-        help="Folder that train, convert or demo wrote, or an exported artifact: .tflite, .onnx, "
-        "SavedModel.",
+        help="Folder of a run, written by train, convert or demo, or an exported artifact: "
+        ".tflite, .onnx, SavedModel.",
         show_default=False,
     ),
 ]
@@ -166,18 +123,19 @@ DataArgument = Annotated[
 FilesArgument = Annotated[
     list[pathlib.Path], typer.Argument(help="Sound files.", show_default=False)
 ]
-PatchSize = Annotated[
+OneSize = Annotated[
     str | None,
     typer.Option(
-        help="Patch size, or frequency x time: 16, 16x24. Larger is faster. The model's own if "
-        "not given.",
+        "--patch-size",
+        help="Patch size, or frequency x time: 16, 16x24. Larger is faster. [default: the model's "
+        "own]",
         show_default=False,
     ),
 ]
 ResizeRun = Annotated[
     Resize | None,
     typer.Option(
-        help="How other patch sizes than the model's own are treated; as trained if not given.",
+        help="Resize rule for other patch sizes than the model's own. [default: as trained]",
         show_default=False,
     ),
 ]
@@ -185,12 +143,274 @@ FullLength = Annotated[
     bool,
     typer.Option(
         "--full-length",
-        help="Hear each clip at its own length, where a converted AST cuts or fills up.",
+        help="Hear each clip at its full length, where a converted AST cuts or fills up.",
     ),
 ]
 FrameShift = Annotated[
-    float,
-    typer.Option(min=0, help="Milliseconds a frame; 0 for that of training. Longer is faster."),
+    float | None,
+    typer.Option(
+        min=0.1,
+        help="Frame shift in milliseconds. Longer is faster. [default: that of training]",
+        show_default=False,
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Seed = Annotated[int, typer.Option(help="Random seed of the data, the weights and the draws.")]
+FigureOption = Annotated[
+    pathlib.Path | None,
+    typer.Option("--figure", help="PNG file to draw the result into.", show_default=False),
+]
+
+# === demo ===
+
+Out = Annotated[pathlib.Path, typer.Option(help="Folder to write.")]
+
+# === train ===
+
+TrainOut = Annotated[pathlib.Path, typer.Option(help="Folder of the run.", show_default=False)]
+TrainSize = Annotated[
+    Size | None, typer.Option(help="Size of the model. [default: tiny]", show_default=False)
+]
+TrainPooling = Annotated[
+    Pooling | None,
+    typer.Option(
+        help="Pooling: attention as ElasticAST, cls or cls_distillation as FlexiAST, mean as "
+        "SSAST. [default: attention]",
+        show_default=False,
+    ),
+]
+Init = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="Run to start from, such as a converted checkpoint.", show_default=False),
+]
+PatchSizes = Annotated[
+    str,
+    typer.Option(help="Patch sizes to draw from, one per clip. A single size is a plain AST."),
+]
+FrameShiftsMs = Annotated[
+    str | None,
+    typer.Option(
+        help="Frame shifts in milliseconds to draw from, one per clip, such as 10,20,40. "
+        "[default: 10 only]",
+        show_default=False,
+    ),
+]
+Epochs = Annotated[int, typer.Option(min=1, help="Number of passes over the training clips.")]
+LearningRate = Annotated[
+    float,
+    typer.Option(help="Learning rate after the warm-up; 1e-5 to 1e-4 for pretrained weights."),
+]
+BatchTokens = Annotated[int, typer.Option(min=1, help="Number of tokens in a batch.")]
+RowLength = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of tokens in a row. [default: what the longest clip needs]",
+        show_default=False,
+    ),
+]
+Segments = Annotated[int, typer.Option(min=1, help="Largest number of clips in a row.")]
+TrainRemainder = Annotated[
+    Remainder, typer.Option(help="Treatment of bins and frames that no whole patch covers.")
+]
+TrainPosition = Annotated[
+    Position, typer.Option(help="Positions: true pitch and time, or as the papers (grid).")
+]
+TrainResize = Annotated[
+    Resize, typer.Option(help="Resize rule: PI-resize, or the papers' bilinear ablation.")
+]
+Dropout = Annotated[float, typer.Option(min=0, max=0.9, help="Dropout rate in every block.")]
+TrainOverlong = Annotated[
+    Overlong, typer.Option(help="Treatment of a clip longer than a row: an error, or cut it.")
+]
+TrainDtype = Annotated[
+    Dtype, typer.Option(help="Precision of the computation; the saved weights are float32.")
+]
+Remat = Annotated[
+    bool,
+    typer.Option("--remat", help="Gradient checkpointing: less memory for more time."),
+]
+Accumulate = Annotated[
+    int, typer.Option(min=1, help="Number of batches to each step of the optimizer.")
+]
+
+# === convert ===
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="Checkpoint: .pth, .npz or .safetensors, a Hugging Face folder or hub name, a "
+        "KerasHub preset.",
+        show_default=False,
+    ),
+]
+ConvertOut = Annotated[pathlib.Path, typer.Argument(help="Folder of the run.", show_default=False)]
+ConvertFamily = Annotated[
+    Family | None,
+    typer.Option(help="Family of the model. [default: told by its names]", show_default=False),
+]
+To = Annotated[
+    Target | None,
+    typer.Option(
+        help="Kind of model to start from the checkpoint, instead of keeping it.",
+        show_default=False,
+    ),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        help="Class names, in a file with one per line or AudioSet's class_labels_indices.csv; "
+        "or their number. Another number than the checkpoint's starts a new head.",
+        show_default=False,
+    ),
+]
+NumHeads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of attention heads, where no file says it."),
+]
+MelBins = Annotated[
+    int | None, typer.Option(min=1, help="Number of mel bins, where no file says it.")
+]
+Frames = Annotated[
+    int | None,
+    typer.Option(min=1, help="Frames of its spectrograms; with --to, of the new model's."),
+]
+Stride = Annotated[
+    str | None,
+    typer.Option(
+        help="Stride of the patches: 10, or frequency x time. [default: told by the weights]",
+        show_default=False,
+    ),
+]
+BasePatch = Annotated[
+    str | None, typer.Option(help="Patch size of the new model's kernel, with --to.")
+]
+ConvertTable = Annotated[
+    TableRule | None,
+    typer.Option(
+        help="Rule for the position table, with --to: cut or stretch it as AST, or resize it.",
+        show_default=False,
+    ),
+]
+ConvertResize = Annotated[
+    Resize, typer.Option(help="Resize rule of kernels: PI-resize, or the bilinear ablation.")
+]
+Mean = Annotated[
+    float | None, typer.Option(help="Mean of the log-mel values, where no file says it.")
+]
+Std = Annotated[
+    float | None,
+    typer.Option(help="Standard deviation of the log-mel values, where no file says it."),
+]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(help="Regular expression of names to leave out.", show_default=False),
+]
+
+# === evaluate ===
+
+EvaluatePatchSizes = Annotated[
+    str | None,
+    typer.Option(
+        help="Patch sizes to test at, one set of weights for all. [default: "
+        f"{sizes_text(PATCH_SIZES)}, or all that an artifact has]",
+        show_default=False,
+    ),
+]
+Split = Annotated[str, typer.Option(help="Split: train, validation, test, or all.")]
+
+# === predict ===
+
+Top = Annotated[int, typer.Option(min=1, help="Number of labels to show.")]
+Timeline = Annotated[
+    bool,
+    typer.Option(
+        "--timeline",
+        help="Show what is heard when in one recording of any length: a table and a picture.",
+    ),
+]
+Window = Annotated[
+    float | None,
+    typer.Option(
+        help="Length of the timeline's windows in seconds. [default: 1, or what an artifact takes]",
+        show_default=False,
+    ),
+]
+Hop = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds from window to window. [default: half a window]", show_default=False
+    ),
+]
+TimelineOut = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        help="Name of the timeline's files, without .csv and .png. [default: NAME_timeline here]",
+        show_default=False,
+    ),
+]
+
+# === choose ===
+
+Folder = Annotated[
+    pathlib.Path,
+    typer.Argument(help="Folder with the card.json of an export.", show_default=False),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(help="Time for a clip: 20ms, 0.02s or 20 (ms).", show_default=False),
+]
+MaxMb = Annotated[
+    float | None, typer.Option(min=0, help="Largest file size in MB.", show_default=False)
+]
+Threads = Annotated[int, typer.Option(min=1, help="Number of threads for a clip.")]
+
+# === embed ===
+
+EmbedOut = Annotated[pathlib.Path, typer.Option(help="File to write, .npz.", show_default=False)]
+
+# === export ===
+
+ExportOut = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        help="Folder to write. [default: saved_models/NAME OF THE RUN]", show_default=False
+    ),
+]
+ExportPatchSizes = Annotated[
+    str,
+    typer.Option(help="Patch sizes, each a signature for the server and files for phones."),
+]
+Formats = Annotated[
+    str, typer.Option(help="Formats: serving (TensorFlow Serving), mobile (.tflite), onnx.")
+]
+Precisions = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Precisions of the .tflite files: {', '.join(PRECISIONS)}. int8 needs --data. "
+        "[default: all that can be]",
+        show_default=False,
+    ),
+]
+Data = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        help="Data, as for train: its training clips give int8 its scales, its test clips "
+        "measure every artifact for the model card and `flexast choose`.",
+        show_default=False,
+    ),
+]
+Seconds = Annotated[
+    float | None,
+    typer.Option(
+        help="Length of every clip on phones and in onnx. [default: the longest training clip]",
+        show_default=False,
+    ),
+]
+MaxSeconds = Annotated[
+    float, typer.Option(min=0.1, help="Length of the longest clip that the server accepts.")
+]
+ExportInput = Annotated[
+    Input, typer.Option(help="Input of .tflite and onnx; features are normalized log-mel.")
+]

@@ -1,5 +1,6 @@
-"""Choices and defaults that Python and the command line share. No Keras: help texts need them at once.
+"""Choices and defaults that Python and the command line share.
 
+Without Keras, because help texts need them at once.
 What turns a waveform into tokens has its settings in `tf_data_pipelines.settings`.
 """
 

@@ -7,7 +7,8 @@ import soundfile
 from helpers import randomize
 
 from keras_flexast import PackedAST
-from keras_flexast.evaluation import clip_outputs, evaluate_run, packing_for
+from keras_flexast.evaluation import evaluate_run
+from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
 from keras_flexast.models import embedding_model
 from keras_flexast.runs import Run
 from keras_flexast.training import compile_packed
@@ -49,7 +50,7 @@ def counted(model, name):
 
 
 def run_of(packing):
-    model = PackedAST(3, 16, 1, 2, grid=(8, 64), segments=packing.segments)
+    model = PackedAST(3, 16, depth=1, num_heads=2, grid=(8, 64), segments=packing.segments)
     return Run(model, FBANK, model.patch_settings(PATCH_SIZES), packing, ("a", "b", "c"))
 
 

@@ -1,14 +1,18 @@
-"""Attention clip by clip is attention under the dense mask, forward and backward."""
+"""Kernels: each computes what the dense mask does, forward and backward; "auto" chooses one."""
 
 import keras
 import numpy as np
 import pytest
-from helpers import randomize
+from helpers import randomize, run_python
 from keras import ops
 
 from keras_flexast import PackedAST
+from keras_flexast.inference.scoring import PackedPredictor
 from keras_flexast.layers import MaskedSelfAttention
+from keras_flexast.layers.kernels import KERNELS, Site, choose_kernel, current_site
 from keras_flexast.training import compile_packed
+
+BY_CLIP = {"tensorflow": "clip_loop", "jax": "clip_tiles"}[keras.backend.backend()]
 
 LENGTH = 450  # more than two of the tiles that JAX takes
 ROWS = {  # lengths of the clips; what is left of a row is padding
@@ -62,13 +66,12 @@ def value_and_gradients(layer, tokens, ids, slope):
 def test_equal_to_the_dense_mask(name, scale):
     rng, ids = np.random.default_rng(0), segments(ROWS[name])
     tokens, slope = (rng.normal(size=(2, LENGTH, 12)).astype("float32") for _ in range(2))
-    layer = MaskedSelfAttention(3, scale)
-    layer.build(tokens.shape)
-    randomize(layer)
     results = []
-    for layer.by_clip in (False, True):
-        output, gradients = value_and_gradients(layer, tokens, ids, slope)
-        results.append((output, gradients))
+    for attention in ("dense", BY_CLIP):
+        layer = MaskedSelfAttention(3, scale, attention=attention)
+        layer.build(tokens.shape)
+        randomize(layer)
+        results.append(value_and_gradients(layer, tokens, ids, slope))
     (dense, dense_slopes), (ours, our_slopes) = results
     np.testing.assert_allclose(ours, dense, rtol=0, atol=1e-5)
     assert len(our_slopes) == 9
@@ -77,45 +80,134 @@ def test_equal_to_the_dense_mask(name, scale):
         np.testing.assert_allclose(ours, dense, rtol=0, atol=1e-4 * max(1, np.abs(dense).max()))
 
 
-def test_clips_never_mix():
-    """Another clip's NaN stays there."""
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("attention", ["dense", BY_CLIP])
+def test_clips_never_mix(attention, bad):
+    """Another clip's NaN stays there; so does an infinity, and what overflows."""
     ids = segments(ROWS["random"])
-    layer = MaskedSelfAttention(3)
+    layer = MaskedSelfAttention(3, attention=attention)
     tokens = np.random.default_rng(0).normal(size=(2, LENGTH, 12)).astype("float32")
     layer.build(tokens.shape)
     randomize(layer)
-    layer.by_clip = True
     before = ops.convert_to_numpy(layer(tokens, ids))
-    tokens[0, 101:108] = np.nan  # the second clip of the first row
+    tokens[0, 101:108] = bad  # the second clip of the first row
     after = ops.convert_to_numpy(layer(tokens, ids))
     others = np.ones(ids.shape, bool)
     others[0, 101:108] = False
     real = ids > 0
     np.testing.assert_array_equal(after[others & real], before[others & real])
-    assert np.isnan(after[~others]).all()
+    assert not np.isfinite(after[~others]).all() or bad == 1e30
 
 
-def test_training_takes_it_for_long_rows_and_learns_the_same():
-    rng, ids = np.random.default_rng(0), np.zeros((2, 512), "int32")
+SITE = Site("tensorflow", "cpu", False, length=512, dtype="float32", xla=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({}, "clip_loop"),
+        ({"length": 511}, "dense"),
+        ({"length": None}, "dense"),
+        ({"xla": True}, "dense"),
+        ({"device": "gpu"}, "dense"),
+        ({"distributed": True}, "dense"),
+        ({"backend": "jax", "xla": True}, "clip_tiles"),
+        ({"backend": "jax", "xla": True, "length": None}, "dense"),
+        ({"backend": "jax", "xla": True, "device": "gpu"}, "dense"),
+        ({"backend": "torch"}, "dense"),
+    ],
+)
+def test_auto_takes_the_fastest_that_works(change, name):
+    assert choose_kernel("auto", SITE._replace(**change)) is KERNELS[name]
+
+
+def test_a_named_kernel_that_does_not_work_is_refused():
+    for name, site in (("clip_loop", SITE._replace(xla=True)), ("clip_tiles", SITE)):
+        with pytest.raises(RuntimeError, match=f"attention='{name}' does not work here .*'dense'"):
+            choose_kernel(name, site)
+    with pytest.raises(ValueError, match="attention='fast' is unknown.*'auto', 'clip_loop'"):
+        MaskedSelfAttention(3, attention="fast")
+    assert not MaskedSelfAttention(3, attention="clip_loop").supports_jit
+    assert MaskedSelfAttention(3).supports_jit
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a matter of TensorFlow")
+def test_the_site_knows_whether_xla_compiles():
+    import tensorflow as tf
+
+    seen = {}
+    for jit in (False, True):
+
+        @tf.function(jit_compile=jit)
+        def trace(x, jit=jit):
+            seen[jit] = current_site(7)
+            return tf.cond(x > 0, lambda: x + current_site(7).xla, lambda: x)
+
+        trace(tf.constant(1.0))
+    assert seen[True] == seen[False]._replace(xla=True) and not seen[False].xla
+
+
+def packed(length):
+    """Two rows of three clips: inputs, labels and weights."""
+    rng, ids = np.random.default_rng(0), np.zeros((2, length), "int32")
     ids[0, :500], ids[1, :77] = np.repeat([1, 2], [310, 190]), 1
-    batch = {
-        "tokens": rng.normal(size=(2, 512, 256)).astype("float32"),
-        "positions": np.ones((2, 512, 4), "float32"),
+    inputs = {
+        "tokens": rng.normal(size=(2, length, 256)).astype("float32"),
+        "positions": np.ones((2, length, 4), "float32"),
         "segment_ids": ids,
     }
-    labels, weights = np.zeros((2, 2), "int32"), np.float32([[1, 1], [1, 0]])
+    return inputs, np.zeros((2, 2), "int32"), np.float32([[1, 1], [1, 0]])
+
+
+def test_training_learns_the_same_with_every_kernel():
+    inputs, labels, weights = packed(512)
     losses = {}
-    for row_length in (0, 512):
-        model = randomize(PackedAST(3, 16, 1, 2, segments=2), scale=0.1)
-        compile_packed(model, 1e-2, row_length=row_length)
-        attention = model.get_layer("block_0").attention
-        assert attention.by_clip == (row_length == 512)
-        losses[row_length] = [
-            model.train_on_batch(batch, labels, sample_weight=weights)[0] for _ in range(3)
+    for attention in ("auto", "dense", BY_CLIP):
+        model = PackedAST(3, 16, depth=1, num_heads=2, segments=2, attention=attention)
+        compile_packed(randomize(model, scale=0.1), 1e-2, row_length=512)
+        losses[attention] = [
+            model.train_on_batch(inputs, labels, sample_weight=weights)[0] for _ in range(3)
         ]
-        again = model.predict_on_batch(batch)
-        model.choose_attention(0)
-        np.testing.assert_allclose(
-            again[weights > 0], ops.convert_to_numpy(model(batch))[weights > 0], atol=1e-4
-        )
-    np.testing.assert_allclose(losses[512], losses[0], atol=1e-4)
+    for values in losses.values():
+        np.testing.assert_allclose(values, losses["dense"], atol=1e-4)
+
+
+@pytest.mark.parametrize("row_length", [None, 512])
+def test_fit_and_prediction_in_any_order_and_at_any_row_length(row_length):
+    """Nothing that reads a model changes it: the same losses with predictions in between."""
+    losses = []
+    for between in (False, True):
+        model = PackedAST(3, 16, depth=1, num_heads=2, segments=2)
+        compile_packed(randomize(model, scale=0.1), 1e-2, row_length=row_length)
+        found = []
+        for length in (512, 640, 512):
+            inputs, labels, weights = packed(length)
+            if between:
+                PackedPredictor(model)(packed(576)[0])
+                model.predict_on_batch(packed(704)[0])
+            history = model.fit(
+                inputs, labels, sample_weight=weights, batch_size=2, epochs=2, verbose=0,
+                shuffle=False,
+            )  # fmt: skip
+            found += history.history["loss"]
+        losses.append(found)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_pytorch_predicts_with_the_dense_mask(tmp_path):
+    pytest.importorskip("torch")
+    model = randomize(PackedAST(3, 16, depth=1, num_heads=2, segments=2))
+    inputs, _, weights = packed(512)
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    code = """
+        import sys
+        import keras, keras_flexast, numpy as np
+        model = keras.saving.load_model(f"{sys.argv[1]}/model.keras")
+        output = model.predict_on_batch(dict(np.load(f"{sys.argv[1]}/inputs.npz")))
+        np.save(f"{sys.argv[1]}/output.npy", output)
+    """
+    run_python(code, tmp_path, backend="torch")
+    real = weights > 0
+    ours = model.predict_on_batch(inputs)[real]
+    np.testing.assert_allclose(np.load(tmp_path / "output.npy")[real], ours, rtol=0, atol=1e-5)

@@ -49,11 +49,15 @@ LAYERS = [
     (PositionEmbedding(DIM, (3, 5), "joint"), [POSITIONS]),
     (PositionEmbedding(DIM, (3, 5), "factorized"), [POSITIONS]),
     (PrefixTokens(2), [EMBEDDED, POSITIONS]),
-    (PatchGrid((7, 11), "cover", "physical", (3, 5), 5, 2.0), [normal(2, 31, 17)]),
-    (MaskedSelfAttention(2, 0.7, 0.1), [EMBEDDED, SEGMENT_IDS]),
+    (PatchGrid((7, 11), "cover", position="physical", grid=(3, 5), base_patch=5, stride=2), [normal(2, 31, 17)]),
+    (MaskedSelfAttention(2, 0.7, 0.1, "dense"), [EMBEDDED, SEGMENT_IDS]),
     (MaskAttentionPooling(2, 3, 0.7, 0.1), [EMBEDDED, SEGMENT_IDS]),
     (PrefixPooling(2, 3), [EMBEDDED, POSITIONS, SEGMENT_IDS]),
-    (EncoderBlock(2, 31, 0.1, 0.7, 1e-3), [EMBEDDED, SEGMENT_IDS]),
+    (
+        EncoderBlock(2, 31, dropout=0.1, scale=0.7, norm_epsilon=1e-3, attention="dense"),
+        [EMBEDDED, SEGMENT_IDS],
+    ),
+    (EncoderBlock(2, 31, remat=True), [EMBEDDED, SEGMENT_IDS]),
 ]
 
 
@@ -80,9 +84,10 @@ def test_layers_survive_their_config(layer, inputs):
 @pytest.mark.parametrize("pooling", ["attention", "cls_distillation"])
 def test_models_survive_their_config(pooling, dtype):
     model = PackedAST(
-        5, 22, 1, 2, mlp_ratio=3, pooling=pooling, table="joint", grid=(3, 5), segments=3,
-        resize="bilinear", remainder="pad", position="grid", dropout=0.1, attention_scale=0.7,
-        norm_epsilon=1e-3, head_norm_epsilon=1e-2, dtype=dtype,
+        5, 22, depth=1, num_heads=2, mlp_ratio=3, pooling=pooling, table="joint", grid=(3, 5),
+        segments=3, resize="bilinear", remainder="pad", position="grid", dropout=0.1,
+        attention_scale=0.7, norm_epsilon=1e-3, head_norm_epsilon=1e-2, attention="dense",
+        dtype=dtype,
     )  # fmt: skip
     randomize(model)
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
@@ -273,4 +278,4 @@ def test_errors():
         with pytest.raises(ValueError, match="dim=22 is not a multiple of num_heads=5"):
             layer.build((None, None, 22))
     with pytest.raises(ValueError, match="19 along frequency, larger than the spectrogram's 17"):
-        PatchGrid(19, "cover", "grid", (3, 5)).build((None, 31, 17))
+        PatchGrid(19, "cover", position="grid", grid=(3, 5)).build((None, 31, 17))

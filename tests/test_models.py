@@ -8,6 +8,8 @@ import pytest
 from helpers import pack_rows, randomize, run_python
 
 from keras_flexast import FlexiAST, PackedAST, fixed_model
+from keras_flexast.inference.scoring import PackedPredictor
+from keras_flexast.models import embedding_model
 from keras_flexast.training import compile_packed, packed_loss
 from tf_data_pipelines.patches import patch_tokens
 from tf_data_pipelines.settings import PatchSettings
@@ -23,7 +25,7 @@ def build(pooling="attention", **options):
     table = "factorized" if pooling == "attention" else "joint"
     options = {"mlp_ratio": 3, "table": table, "grid": GRID, "segments": 3, **options}
     options.setdefault("prefix_tokens", POOLINGS[pooling])
-    return PackedAST(5, 22, 1, 2, pooling=pooling, **options)
+    return PackedAST(5, 22, depth=1, num_heads=2, pooling=pooling, **options)
 
 
 def spectrogram(frames, seed=0, mel_bins=48):
@@ -122,6 +124,21 @@ def test_a_clip_does_not_care_about_its_neighbors(pooling):
     for logits in seen:
         for clip in range(4):
             np.testing.assert_allclose(logits[clip], seen[0][clip], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("pooling", ["attention", "cls", "mean"])
+def test_what_is_not_finite_in_one_clip_reaches_no_other(pooling, bad):
+    model, prefix = randomize(build(pooling)), POOLINGS[pooling]
+    clips = [cut(spectrogram(41 + 7 * i, i), 16, prefix_tokens=prefix) for i in range(3)]
+    for length in (64, 512):  # under the dense mask, and clip by clip
+        batch = pack_rows([clips, clips[:2]], length, 3)
+        before = PackedPredictor(model)(batch)
+        batch["tokens"][0, prefix : len(clips[0][0])] = bad  # the first clip of the first row
+        after = PackedPredictor(model)(batch)
+        np.testing.assert_array_equal(after[0, 1:], before[0, 1:])
+        np.testing.assert_array_equal(after[1], before[1])
+        assert bad == 1e30 or not np.isfinite(after[0, 0]).any()
 
 
 @pytest.mark.parametrize("pooling", ["attention", "cls"])
@@ -225,7 +242,7 @@ def test_jax_trains_without_tensorflow(tmp_path):
         from keras_flexast.training import compile_packed
         data = dict(np.load(sys.argv[1]))
         labels, weights = data.pop("labels"), data.pop("weights")
-        model = keras_flexast.PackedAST(5, 22, 1, 2, grid=(3, 5), segments=3)
+        model = keras_flexast.PackedAST(5, 22, depth=1, num_heads=2, grid=(3, 5), segments=3)
         compile_packed(model, 1e-3)
         history = model.fit(data, labels, sample_weight=weights, batch_size=2, verbose=0)
         print(history.history["loss"][0])
@@ -269,6 +286,42 @@ def test_saved_on_one_backend_and_loaded_on_the_other(tmp_path):
         for ours, theirs in zip(model.get_weights(), weights, strict=True):
             np.testing.assert_array_equal(ours, theirs)
         np.testing.assert_allclose(other_logits, logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+def test_quantized_models_come_back(tmp_path, mode):
+    model, (batch, *_) = randomize(build(), scale=0.1), clips_and_targets()
+    before = model.predict_on_batch(batch)
+    model.quantize(mode)
+    logits = model.predict_on_batch(batch)
+    assert 0 < np.abs(logits - before).max() < (0.1 if mode == "int8" else 1.5)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.predict_on_batch(batch), logits)
+
+
+def test_parts_of_a_model_are_models(tmp_path):
+    model, (batch, *_) = randomize(build("cls")), clips_and_targets()
+    backbone, embedding = model.backbone, embedding_model(model)
+    tokens, vectors = backbone.predict_on_batch(batch), embedding.predict_on_batch(batch)
+    assert (tokens.shape, vectors.shape) == ((2, 64, 22), (2, 3, 22))
+    logits = model.head(model.head_norm(vectors))
+    np.testing.assert_allclose(logits, model.predict_on_batch(batch), rtol=0, atol=1e-5)
+    for part, expected in ((backbone, tokens), (embedding, vectors)):
+        part.save(tmp_path / "part.keras")
+        again = keras.saving.load_model(tmp_path / "part.keras")
+        np.testing.assert_array_equal(again.predict_on_batch(batch), expected)
+    assert len(backbone.blocks) == model.depth and backbone.prefix.count == 1
+
+
+def test_a_clone_trains_and_says_what_it_is():
+    clone, (batch, labels, weights, _) = keras.models.clone_model(build()), clips_and_targets()
+    compile_packed(clone, 1e-3)
+    assert np.isfinite(clone.train_on_batch(batch, labels, sample_weight=weights)[0])
+    for use in (embedding_model, lambda model: fixed_model(model, 16, 53)):
+        with pytest.raises(ValueError, match=r"model is a Functional; expected a PackedAST"):
+            use(clone)
 
 
 # === Arguments ===

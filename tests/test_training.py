@@ -13,7 +13,7 @@ from helpers import run_python
 from keras_flexast import PackedAST
 from keras_flexast.runs import load_run
 from keras_flexast.training import TrainSettings, compile_packed, train_run
-from tf_data_pipelines import FbankSettings, PatchSettings, load_source, scan_source
+from tf_data_pipelines import PatchSettings
 
 WEIGHTS = np.float32([[1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 1, 0]])
 
@@ -30,9 +30,9 @@ def batch(length=512):
     return inputs, rng.integers(0, 3, (4, 3))
 
 
-def build(dtype="float32", dropout=0.0):
+def build(**options):
     keras.utils.set_random_seed(0)
-    return PackedAST(3, 16, 1, 2, segments=3, dtype=dtype, dropout=dropout)
+    return PackedAST(3, 16, depth=1, num_heads=2, segments=3, **options)
 
 
 def losses(model, inputs, labels, steps=4):
@@ -44,12 +44,10 @@ def losses(model, inputs, labels, steps=4):
 
 
 @pytest.mark.parametrize("length", [64, 512], ids=["dense", "by clip"])
-def test_rematerialised_blocks_learn_the_same(length, tmp_path):
+def test_gradient_checkpointing_learns_the_same(length, tmp_path):
     results = []
-    for again in (False, True):
-        model = build()
-        if again:
-            model.rematerialise()
+    for remat in (False, True):
+        model = build(remat=remat)
         compile_packed(model, 1e-2, row_length=length)
         results.append(losses(model, *batch(length)))
     np.testing.assert_allclose(*results, rtol=0, atol=1e-5)
@@ -60,9 +58,9 @@ def test_rematerialised_blocks_learn_the_same(length, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_rematerialising_dropout_is_refused():
-    with pytest.raises(ValueError, match=r"dropout=0\.1 would be drawn anew"):
-        build(dropout=0.1).rematerialise()
+def test_gradient_checkpointing_with_dropout_is_refused():
+    with pytest.raises(ValueError, match=r"dropout=0\.1 would be drawn anew when remat=True"):
+        build(dropout=0.1, remat=True)
 
 
 def test_two_half_batches_are_one_whole():
@@ -70,7 +68,7 @@ def test_two_half_batches_are_one_whole():
     (inputs, labels), outputs = batch(64), {}
     for accumulate in (1, 2):
         model = build()
-        before = model.get_layer("head").kernel.numpy()
+        before = model.head.kernel.numpy()
         compile_packed(model, 1e-3, accumulate=accumulate)
         for _ in range(3):
             for rows in np.split(np.arange(4), accumulate):
@@ -79,7 +77,7 @@ def test_two_half_batches_are_one_whole():
         assert int(model.optimizer.iterations) == 3
         # Not the weights: the key's bias has no effect, and Adam moves it by rounding errors.
         outputs[accumulate] = model.predict_on_batch(inputs)[:, :2]
-    assert np.abs(model.get_layer("head").kernel.numpy() - before).max() > 1e-3
+    assert np.abs(model.head.kernel.numpy() - before).max() > 1e-3
     np.testing.assert_allclose(outputs[2], outputs[1], rtol=0, atol=1e-4)
 
 
@@ -87,7 +85,7 @@ def test_two_half_batches_are_one_whole():
 def test_mixed_precision_learns(dtype):
     if dtype == "mixed_float16" and keras.backend.backend() == "jax":
         pytest.skip("JAX has no float16 products on a CPU")
-    model = build(dtype)
+    model = build(dtype=dtype)
     compile_packed(model, 1e-2, accumulate=2)
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert scaled == (dtype == "mixed_float16")
@@ -96,7 +94,7 @@ def test_mixed_precision_learns(dtype):
 
 
 @pytest.fixture(scope="module")
-def scanned(tmp_path_factory):
+def sounds(tmp_path_factory):
     rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("sounds")
     for number in range(8):
         times = np.arange(6000 + 500 * number) / 16000
@@ -104,16 +102,17 @@ def scanned(tmp_path_factory):
         path = root / ("low", "high")[number % 2] / f"{number}.wav"
         path.parent.mkdir(exist_ok=True)
         soundfile.write(path, tone + rng.normal(0, 0.01, len(times)), 16000)
-    return scan_source(load_source(root, validation=0, test=0), FbankSettings())
+    return root
 
 
-def test_a_run_trained_with_every_option_is_float32(scanned, tmp_path):
+def test_a_run_trained_with_every_option_is_float32(sounds, tmp_path):
     settings = TrainSettings(
-        epochs=2, batch_tokens=256, dtype="mixed_bfloat16", rematerialise=True, accumulate=3
+        epochs=2, batch_tokens=256, dtype="mixed_bfloat16", remat=True, accumulate=3
     )
+    options = {"size": None, "dim": 16, "depth": 1, "num_heads": 2}
     run, history = train_run(
-        scanned, scanned, tmp_path / "run", PatchSettings((16, 32)), settings,
-        {"size": None, "dim": 16, "depth": 1, "num_heads": 2},
+        sounds, tmp_path / "run", patches=PatchSettings((16, 32)), settings=settings,
+        model_options=options,
     )  # fmt: skip
     assert history.params["steps"] % 3 == 0
     loaded = load_run(tmp_path / "run").model
@@ -142,18 +141,15 @@ def test_the_next_process_finds_what_was_compiled(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # a tiny model's
     code = """
         import sys
+        sys.argv = ["flexast"]
         from keras_flexast import cli
-        sys.argv = ["flexast", "--help"]
-        try:
-            cli.main()
-        except SystemExit:
-            pass
+        cli._start()
         import keras, numpy as np
-        from keras_flexast import PackedAST
+        from keras_flexast.models import PackedAST
         from keras_flexast.training import compile_packed
         keras.utils.set_random_seed(0)
-        model = PackedAST(3, 16, 1, 2, segments=2)
-        compile_packed(model, 1e-2)
+        model = PackedAST(3, 16, depth=1, num_heads=2, segments=2)
+        compile_packed(model, 1e-2, row_length=32)
         inputs = {
             "tokens": np.ones((2, 32, 256), "float32"),
             "positions": np.ones((2, 32, 4), "float32"),

@@ -1,0 +1,6 @@
+"""Scores, embeddings and timelines of sounds, by a run or by what was exported from it."""
+
+from keras_flexast.inference.classifier import Classifier, load_classifier
+from keras_flexast.inference.timeline import Timeline
+
+__all__ = ["Classifier", "Timeline", "load_classifier"]

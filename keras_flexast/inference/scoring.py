@@ -1,15 +1,111 @@
-"""Waveforms of one length to scores: the front end, the fixed face and the activation."""
-
-import dataclasses
+"""Outputs of a model in memory: packed batches of any clips, and equally long waveforms."""
 
 import keras
+import numpy as np
+from rich.progress import Progress
 
 from keras_flexast.models import fixed_model
 from tf_data_pipelines.settings import patch_name, patch_pair
 
 
-def scoring_model(run, patch_size, seconds, frame_shift_ms=None):
+class PackedPredictor:
+    """The outputs of a model on packed batches; the model itself stays as it is.
+
+    Each row length is predicted by a Keras model of its own over the same layers. So every row
+    length is traced with its own static shape and gets its fastest attention, and neither the
+    model's traces nor its `compile` are touched.
+
+    Args:
+        model: keras.Model on packed batches with one output vector per segment slot.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self.width = model.output_shape[-1]
+        self._by_length = {}
+
+    def __call__(self, inputs):
+        """Packed inputs (NumPy or tensors) to NumPy float (rows, segments, width)."""
+        inputs = {name: np.asarray(value) for name, value in inputs.items()}
+        length = inputs["segment_ids"].shape[1]
+        if length not in self._by_length:
+            self._by_length[length] = keras.Model(self.model.input, self.model.output)
+        return keras.ops.convert_to_numpy(self._by_length[length].predict_on_batch(inputs))
+
+
+def packed_outputs(predictor, batches, clips, description=None):
+    """The output of every clip of a data set, in the order of its source.
+
+    Args:
+        predictor: PackedPredictor.
+        batches: batches of `tf_data_pipelines.evaluation_batches`.
+        clips: number of clips.
+        description: text beside a progress bar; None shows no bar.
+
+    Returns:
+        outputs float32 (clips, width), and a dictionary: `rows` that held a clip, `tokens`
+        in them, and `fill`, the share of their places that held a token.
+
+    Raises:
+        ValueError: a clip came back never or twice.
+    """
+    outputs, seen = np.zeros((clips, predictor.width), "float32"), np.zeros(clips, "int64")
+    rows = tokens = places = 0
+    with Progress(disable=description is None) as progress:
+        task = progress.add_task(description or "", total=clips)
+        for inputs, _, weights, clip_ids in batches:
+            output, real = predictor(inputs), np.asarray(weights) > 0
+            output = output[:, : real.shape[1]]  # rows may be packed with fewer slots
+            ids = np.asarray(clip_ids)[real]
+            outputs[ids] = output[real]
+            np.add.at(seen, ids, 1)
+            used = np.asarray(inputs["segment_ids"]) > 0
+            rows += int(used.any(1).sum())
+            tokens += int(used.sum())
+            places += int(used.any(1).sum()) * used.shape[1]
+            progress.advance(task, len(ids))
+    if not (seen == 1).all():
+        raise ValueError(
+            f"{(seen != 1).sum()} of {clips} clips came back not exactly once; the batches do "
+            f"not belong to this source."
+        )
+    return outputs, {"rows": rows, "tokens": tokens, "fill": tokens / places}
+
+
+def fixed_scores(run, patch_size, waveforms, frame_shift_ms=None):
+    """Scores of equally long clips by the fixed face, on whatever backend Keras runs.
+
+    Args:
+        run: Run.
+        patch_size: int or (frequency, time).
+        waveforms: float32 (clips, samples).
+        frame_shift_ms: frame shift in milliseconds; None for that of training.
+
+    Returns:
+        float32 (clips, classes).
+    """
+    return fixed_scorer(run, patch_size, waveforms.shape[1], frame_shift_ms)(waveforms)
+
+
+def fixed_scorer(run, patch_size, samples, frame_shift_ms=None):
+    """`fixed_scores` as a function of waveforms float32 (clips, samples), to call often."""
+    from tf_data_pipelines.fbank import features
+
+    fbank, scale = run.front_end(frame_shift_ms)
+    model = _fixed(run, patch_size, int(fbank.frames(samples)), scale)
+    # TensorFlow's own graph is ready at once; XLA takes seconds to compile for a CPU.
+    model.compile(jit_compile=keras.backend.backend() != "tensorflow")
+    return lambda waveforms: run.scores(model.predict_on_batch(features(waveforms, fbank).numpy()))
+
+
+def scoring_model(run, patch_size, *, seconds, frame_shift_ms=None):
     """TensorFlow function from waveforms to scores, and the samples it takes.
+
+    Args:
+        run: Run.
+        patch_size: int or (frequency, time).
+        seconds: length of the clips.
+        frame_shift_ms: frame shift in milliseconds; None for that of training.
 
     Returns:
         (tf.Module with `__call__(waveform float32 (batch, samples))`, its `model` from
@@ -20,9 +116,9 @@ def scoring_model(run, patch_size, seconds, frame_shift_ms=None):
     """
     import tensorflow as tf
 
-    from tf_data_pipelines.fbank import log_mel, normalize
+    from tf_data_pipelines.fbank import features
 
-    fbank, scale = front_end(run, frame_shift_ms)
+    fbank, scale = run.front_end(frame_shift_ms)
     samples = round(seconds * fbank.sample_rate)
     frames = int(fbank.frames(samples))
     patch_f, patch_t = patch_pair(patch_size)
@@ -40,72 +136,18 @@ def scoring_model(run, patch_size, seconds, frame_shift_ms=None):
             self.activation = tf.nn.sigmoid if run.multi_label else tf.nn.softmax
 
         def __call__(self, waveform):
-            features = normalize(log_mel(waveform, fbank), fbank)
-            return {"scores": self.activation(self.model(features))}
+            return {"scores": self.activation(self.model(features(waveform, fbank)))}
 
     return Scoring(), samples
 
 
-def fixed_scores(run, patch_size, waveforms, frame_shift_ms=None):
-    """Scores of equally long clips by the fixed face, on whatever backend Keras runs.
-
-    Args:
-        run: Run.
-        patch_size: int or (frequency, time).
-        waveforms: float32 (clips, samples).
-        frame_shift_ms: milliseconds; None for that of training.
-
-    Returns:
-        float32 (clips, classes).
-    """
-    return fixed_scorer(run, patch_size, waveforms.shape[1], frame_shift_ms)(waveforms)
-
-
-def fixed_scorer(run, patch_size, samples, frame_shift_ms=None):
-    """`fixed_scores` as a function of waveforms float32 (clips, samples), to call often."""
-    from tf_data_pipelines.fbank import log_mel, normalize
-
-    fbank, scale = front_end(run, frame_shift_ms)
-    model = _fixed(run, patch_size, int(fbank.frames(samples)), scale)
-    # TensorFlow's own graph is ready at once; XLA takes seconds to compile for a CPU.
-    model.compile(jit_compile=keras.backend.backend() != "tensorflow")
-
-    def scores(waveforms):
-        features = normalize(log_mel(waveforms, fbank), fbank).numpy()
-        return run.scores(model.predict_on_batch(features))
-
-    return scores
-
-
-def front_end(run, frame_shift_ms=None):
-    """(FbankSettings at a frame shift, that shift over the run's own)."""
-    if frame_shift_ms is None:
-        return run.fbank, 1.0
-    fbank = dataclasses.replace(run.fbank, frame_shift_ms=frame_shift_ms)
-    return fbank, frame_shift_ms / run.fbank.frame_shift_ms
-
-
-def artifact_card(run, fbank, patch_sizes, precision="float32", input="waveform"):
-    """What an artifact says of itself, as JSON: how it hears, and its signatures.
-
-    Args:
-        run: Run.
-        fbank: FbankSettings at the artifact's frame shift.
-        patch_sizes: {signature: (frequency, time)}.
-        precision, input: as `write_tflite`.
-    """
-    from keras_flexast import __version__
-
-    return {
-        "input": input,
-        "precision": precision,
-        "patch_sizes": patch_sizes,
-        "multi_label": run.multi_label,
-        "fbank": fbank.to_dict(),
-        "keras_flexast": __version__,
-    }
-
-
 def _fixed(run, patch_size, frames, frame_shift_scale):
-    policies = run.patches.remainder, run.patches.position, run.patches.resize
-    return fixed_model(run.model, patch_size, frames, *policies, frame_shift_scale)
+    return fixed_model(
+        run.model,
+        patch_size,
+        frames,
+        remainder=run.patches.remainder,
+        position=run.patches.position,
+        resize=run.patches.resize,
+        frame_shift_scale=frame_shift_scale,
+    )

@@ -7,10 +7,14 @@ import io
 import numpy as np
 from rich.progress import Progress
 
+from keras_flexast.figures import timeline_figure
+from keras_flexast.files import atomic_write
+from keras_flexast.inference.scoring import fixed_scorer
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import check_positive
 
-BATCH_TOKENS = 8192  # of windows that a run scores at once
+BATCH_TOKENS = 8192  # tokens of the windows that a run scores at once
+DEFAULT_WINDOW = 1.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +22,8 @@ class Timeline:
     """Scores of the windows of one recording.
 
     Args:
-        classes: names in the order of the scores.
-        starts, ends: float64 (windows,), seconds.
+        classes: class names in the order of the scores.
+        starts, ends: first and last moment of each window, float64 (windows,), seconds.
         scores: float32 (windows, classes).
         multi_label: whether scores are independent (sigmoid).
     """
@@ -28,11 +32,25 @@ class Timeline:
     starts: np.ndarray
     ends: np.ndarray
     scores: np.ndarray
-    multi_label: bool
+    multi_label: bool = dataclasses.field(kw_only=True)
 
     def overall(self):
         """Scores of the recording (classes,): the windows' mean; the largest if multi-label."""
         return self.scores.max(0) if self.multi_label else self.scores.mean(0)
+
+    def write(self, prefix, title):
+        """Write the table PREFIX.csv and the picture PREFIX.png.
+
+        Args:
+            prefix: path of both files, without their endings.
+            title: text above the picture.
+
+        Returns:
+            dictionary of `csv` and `png`, the paths, and `windows`, their number.
+        """
+        timeline_figure(self, f"{prefix}.png", title)
+        atomic_write(f"{prefix}.csv", self.to_csv())
+        return {"csv": f"{prefix}.csv", "png": f"{prefix}.png", "windows": len(self.starts)}
 
     def to_csv(self):
         """Text with a line for each window: `start`, `end` in seconds, a column a class."""
@@ -44,7 +62,9 @@ class Timeline:
         return text.getvalue()
 
 
-def run_timeline(run, path, patch_size, window=1.0, hop=0.5, frame_shift_ms=None, progress=False):
+def run_timeline(
+    run, path, *, patch_size, window=None, hop=None, frame_shift_ms=None, progress=False
+):
     """Timeline of a recording by a run.
 
     Windows have one length, so the fixed face scores them in full batches; the numbers are
@@ -54,10 +74,11 @@ def run_timeline(run, path, patch_size, window=1.0, hop=0.5, frame_shift_ms=None
         run: Run.
         path: sound file of any format, rate and length; it is decoded in blocks.
         patch_size: int or (frequency, time).
-        window, hop: seconds of a window, and from one to the next. The last window ends where
-            the recording does; a shorter recording is one window.
-        frame_shift_ms: milliseconds; None for that of training.
-        progress: show a bar.
+        window: length of a window in seconds; None for 1. A recording that is shorter than a
+            window is one window; the last window ends where the recording does.
+        hop: seconds from the start of one window to the next; None for half a window.
+        frame_shift_ms: frame shift in milliseconds; None for that of training.
+        progress: show a progress bar.
 
     Returns:
         Timeline.
@@ -66,8 +87,6 @@ def run_timeline(run, path, patch_size, window=1.0, hop=0.5, frame_shift_ms=None
         AudioError: the file cannot be used.
         ValueError: a window is shorter than one patch or one frame, or not a positive number.
     """
-    from keras_flexast.inference.scoring import fixed_scorer
-
     scorers, rate = {}, run.fbank.sample_rate
 
     def score(waveforms):
@@ -77,40 +96,43 @@ def run_timeline(run, path, patch_size, window=1.0, hop=0.5, frame_shift_ms=None
         full, scorer = scorers[samples]  # a last batch of another size would be compiled again
         return scorer(np.pad(waveforms, [(0, full - count), (0, 0)]))[:count]
 
+    window = DEFAULT_WINDOW if window is None else window
+    check_positive("window", window)
     patches = run.patches_at([patch_size], frame_shift_ms)
-    fbank = run.fbank
-    if frame_shift_ms:
-        fbank = dataclasses.replace(fbank, frame_shift_ms=frame_shift_ms)
+    fbank, _ = run.front_end(frame_shift_ms)
     frames = fbank.frames(round(window * rate))
     tokens = int(token_count(frames, fbank.mel_bins, patches.patch_sizes[0], patches))
-    return _timeline(
-        path, rate, window, hop, score, max(1, BATCH_TOKENS // tokens),
-        run.classes, run.multi_label, progress,
+    heard = _hear(
+        path, rate, window=window, hop=hop, score=score, batch=max(1, BATCH_TOKENS // tokens),
+        progress=progress,
     )  # fmt: skip
+    return Timeline(run.classes, *heard, multi_label=run.multi_label)
 
 
-def artifact_timeline(artifact, path, window=None, hop=None, progress=False):
+def artifact_timeline(artifact, path, *, window=None, hop=None, progress=False):
     """Timeline of a recording by an exported artifact.
 
     Args:
         artifact: Artifact.
-        window: seconds; None for the artifact's own length, which no other can replace (1 s
-            where it has none).
-        hop: seconds from one window to the next; None for half a window.
-        path, progress: as `run_timeline`.
+        window: length of a window in seconds; None for the artifact's own length, which no
+            other can replace, or for 1 where it takes any length.
+        path, hop, progress: as in `run_timeline`.
 
     Returns, Raises: as `run_timeline`; ValueError also for another window than the artifact's.
     """
-    own = artifact.samples and artifact.samples / artifact.sample_rate
-    if window and own and round(window * artifact.sample_rate) != artifact.samples:
+    rate, own = artifact.sample_rate, artifact.samples and artifact.samples / artifact.sample_rate
+    if window is not None and own and round(window * rate) != artifact.samples:
         raise ValueError(
             f"window={window:g} s: {artifact.path} takes {own:g} s, no other length. Leave it out."
         )
-    window = own or window or 1.0
-    return _timeline(
-        path, artifact.sample_rate, window, hop or window / 2, artifact.scores, 64,
-        artifact.classes, artifact.multi_label, progress,
-    )  # fmt: skip
+    window = own or (DEFAULT_WINDOW if window is None else window)
+    heard = _hear(
+        path, rate, window=window, hop=hop, score=artifact.scores, batch=64, progress=progress
+    )
+    multi_label = artifact.multi_label
+    if multi_label is None:  # an artifact that does not say: softmax sums to 1
+        multi_label = not np.allclose(heard[-1].sum(1), 1, atol=0.01)
+    return Timeline(artifact.classes, *heard, multi_label=multi_label)
 
 
 def cut_windows(blocks, window, hop):
@@ -118,7 +140,8 @@ def cut_windows(blocks, window, hop):
 
     Args:
         blocks: iterable of float32 (samples,).
-        window, hop: samples of a window, and from one to the next.
+        window: samples of a window.
+        hop: samples from the start of one window to the next.
 
     Yields:
         (first sample, float32 (window,)); the last window ends with the stream. A stream that
@@ -139,18 +162,20 @@ def cut_windows(blocks, window, hop):
         yield total - window, held[-window:]
 
 
-def _timeline(path, rate, window, hop, score, batch, classes, multi_label, progress):
+def _hear(path, rate, *, window, hop, score, batch, progress):
+    """(starts, ends, scores) of the windows of a recording, `batch` of them scored at a time."""
     from tf_data_pipelines.decode import AudioError, stream_audio
 
     check_positive("window", window)
+    hop = window / 2 if hop is None else hop
     check_positive("hop", hop)
     window, hop = round(window * rate), max(1, round(hop * rate))
     seconds, blocks = stream_audio(path, rate)
-    starts, ends, scores, waiting = [], [], [], []
+    starts, ends, scores, unscored = [], [], [], []
 
     def flush():
-        scores.append(score(np.stack(waiting)))
-        waiting.clear()
+        scores.append(score(np.stack(unscored)))
+        unscored.clear()
         bar.update(task, completed=ends[-1])
 
     with Progress(disable=not progress) as bar:
@@ -158,14 +183,11 @@ def _timeline(path, rate, window, hop, score, batch, classes, multi_label, progr
         for start, waveform in cut_windows(blocks, window, hop):
             if not waveform.size:
                 raise AudioError(f"{path} has no samples. Record it again, or remove it.")
-            waiting.append(waveform)
+            unscored.append(waveform)
             starts.append(start / rate)
             ends.append((start + len(waveform)) / rate)
-            if len(waiting) == batch:
+            if len(unscored) == batch:
                 flush()
-        if waiting:
+        if unscored:
             flush()
-    scores = np.concatenate(scores)
-    if multi_label is None:  # an artifact that does not say: softmax sums to 1
-        multi_label = not np.allclose(scores.sum(1), 1, atol=0.01)
-    return Timeline(tuple(classes), np.array(starts), np.array(ends), scores, multi_label)
+    return np.array(starts), np.array(ends), np.concatenate(scores)

@@ -85,7 +85,7 @@ class EncoderBlock(keras.layers.Layer):
 
     def call(self, tokens, segment_ids=None, training=None):
         if self.remat and training:
-            # keras.RematScope would make a traced value of `training`, which fails on both backends.
+            # keras.RematScope would make `training` a traced value, which fails on both backends.
             return keras.remat(functools.partial(self._block, training=True))(tokens, segment_ids)
         return self._block(tokens, segment_ids, training=training)
 

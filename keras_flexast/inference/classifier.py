@@ -1,0 +1,350 @@
+"""One face for a run and for everything exported from it: files in, labels and scores out."""
+
+import abc
+import concurrent.futures
+import dataclasses
+import functools
+import io
+import os
+import warnings
+
+import numpy as np
+from rich.progress import Progress
+
+from keras_flexast.files import atomic_write
+from keras_flexast.inference.artifacts import (
+    FileScores,
+    file_embeddings,
+    file_scores,
+    is_artifact,
+    load_artifact,
+    scoring_artifacts,
+)
+from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
+from keras_flexast.inference.timeline import artifact_timeline, run_timeline
+from keras_flexast.models import embedding_model
+from keras_flexast.runs import as_run
+from tf_data_pipelines.settings import DataWarning, patch_name, patch_pair
+
+GROUP_SECONDS = 1800.0  # of sound that a run holds in memory at once, 115 MB at 16 kHz
+
+
+class Classifier(abc.ABC):
+    """A trained classifier of sounds, however it is stored. `load_classifier` opens one.
+
+    Attributes:
+        classes: tuple of class names in the order of the scores.
+        sample_rate: sample rate in Hz of the waveforms that `predict` takes.
+        multi_label: whether scores are independent (sigmoid); None where an artifact does not
+            say.
+        patch_size: name of the patch size, "16" or "16x24"; None where an artifact does not
+            say.
+    """
+
+    @abc.abstractmethod
+    def predict(self, waveforms):
+        """Scores of clips in memory.
+
+        Args:
+            waveforms: list of float32 (samples,) in [-1, 1], of any lengths, at
+                `sample_rate` Hz.
+
+        Returns:
+            float32 (clips, classes), in [0, 1].
+
+        Raises:
+            ValueError: a clip cannot be used; the message says which and why.
+        """
+
+    @abc.abstractmethod
+    def predict_files(self, paths, progress=False):
+        """Scores of sound files of any format, rate and length.
+
+        Args:
+            paths: paths of the files.
+            progress: show a progress bar.
+
+        Returns:
+            FileScores: `scores` float32 (usable files, classes), their `paths`, and
+            `rejected`, (path, reason) of each file that is left out.
+        """
+
+    @abc.abstractmethod
+    def embed_files(self, paths, progress=False):
+        """One vector per sound file: what pooling gives the classifier's head.
+
+        Args:
+            paths, progress: as in `predict_files`.
+
+        Returns:
+            FileEmbeddings: `embeddings` float32 (usable files, width), `paths` and `rejected`.
+
+        Raises:
+            ValueError: an artifact without embeddings.
+        """
+
+    @abc.abstractmethod
+    def timeline(self, path, *, window=None, hop=None, progress=False):
+        """What is heard when in one recording of any length.
+
+        Args:
+            path: sound file; it is decoded in blocks.
+            window: length of a window in seconds; None for 1, or for the only length that an
+                artifact takes.
+            hop: seconds from the start of one window to the next; None for half a window.
+            progress: show a progress bar.
+
+        Returns:
+            Timeline.
+        """
+
+
+def load_classifier(
+    path, patch_size=None, *, frame_shift_ms=None, resize=None, full_length=False, threads=2
+):
+    """A run or an exported artifact as a classifier.
+
+    Args:
+        path: folder of a run, SavedModel folder (of one version, or TF Serving's folder of
+            versions), `.tflite` or `.onnx` file; or a Run.
+        patch_size: int or (frequency, time); larger is faster. None for the model's own, or
+            for what an artifact does by default.
+        frame_shift_ms: frame shift in milliseconds, of a run; None for that of training.
+            Longer is faster.
+        resize: "pi" or "bilinear", of a run; None for that of training.
+        full_length: hear each clip at its full length, where a converted AST cuts or fills up.
+        threads: number of threads of LiteRT or onnxruntime.
+
+    Returns:
+        Classifier.
+
+    Raises:
+        FileNotFoundError, ValueError: no run or artifact, a damaged one, no such patch size,
+            or an option that an artifact has settled.
+
+    Example:
+        classifier = load_classifier("run", patch_size=24)
+        found = classifier.predict_files(["a.ogg", "b.mp3"])
+        labels = [classifier.classes[k] for k in found.scores.argmax(1)]
+    """
+    if is_artifact(path):
+        check_settled(path, frame_shift_ms=frame_shift_ms, resize=resize, full_length=full_length)
+        if patch_size is None:
+            return ArtifactClassifier(load_artifact(path, threads=threads))
+        return ArtifactClassifier(artifact_of_size(path, patch_size, threads))
+    run = configured_run(path, resize=resize, full_length=full_length)
+    pair = run.model.base_patch if patch_size is None else patch_pair(patch_size)
+    return RunClassifier(run, pair, frame_shift_ms)
+
+
+class RunClassifier(Classifier):
+    """A run at one patch size and frame shift. Clips are packed; none is cut or filled up.
+
+    Args:
+        run: Run.
+        patch_size: (frequency, time).
+        frame_shift_ms: frame shift in milliseconds; None for that of training.
+    """
+
+    def __init__(self, run, patch_size, frame_shift_ms=None):
+        self.run = run
+        self.pair = patch_size
+        self.frame_shift_ms = frame_shift_ms
+        self.classes = run.classes
+        self.sample_rate = run.fbank.sample_rate
+        self.multi_label = run.multi_label
+        self.patch_size = patch_name(patch_size)
+
+    @functools.cached_property
+    def _logits(self):
+        return PackedPredictor(self.run.model)
+
+    @functools.cached_property
+    def _embedding(self):
+        return PackedPredictor(embedding_model(self.run.model))
+
+    def predict(self, waveforms):
+        for number, waveform in enumerate(waveforms):
+            if len(waveform) < self.run.fbank.window:
+                raise ValueError(
+                    f"waveforms[{number}] has {len(waveform)} samples; at least one window, "
+                    f"{self.run.fbank.window} samples, is needed. Pad it with background sound."
+                )
+        return self.run.scores(self._outputs(self._logits, waveforms))
+
+    def predict_files(self, paths, progress=False):
+        logits, usable, rejected = self._file_outputs(self._logits, paths, progress)
+        return FileScores(self.run.scores(logits), usable, rejected)
+
+    def embed_files(self, paths, progress=False):
+        return FileEmbeddings(*self._file_outputs(self._embedding, paths, progress))
+
+    def timeline(self, path, *, window=None, hop=None, progress=False):
+        return run_timeline(
+            self.run, path, patch_size=self.pair, window=window, hop=hop,
+            frame_shift_ms=self.frame_shift_ms, progress=progress,
+        )  # fmt: skip
+
+    def _outputs(self, predictor, waveforms):
+        """Outputs of clips in memory, float32 (clips, width)."""
+        from tf_data_pipelines.pipeline import evaluation_batches, packing_for
+        from tf_data_pipelines.sources import WaveformSource
+
+        run, data = self.run, WaveformSource(waveforms, self.sample_rate)
+        patches = run.patches_at([self.pair], self.frame_shift_ms)
+        packing = packing_for(data, run.fbank, patches, run.packing)
+        batches = evaluation_batches(data, run.fbank, patches=patches, packing=packing)
+        return packed_outputs(predictor, batches, len(data.durations))[0]
+
+    def _file_outputs(self, predictor, paths, progress):
+        """(outputs float32 (usable files, width), paths of the usable files, rejected)."""
+        outputs, usable, rejected, held, cut = [], [], [], [], 0
+
+        def flush():
+            if held:
+                outputs.append(self._outputs(predictor, held))
+                held.clear()
+
+        paths = [os.fspath(path) for path in paths]
+        with Progress(disable=not progress) as bar:
+            for path, (waveform, reason) in bar.track(
+                zip(paths, self._decoded(paths), strict=True), len(paths), description="Classifying"
+            ):
+                if reason:
+                    rejected.append((path, reason))
+                    continue
+                usable.append(path)
+                held.append(waveform)
+                cut += is_cut(self.run.fbank, len(waveform) / self.sample_rate)
+                if sum(map(len, held)) > GROUP_SECONDS * self.sample_rate:
+                    flush()
+            flush()
+        warn_of_cuts(self.run, cut, len(usable))
+        return np.concatenate([np.zeros((0, predictor.width), "float32"), *outputs]), usable, (
+            tuple(rejected)
+        )
+
+    def _decoded(self, paths):
+        """(waveform, None) or (None, reason) of each file, decoded a few files ahead."""
+        from tf_data_pipelines.decode import AudioError, read_audio
+        from tf_data_pipelines.pipeline import overlong_reason
+
+        run, patches = self.run, self.run.patches_at([self.pair], self.frame_shift_ms)
+
+        def decode(path):
+            try:
+                waveform = read_audio(path, self.sample_rate, run.fbank.window)
+            except AudioError as error:
+                return None, str(error)
+            reason = overlong_reason(path, len(waveform), fbank=run.fbank, patches=patches)
+            return (None, reason) if reason else (waveform, None)
+
+        workers = os.cpu_count() or 1
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            ahead = []
+            for path in paths:
+                ahead.append(pool.submit(decode, path))
+                if len(ahead) > 2 * workers:
+                    yield ahead.pop(0).result()
+            for future in ahead:
+                yield future.result()
+
+
+class ArtifactClassifier(Classifier):
+    """One signature of an exported artifact, run by its own runtime.
+
+    Args:
+        artifact: Artifact.
+    """
+
+    def __init__(self, artifact):
+        self.artifact = artifact
+        self.classes = artifact.classes
+        self.sample_rate = artifact.sample_rate
+        self.multi_label = artifact.multi_label
+        self.patch_size = artifact.patch_size
+
+    def predict(self, waveforms):
+        return self.artifact.scores(list(waveforms))
+
+    def predict_files(self, paths, progress=False):
+        paths = [os.fspath(path) for path in paths]
+        return file_scores(self.artifact, paths, "Classifying" if progress else None)
+
+    def embed_files(self, paths, progress=False):
+        paths = [os.fspath(path) for path in paths]
+        text = "Embedding" if progress else None
+        return FileEmbeddings(*file_embeddings(self.artifact, paths, text))
+
+    def timeline(self, path, *, window=None, hop=None, progress=False):
+        return artifact_timeline(self.artifact, path, window=window, hop=hop, progress=progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileEmbeddings:
+    """What `embed_files` gives.
+
+    Args:
+        embeddings: float32 (usable files, width).
+        paths: paths of the usable files, in their order.
+        rejected: (path, reason) of each file that is left out.
+    """
+
+    embeddings: np.ndarray
+    paths: list
+    rejected: tuple
+
+    def save(self, path):
+        """Write `files` (paths) and `embeddings` as NumPy's .npz, whole or not at all."""
+        content = io.BytesIO()
+        np.savez(content, files=self.paths, embeddings=self.embeddings)
+        atomic_write(path, content.getvalue())
+
+
+# === What is shared with evaluation ===
+
+
+def configured_run(run, *, resize=None, full_length=False):
+    """A Run or the run in a folder, with another resize or at the clips' full lengths."""
+    run = as_run(run)
+    run = run.resized(resize) if resize else run
+    return run.full_length() if full_length else run
+
+
+def artifact_of_size(path, patch_size, threads=2):
+    """The Artifact of one patch size among those in a file or folder."""
+    wanted = patch_name(patch_pair(patch_size))
+    named = {one.patch_size: one for one in scoring_artifacts(path, threads).values()}
+    if wanted not in named:
+        names = [name or "one that it does not name (leave the option out)" for name in named]
+        raise ValueError(f"{path} has no patch size {wanted}; it has {', '.join(names)}.")
+    return named[wanted]
+
+
+def check_settled(path, **options):
+    """Raise for options that an exported artifact has settled."""
+    for name, value in options.items():
+        if value:
+            raise ValueError(
+                f"{name}={value!r} is settled in an exported artifact, {path}; export again."
+            )
+
+
+def is_cut(fbank, seconds):
+    """Whether a clip is longer than what a converted checkpoint hears of it."""
+    if fbank.clip_ms is None:
+        return False
+    return seconds * 1000 > fbank.clip_ms + fbank.window_ms
+
+
+def warn_of_cuts(run, cut, clips):
+    """Warn where clips are longer than what a converted checkpoint hears of them."""
+    if cut:
+        seconds = (run.fbank.clip_ms - run.fbank.frame_shift_ms + run.fbank.window_ms) / 1000
+        warnings.warn(
+            f"{cut} of {clips} clips are longer than the {seconds:.2f} s that this checkpoint was "
+            f"made for; the rest of them is not heard. full_length (--full-length) hears all of "
+            f"it.",
+            DataWarning,
+            stacklevel=3,
+        )
