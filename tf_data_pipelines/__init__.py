@@ -1,32 +1,57 @@
-"""Audio files to packed batches of tokens, in tf.data. Never imports Keras.
+"""Audio files to packed batches of tokens, in tf.data. This package never imports Keras.
 
-Settings and resize matrices need NumPy only; everything else imports TensorFlow when it
-is first used.
+Settings and resize matrices need NumPy only; TensorFlow is imported when anything else is
+first used.
 """
 
 import importlib
 
-from tf_data_pipelines.settings import PATCH_SIZES, FbankSettings, PackSettings, PatchSettings
+from tf_data_pipelines.settings import (
+    PATCH_SIZES,
+    AugmentSettings,
+    FbankSettings,
+    PackSettings,
+    PatchSettings,
+)
 
 _LAZY = {
     "AudioError": "decode",
     "decode_audio": "decode",
+    "pad_waveforms": "decode",
     "read_audio": "decode",
+    "read_waveforms": "decode",
     "stream_audio": "decode",
     "Clip": "sources",
     "Source": "sources",
     "ScannedSource": "sources",
+    "WaveformSource": "sources",
     "load_source": "sources",
     "scan_source": "sources",
+    "features": "fbank",
     "log_mel": "fbank",
     "normalize": "fbank",
     "patch_tokens": "patches",
+    "augment_features": "augment",
+    "augment_waveforms": "augment",
+    "batch_rows": "packing",
     "pack": "packing",
     "evaluation_batches": "pipeline",
+    "extract_features": "pipeline",
+    "load_waveforms": "pipeline",
+    "make_tokens": "pipeline",
+    "packing_for": "pipeline",
     "training_batches": "pipeline",
+    "training_packing": "pipeline",
 }
 
-__all__ = ["PATCH_SIZES", "FbankSettings", "PackSettings", "PatchSettings", *_LAZY]
+__all__ = [
+    "PATCH_SIZES",
+    "AugmentSettings",
+    "FbankSettings",
+    "PackSettings",
+    "PatchSettings",
+    *_LAZY,
+]
 
 
 def __getattr__(name):

@@ -1,15 +1,18 @@
-"""Products with a matrix whose columns are narrow bands: mel triangles, cuts into patches."""
+"""Products with a matrix whose columns are narrow bands, such as the mel triangles."""
 
 import numpy as np
 import tensorflow as tf
 
 
 def split_bands(matrix, parts):
-    """The matrix as [(first row, last row + 1, columns), ...], without its outer zero rows.
+    """Split a matrix by columns and drop the outer rows of each part that are zero.
 
     Args:
-        matrix: (rows, columns), the bands running down from the first row to the last.
-        parts: how many; more save products and cost copies.
+        matrix: array (rows, columns) whose bands run down from the first row to the last.
+        parts: number of parts; more of them save products and cost copies.
+
+    Returns:
+        list of (first row, last row + 1, array (rows of the part, columns of the part)).
     """
     split = []
     for columns in np.array_split(matrix, min(parts, matrix.shape[1]), axis=1):

@@ -1,9 +1,9 @@
 """Sound files to mono float32 waveforms at one sample rate, in Python and in tf.data.
 
-`read_audio` is the reference: soundfile decodes, soxr resamples, every unusable file
-raises an `AudioError`. `stream_audio` gives the same samples in blocks, for recordings of
-hours. `decode_audio` gives the same samples inside a graph: 16-bit WAV
-with TensorFlow alone, scanned FLAC and Ogg Vorbis with tensorflow-io where its native
+`read_audio` is the reference: soundfile decodes, soxr resamples, and every unusable file
+raises an `AudioError`. `read_waveforms` gives many files as one array, `stream_audio` gives
+recordings of hours in blocks. `decode_audio` gives the same samples inside a graph: 16-bit WAV
+with TensorFlow alone (wav.py), scanned FLAC and Ogg Vorbis with tensorflow-io where its native
 operations run, everything else through `read_audio`.
 """
 
@@ -19,35 +19,56 @@ import soundfile
 import soxr
 import tensorflow as tf
 
-from tf_data_pipelines.resample import RATES, can_resample, resample
+from tf_data_pipelines.wav import (
+    STREAMED,
+    decode_wav,
+    decode_wav_bytes,
+    first_problem,
+    has_at,
+    number_at,
+    pcm16_or_empty,
+)
+
+__all__ = [
+    "AUDIO_EXTENSIONS",
+    "MIN_SAMPLES",
+    "AudioError",
+    "decode_audio",
+    "decode_wav",
+    "decode_wav_bytes",
+    "first_problem",
+    "pad_waveforms",
+    "read_audio",
+    "read_waveforms",
+    "stream_audio",
+]
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 MIN_SAMPLES = 400  # one 25 ms analysis window at 16 kHz
 
-STREAMED = 0x7FFF0000  # a size from here on is a pipe's placeholder, not a promise
-BLOCK_FRAMES = 1 << 20
-MAX_CHUNKS = 256  # of a WAV that are looked at; a file of empty ones would take minutes
+BLOCK_FRAMES = 1 << 20  # frames that soundfile decodes at a time
 MP3_SLACK = 3 * 1152  # libsndfile guesses the length of an MP3 without a Xing header
 
 
 class AudioError(ValueError):
-    """One sound file that cannot be used; says which, what came and the way out."""
+    """A sound file cannot be used; the message names it, what came and the way out."""
 
 
 def read_audio(path, sample_rate=16000, min_samples=MIN_SAMPLES):
     """Decode one sound file to mono at `sample_rate`; its content decides the format.
 
     Args:
-        path: file with one of AUDIO_EXTENSIONS; any rate, sample format and channels.
-        sample_rate: Hz of the result; soxr's high quality where it differs.
-        min_samples: fewest samples of the result.
+        path: file name with one of AUDIO_EXTENSIONS; the file may have any rate, sample
+            format and number of channels.
+        sample_rate: sample rate of the result in Hz; soxr resamples files of another rate.
+        min_samples: smallest number of samples of the result.
 
     Returns:
         float32 (samples,), the average of the channels, full scale at 1.
 
     Raises:
-        AudioError: missing, a folder, unknown extension, empty, not audio, truncated,
-            with NaN or infinite samples, all silent, or under `min_samples`.
+        AudioError: the file is missing, a folder, of unknown extension, empty, not audio,
+            truncated or silent, has NaN or infinite samples, or has under `min_samples`.
     """
     path = os.fspath(path)
     with _open(path) as file:
@@ -55,47 +76,57 @@ def read_audio(path, sample_rate=16000, min_samples=MIN_SAMPLES):
     return _decode(path, contents, sample_rate, min_samples)
 
 
-def decode_wav(path, sample_rate=16000):
-    """A 16-bit PCM WAV at `sample_rate`, decoded by TensorFlow's own operations alone.
-
-    So the graph also runs where there is no Python, as on tf.data service workers.
+def read_waveforms(paths, samples, sample_rate=16000):
+    """Decode sound files to one array: longer ones are cut, shorter ones end in zeros.
 
     Args:
-        path: scalar string, or string tensor.
-        sample_rate: Hz.
+        paths: file names, see `read_audio`.
+        samples: number of samples of every waveform.
+        sample_rate: sample rate of the result in Hz.
 
     Returns:
-        float32 (samples,), as `read_audio`; empty for any other file.
+        float32 (clips, samples).
 
     Raises:
-        tf.errors.NotFoundError: no such file.
+        AudioError: a file cannot be used, see `read_audio`.
     """
-    return _decode_wav(tf.io.read_file(path), sample_rate)
+    return pad_waveforms([read_audio(path, sample_rate)[:samples] for path in paths], samples)
 
 
-def _decode_wav(contents, sample_rate):
-    return tf.cond(
-        _is_pcm16(contents, sample_rate),
-        lambda: _decode_pcm16(contents),
-        functools.partial(tf.zeros, [0]),
-    )
+def pad_waveforms(waveforms, samples=None):
+    """One array of waveforms of any lengths: longer ones are cut, shorter ones end in zeros.
+
+    Args:
+        waveforms: list of float (samples,) arrays.
+        samples: number of samples of every waveform; None for those of the longest.
+
+    Returns:
+        float32 (clips, samples).
+    """
+    if samples is None:
+        samples = max(map(len, waveforms), default=0)
+    padded = np.zeros((len(waveforms), samples), "float32")
+    for row, waveform in zip(padded, waveforms, strict=True):
+        row[: len(waveform)] = waveform[:samples]
+    return padded
 
 
 def stream_audio(path, sample_rate=16000):
     """`read_audio` in blocks, in memory that does not grow with the recording.
 
-    Only a WAV whose header has no length, as a pipe writes it, is read whole.
+    Only a WAV whose header has no length, as a pipe writes it, is read as a whole.
 
     Args:
-        path, sample_rate: as `read_audio`.
+        path: file name, see `read_audio`.
+        sample_rate: sample rate of the result in Hz.
 
     Returns:
-        seconds as the file announces them, and an iterator over float32 (samples,) blocks,
-        whose concatenation is `read_audio`'s waveform.
+        seconds as the file announces them, and an iterator over float32 (samples,) blocks;
+        joined together they are the waveform of `read_audio`.
 
     Raises:
-        AudioError: as `read_audio`, now or on the way, but silence and shortness are not
-            looked for.
+        AudioError: the file cannot be used, see `read_audio`, which the iterator may find
+            late. Silent and short files are accepted.
     """
     path = os.fspath(path)
     with _open(path) as file:
@@ -110,7 +141,9 @@ def stream_audio(path, sample_rate=16000):
     def blocks():
         resampler = None
         if file.samplerate != sample_rate:
-            resampler = soxr.ResampleStream(file.samplerate, sample_rate, 1, "float32", "HQ")
+            resampler = soxr.ResampleStream(
+                file.samplerate, sample_rate, num_channels=1, dtype="float32", quality="HQ"
+            )
         with stream, file:
             for block in _channel_blocks(path, file, stream):
                 wave = _mix(path, block)
@@ -124,29 +157,29 @@ def stream_audio(path, sample_rate=16000):
 def decode_audio(path, sample_rate=16000, scanned=False):
     """`read_audio` for eager code and for tf.data's `map`, with the same samples.
 
-    A 16-bit PCM WAV at `sample_rate` is `decode_wav`'s. tensorflow-io decodes scanned
-    FLAC and Ogg Vorbis at `sample_rate` where its native operations run. Its resampler is
-    far from soxr (relative error 0.7 on a sine) and its MP3 decoder from libsndfile's once
-    a frame is damaged, so other rates and MP3 go to `read_audio`.
+    `decode_wav` decodes 16-bit PCM WAV at `sample_rate`. tensorflow-io decodes scanned FLAC
+    and Ogg Vorbis at `sample_rate` where its native operations run. Its resampler differs
+    from soxr (relative error 0.7 on a sine), and its MP3 decoder differs from libsndfile's
+    after a damaged frame, so other rates and MP3 go to `read_audio`.
 
     Args:
-        path: scalar string, or string tensor.
-        sample_rate: Hz of the result.
-        scanned: whether `read_audio` has accepted the file before, as in a ScannedSource; only
-            then tensorflow-io decodes, which never returns from some damaged files, and
-            silence is not looked for again.
+        path: file name, a scalar string tensor or str.
+        sample_rate: sample rate of the result in Hz.
+        scanned: whether `read_audio` has accepted the file before, as in a ScannedSource. Only
+            then tensorflow-io is used, which never returns from some damaged files, and
+            silence is not checked again.
 
     Returns:
         float32 (samples,), static shape (None,).
 
     Raises:
-        AudioError: eagerly; inside a graph it becomes a tf.errors.InvalidArgumentError
-            with the same text.
-        tf.errors.NotFoundError: no such file.
+        AudioError: the file cannot be used. Inside a graph it becomes a
+            tf.errors.InvalidArgumentError with the same text.
+        tf.errors.NotFoundError: the file does not exist.
     """
     path = tf.convert_to_tensor(path, tf.string)
     contents = tf.io.read_file(path)
-    wave = _decode_wav(contents, sample_rate)
+    wave = pcm16_or_empty(contents, sample_rate)
     audio = _tensorflow_io() if scanned else None
     if audio is not None:
         for matches, decode in (
@@ -158,7 +191,7 @@ def decode_audio(path, sample_rate=16000, scanned=False):
                 lambda decode=decode: tf.reduce_mean(decode(contents), 1),
                 lambda wave=wave: wave,
             )
-    # What no native branch took, and what read_audio would refuse, is read_audio's.
+    # read_audio gets what no native branch decoded, and explains what it refuses.
     usable = tf.size(wave) >= MIN_SAMPLES
     if not scanned:
         usable = usable & (tf.reduce_max(wave) > tf.reduce_min(wave))
@@ -173,99 +206,6 @@ def decode_audio(path, sample_rate=16000, scanned=False):
         ),
     )
     return tf.ensure_shape(wave, [None])
-
-
-def decode_wav_bytes(contents, sample_rate=16000, max_seconds=60.0):
-    """A 16-bit PCM WAV to mono, for graphs that are served: no Python, and no file can raise.
-
-    Any rate that `can_resample`, any channels, plain or WAVE_FORMAT_EXTENSIBLE header, other
-    chunks before the samples, sizes that a pipe left open.
-
-    Args:
-        contents: scalar string, the bytes of the file.
-        sample_rate: Hz of the result; `resample` where it differs.
-        max_seconds: the longest sound that is decoded.
-
-    Returns:
-        waveform float32 (samples,), the average of the channels, full scale at 1; and error, a
-        scalar string: what came and what was expected, or "" and only then are there samples.
-    """
-    length = tf.strings.length(contents)
-    form, data = _find_chunk(contents, b"fmt "), _find_chunk(contents, b"data")
-    tag, channels, bits, subtype = (
-        tf.cast(_number(contents, form + at, 2), tf.int32) for at in (8, 10, 22, 32)
-    )
-    tag = tf.where(tf.equal(tag, 0xFFFE), subtype, tag)  # WAVE_FORMAT_EXTENSIBLE
-    rate, riff = _number(contents, form + 12, 4), _number(contents, 4, 4)
-    present = tf.cast(length - data - 8, tf.int64)
-    size = _number(contents, data + 4, 4)
-    streamed = (size >= STREAMED) | (tf.equal(size, 0) & (riff <= tf.cast(data, tf.int64)))
-    size = tf.where(streamed, present, size)
-    frames = size // tf.cast(2 * tf.maximum(channels, 1), tf.int64)
-    seconds = tf.cast(frames, tf.float32) / tf.cast(tf.maximum(rate, 1), tf.float32)
-    pcm16 = tf.equal(tag, 1) & tf.equal(bits, 16) & (channels > 0)
-    error = first_problem(
-        (tf.equal(length, 0), "The WAV is empty (0 bytes); expected 16-bit PCM."),
-        (
-            ~(_has(contents, 0, b"RIFF") & _has(contents, 8, b"WAVE")),
-            ("The ", length, " bytes are not a WAV: they do not begin with RIFF and WAVE."),
-        ),
-        (form >= length, "The WAV has no 'fmt ' chunk; expected one, and then 'data'."),
-        (
-            ~pcm16,
-            ("The WAV has format ", tag, ", ", bits, " bits and ", channels, " channels; expected "
-             "format 1 (PCM), 16 bits and one channel or more."),
-        ),
-        (data >= length, "The WAV has no 'data' chunk; it is truncated or damaged."),
-        (
-            size > present,
-            ("The WAV is truncated: its header promises ", size, " bytes of samples, ", present,
-             " came."),
-        ),
-        (
-            ~can_resample(rate, sample_rate),
-            ("The WAV has ", rate, f" Hz; expected {RATES[0]} to {RATES[1]} in a simple ratio to "
-             f"{sample_rate}, such as 16000, 22050, 44100 or 48000."),
-        ),
-        (
-            seconds > max_seconds,
-            ("The WAV lasts ", seconds, f" s; at most {max_seconds:g} s are accepted."),
-        ),
-    )  # fmt: skip
-
-    def decode():
-        place = tf.strings.substr(contents, data + 8, tf.cast(frames, tf.int32) * 2 * channels)
-        # (frames * channels,) -> (frames, channels)
-        samples = tf.reshape(tf.io.decode_raw(place, tf.int16), [-1, channels])
-        waveform = tf.reduce_mean(tf.cast(samples, tf.float32) / 2**15, 1)
-        return resample(waveform, rate, sample_rate)
-
-    waveform = tf.cond(tf.equal(error, ""), decode, lambda: tf.zeros([0]))
-    return tf.ensure_shape(waveform, [None]), error
-
-
-def first_problem(*problems):
-    """The message of the first condition that holds, "" where none does.
-
-    Args:
-        *problems: (bool tensor, message) pairs of one shape; a message is a string or a tuple
-            of strings and numeric tensors to be joined.
-
-    Returns:
-        string tensor of the conditions' shape.
-    """
-    error = tf.zeros_like(problems[0][0], tf.string)
-    for holds, message in reversed(problems):
-        if not isinstance(message, str):
-            message = tf.strings.join(
-                [part if isinstance(part, str) else _as_text(part) for part in message]
-            )
-        error = tf.where(holds, message, error)
-    return error
-
-
-def _as_text(number):
-    return tf.strings.as_string(number, precision=2 if number.dtype.is_floating else -1)
 
 
 def _open(path):
@@ -286,8 +226,8 @@ def _open(path):
 
 
 def _decode_bytes(path, contents, sample_rate):
-    """`read_audio` of bytes already read, so that remote file systems work too."""
-    # Scalars come as bytes from a graph and as arrays eagerly; "object" keeps last zeros.
+    """`read_audio` of bytes that are read already, so that remote file systems work too."""
+    # Scalars come as bytes from a graph and as arrays eagerly; "object" keeps zeros at the end.
     path, contents = (np.asarray(value, object).item() for value in (path, contents))
     path = os.fsdecode(path)
     _check_extension(path)
@@ -327,7 +267,7 @@ def _decode(path, contents, sample_rate, min_samples):
 
 
 def _mix(path, samples):
-    """float32 (frames, channels) as their finite average (frames,)."""
+    """float32 (frames, channels) to their average (frames,); NaN and infinity raise."""
     wave = samples[:, 0] if samples.shape[1] == 1 else samples.mean(1, dtype=np.float32)
     finite = np.isfinite(wave)
     if not finite.all():
@@ -355,7 +295,7 @@ def _sound_file(path, stream):
 
 
 def _channel_blocks(path, file, stream):
-    """All samples, float32 (frames, channels) blocks; a truncated file raises at its end."""
+    """Yield the samples as float32 (frames, channels); a truncated file raises at its end."""
     announced, decoded = file.frames, 0
     try:
         while len(block := file.read(BLOCK_FRAMES, "float32", always_2d=True)):
@@ -378,7 +318,7 @@ def _channel_blocks(path, file, stream):
 
 
 def _mend_wav(path, contents):
-    """The bytes, with true sizes in a streamed WAV's header; a truncated one raises."""
+    """The bytes, with the true sizes in the header of a streamed WAV; a truncated WAV raises."""
     if contents[:4] != b"RIFF" or contents[8:12] != b"WAVE":
         return contents
     at = 12
@@ -405,77 +345,13 @@ def _mend_wav(path, contents):
     return contents
 
 
-def _number(contents, at, size, order="little"):
-    """The unsigned integer of `size` bytes inside a scalar string, int64; zeros past its end."""
-    piece = tf.strings.substr(contents, tf.minimum(at, tf.strings.length(contents)), size)
-    digits = tf.io.decode_raw(piece, tf.uint8, fixed_length=size)
-    weights = 256 ** np.arange(size)[:: 1 if order == "little" else -1]
-    return tf.reduce_sum(tf.cast(digits, tf.int64) * weights)
-
-
-def _has(contents, at, word):
-    """Whether a scalar string holds `word` at byte `at`."""
-    at = tf.minimum(at, tf.strings.length(contents))
-    return tf.equal(tf.strings.substr(contents, at, len(word)), word)
-
-
-def _is_pcm16(contents, sample_rate):
-    # One comparison of nine 4-byte words: an operation costs as much on two bytes as on these.
-    layout, ones4, ones2 = "<4s4x4s4s4xHHI4xHH", b"\xff" * 4, 2**16 - 1
-    header = struct.pack(layout, b"RIFF", b"WAVE", b"fmt ", 1, 0, sample_rate, 0, 16)  # 1: PCM
-    mask = struct.pack(layout, ones4, ones4, ones4, ones2, 0, 2**32 - 1, 0, ones2)
-    words = tf.io.decode_raw(contents, tf.int32, fixed_length=len(header))
-    matches = tf.bitwise.bitwise_and(words, np.frombuffer(mask, "<i4"))
-    matches = tf.reduce_all(tf.equal(matches, np.frombuffer(header, "<i4")))
-    return matches & (words[5] >= 2**16)  # one channel at least
-
-
-def _find_chunk(contents, name):
-    """Byte at which the first chunk of a RIFF file with this name begins, int32.
-
-    The length of the contents where there is none among the first MAX_CHUNKS.
-    """
-    length = tf.strings.length(contents)
-
-    def searching(at):
-        return (at + 8 <= length) & ~_has(contents, at, name)
-
-    def following(at):
-        size = _number(contents, at + 4, 4)
-        return [
-            tf.cast(tf.minimum(tf.cast(at, tf.int64) + 8 + size + size % 2, 2**31 - 9), tf.int32)
-        ]
-
-    (at,) = tf.while_loop(searching, following, [tf.constant(12)], maximum_iterations=MAX_CHUNKS)
-    return tf.where(_has(contents, at, name), at, length)
-
-
-def _decode_pcm16(contents):
-    """float32 (samples,); empty where the sizes do not add up, which read_audio explains.
-
-    tf.audio.decode_wav refuses a chunk of odd size and bytes after the last chunk, both
-    common, so the chunks are walked here.
-    """
-    length = tf.strings.length(contents)
-    at = _find_chunk(contents, b"data")
-    size = _number(contents, at + 4, 4)
-    whole = tf.cast(at, tf.int64) + 8 + size <= tf.cast(length, tf.int64)
-    channels = tf.cast(_number(contents, 22, 2), tf.int32)
-    frames = tf.where(whole, tf.cast(size, tf.int32) // (2 * channels), 0)
-    start = tf.minimum(at + 8, length)
-    samples = tf.io.decode_raw(tf.strings.substr(contents, start, frames * 2 * channels), tf.int16)
-    # (frames * channels,) -> (frames, channels)
-    samples = tf.reshape(tf.cast(samples, tf.float32) / 2**15, [frames, channels])
-    return tf.reduce_mean(samples, 1)
-
-
 @functools.cache
 def _tensorflow_io():
     """tensorflow_io.audio where its native operations run, else None.
 
-    It imports with any TensorFlow but is compiled for one, so an operation is tried.
-    Only its operations on bytes are used: the handle behind IOTensor.from_audio is shared
-    by parallel map calls and mixes up files.
+    It imports with any TensorFlow but is compiled for one, so this function tries an
+    operation. Only its operations on bytes are used: parallel map calls share the handle
+    behind IOTensor.from_audio and mix up files.
     """
     with warnings.catch_warnings(), tf.init_scope():
         warnings.simplefilter("ignore")
@@ -491,15 +367,15 @@ def _tensorflow_io():
 
 
 def _is_flac(contents, sample_rate):
-    """A 16- or 24-bit FLAC at `sample_rate`."""
+    """Whether the bytes are a 16- or 24-bit FLAC at `sample_rate`."""
     rate, bits = _flac_format(contents)
     known_bits = tf.equal(bits, 16) | tf.equal(bits, 24)
-    return _has(contents, 0, b"fLaC") & tf.equal(rate, sample_rate) & known_bits
+    return has_at(contents, 0, b"fLaC") & tf.equal(rate, sample_rate) & known_bits
 
 
 def _flac_format(contents):
-    """Rate in Hz and bits from STREAMINFO: 20 bits rate, 3 channels - 1, 5 bits - 1."""
-    packed = _number(contents, 18, 4, "big")
+    """Rate in Hz and bits, from STREAMINFO: 20 bits rate, 3 channels - 1, 5 bits - 1."""
+    packed = number_at(contents, 18, 4, "big")
     return packed // 2**12, packed // 2**4 % 32 + 1
 
 
@@ -512,4 +388,4 @@ def _decode_flac(audio, contents):
 
 
 def _is_vorbis(contents, sample_rate):
-    return _has(contents, 28, b"\x01vorbis") & tf.equal(_number(contents, 40, 4), sample_rate)
+    return has_at(contents, 28, b"\x01vorbis") & tf.equal(number_at(contents, 40, 4), sample_rate)

@@ -1,4 +1,4 @@
-"""Kaldi's log-mel filterbank as plain TensorFlow operations, eager or in a graph."""
+"""Kaldi's log-mel filterbank in TensorFlow operations, eager or in a graph."""
 
 import functools
 import math
@@ -11,21 +11,36 @@ from tf_data_pipelines.banded import band_product, split_bands
 LOG_FLOOR = 1.1920928955078125e-07  # float32 epsilon, Kaldi's floor before the logarithm
 
 
+def features(waveform, settings):
+    """Normalized log-mel filterbank of a clip: what every model here hears.
+
+    Args:
+        waveform: float32 (samples,) or (batch, samples) in [-1, 1], at
+            settings.sample_rate Hz.
+        settings: FbankSettings.
+
+    Returns:
+        float32 (frames, mel_bins) or (batch, frames, mel_bins): `log_mel`, then `normalize`.
+    """
+    return normalize(log_mel(waveform, settings), settings)
+
+
 def log_mel(waveform, settings):
     """Log-mel filterbank of a clip, as Kaldi computes it (without dither).
 
     Args:
         waveform: float32 (samples,) or (batch, samples) in [-1, 1], at
-            settings.sample_rate Hz. Its mean is removed here if the settings say so.
-        settings: FbankSettings; times in milliseconds.
+            settings.sample_rate Hz. With settings.remove_clip_mean its mean is removed here.
+        settings: FbankSettings.
 
     Returns:
         float32 (frames, mel_bins) or (batch, frames, mel_bins), natural log of power,
-        not normalized; frames = 1 + (samples - window) // shift, none for a clip under
-        one window; or settings.clip_frames, cut or filled up with zeros.
+        not normalized; frames = 1 + (samples - window) // shift, and 0 for a clip shorter
+        than one window. With settings.clip_ms it is cut or filled up with zeros to
+        settings.clip_frames.
 
     Raises:
-        ValueError: waveform is not floating point, or not of rank 1 or 2.
+        ValueError: waveform is not floating point, or its rank is not 1 or 2.
 
     Source: Kaldi feature-fbank.cc, snip_edges=true, with AST's symmetric Hann window.
     """
@@ -39,8 +54,8 @@ def log_mel_at(waveform, settings, choice, frame_shifts_ms):
     Args:
         waveform: float32 (samples,) or (batch, samples).
         settings: FbankSettings; its own frame shift is not used.
-        choice: int32 scalar tensor, which of the shifts.
-        frame_shifts_ms: the list, milliseconds.
+        choice: int32 scalar tensor, index of the frame shift in the list.
+        frame_shifts_ms: list of frame shifts in milliseconds.
     """
     shifts = [round(settings.sample_rate * ms / 1000) for ms in frame_shifts_ms]
     block = math.gcd(settings.window, *shifts)
@@ -52,7 +67,7 @@ def log_mel_at(waveform, settings, choice, frame_shifts_ms):
 
 
 def _fit(mel, frames):
-    """(..., any, mel_bins) -> (..., frames, mel_bins): cut, or zeros at the end."""
+    """(..., any, mel_bins) -> (..., frames, mel_bins): cut, or filled up with zeros."""
     if frames is None:
         return mel
     missing = frames - (mel.shape[-2] or tf.shape(mel)[-2])
@@ -62,7 +77,7 @@ def _fit(mel, frames):
 
 
 def normalize(spectrogram, settings):
-    """(x - mean) / (2 std), as AST: about half a unit of standard deviation."""
+    """(x - mean) / (2 std), as AST does; the result has a standard deviation near 0.5."""
     return (spectrogram - settings.mean) / (2 * settings.std)
 
 
@@ -88,9 +103,9 @@ def _log_mel(waveform, settings, shift, block):
 
 
 def _frame(waveform, window, shift, block):
-    """(..., samples) -> (..., frames, window); `block` divides window and shift.
+    """(..., samples) -> (..., frames, window); `block` is a divisor of window and shift.
 
-    Whole blocks are gathered, not samples: 400 / 80 = 5 indices a frame.
+    It gathers whole blocks, not samples: 400 / 80 = 5 indices for each frame.
     """
     samples = waveform.shape[-1] or tf.shape(waveform)[-1]
     batch = [waveform.shape[0] or tf.shape(waveform)[0]] if waveform.shape.rank == 2 else []
@@ -110,7 +125,7 @@ def _hann(window):
 
 @functools.cache
 def _mel_bands(settings):
-    """Kaldi's triangles, (fft_length / 2 + 1, mel_bins) split: corners even in mel."""
+    """Kaldi's triangles (fft_length / 2 + 1, mel_bins), corners even in mel, as split bands."""
 
     def mel(hertz):
         return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
@@ -124,4 +139,4 @@ def _mel_bands(settings):
     rising = (position - left) / (center - left)
     falling = (right - position) / (right - center)
     triangles = np.maximum(0.0, np.minimum(rising, falling)).astype("float32")
-    return split_bands(triangles, 4)  # a quarter of the products of the whole matrix
+    return split_bands(triangles, 4)  # needs a quarter of the products

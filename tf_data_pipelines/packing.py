@@ -1,4 +1,4 @@
-"""Streaming packer: clips of any length become dense rows, inside the TensorFlow graph.
+"""Sequence packing: clips of any length fill dense rows, inside the TensorFlow graph.
 
 clips        [a a a] [b b]
 tokens        a a a b b .
@@ -8,59 +8,71 @@ segment_ids   1 1 1 2 2 0
 import numpy as np
 import tensorflow as tf
 
-SUBSETS = 4096  # compared for a row; a quarter of them leaves 0.2 % more of it empty
-ARRIVALS = 16  # clips taken in at a time; one at a time costs three times as much
+SUBSETS = 4096  # subsets compared for a row; with a quarter of them 0.2 % more stays empty
+ARRIVALS = 16  # clips that arrive at a time; one at a time costs three times as much
+SLOT_NAMES = {"label": "labels", "clip_id": "clip_ids", "weight": "weights"}  # clip -> row
+# Names in a row that the packer makes itself; `length` is what it keeps of a waiting clip.
+RESERVED = ("segment_ids", "length", *SLOT_NAMES.values())
 
 
-def pack(clips, settings, label_shape=(), label_dtype=tf.int32):
+def pack(clips, settings):
     """Pack clips into rows, each the best of thousands of subsets of the waiting clips.
 
-    A row takes the clip that has waited longest, and of the `settings.buffer_size` oldest those
-    that fill it best: the subsets tried are drawn once, and the same for every row. So no
-    clip waits for more than buffer_size + ARRIVALS rows, and a dataset is packed the same way
-    every time. Clips keep their content whole; their order changes, which is why `clip_ids`
-    come along. At most buffer_size + ARRIVALS clips are held, but for what tf.data prefetches.
+    A row takes the clip that has waited longest, and of the `settings.buffer_size` oldest clips
+    those that fill the row best. The subsets to compare are drawn once and are the same for
+    every row, so a dataset is packed the same way every time. No clip waits for more than
+    buffer_size + ARRIVALS rows, and no more clips than that are held, apart from what tf.data
+    prefetches. Clips stay whole, but their order changes, which `clip_ids` records.
 
     Args:
-        clips: finite or endless tf.data.Dataset of dictionaries with `tokens` float32
-            (n, width), `positions` float32 (n, 4), `label` (label_shape) and `clip_id`
-            int64 (); n at most settings.row_length.
+        clips: finite or endless tf.data.Dataset of dictionaries with the columns
+            `tokens` float32 (n, width), n at most settings.row_length;
+            `positions` float32 (n, 4);
+            `label` of any shape and dtype, such as int32 () or float32 (classes,);
+            `clip_id` int64 ();
+            `weight` float32 (), the weight of the clip in the loss; it may be left out;
+            any further numbers of the clip, such as a teacher's scores, of static shape.
         settings: PackSettings.
-        label_shape: () for one class index a clip, (classes,) for multi-label targets.
-        label_dtype: dtype of the labels.
 
     Returns:
         Dataset of rows, dictionaries with
             tokens       float32 (row_length, width)
             positions    float32 (row_length, 4)
-            segment_ids  int32 (row_length,), 1, 2, ... per clip, 0 for padding
-            labels       (segments, *label_shape)
-            weights      float32 (segments,), 1 for a clip, 0 for an empty slot
+            segment_ids  int32 (row_length,), 1, 2, ... for the clips, 0 for padding
+            labels       (segments, *shape of label)
+            weights      float32 (segments,), the clip's weight or 1; 0 for an empty slot
             clip_ids     int64 (segments,), -1 for an empty slot
-        Every clip is in exactly one row, those of a finite dataset's last rows included.
+            and each further column under its own name: (segments, *shape), zeros in empty
+            slots.
+        Every clip is in exactly one row, also at the end of a finite dataset.
 
     Raises:
-        InvalidArgumentError (while iterating): a clip has more tokens than a row.
+        ValueError: a column has a name that rows use, no static shape, or is not numeric.
+        tf.errors.InvalidArgumentError: a clip has more tokens than a row; raised while the
+            rows are read.
     """
-    width = clips.element_spec["tokens"].shape[-1]
-    packer = _Packer(settings, width, tuple(label_shape), label_dtype)
+    packer = _Packer(settings, clips.element_spec)
     arrivals = clips.map(packer.hold).batch(ARRIVALS)
-    # Any one element after the clips; a source that tf.data service does not split, so that
-    # every worker has its own end.
+    # One more element marks the end of the clips. The tf.data service does not split this
+    # source, so every worker has its own end.
     end = tf.data.Dataset.random(0).take(1).map(lambda _: packer.no_clips())
-    with tf.device("CPU"):  # made at once, where a GPU could take it
+    with tf.device("CPU"):  # made at once, so TensorFlow could place it on a GPU
         start = packer.start()
     rows = arrivals.concatenate(end).scan(start, packer.step).unbatch()
     return rows.map(packer.fill)
 
 
 def batch_rows(rows, settings, partial=True):
-    """Batch rows to (rows, ...); the last, partial batch is filled up with empty rows.
+    """Batch rows to (rows, ...).
 
     Args:
         rows: Dataset from `pack`.
         settings: PackSettings.
-        partial: keep the last batch when it is not full; False drops it.
+        partial: whether a last batch that is not full is filled up with empty rows (True) or
+            dropped (False).
+
+    Returns:
+        Dataset of dictionaries like those of `pack`, with settings.rows rows each.
     """
     batches = rows.batch(settings.rows, drop_remainder=not partial)
     if not partial:
@@ -78,41 +90,48 @@ def batch_rows(rows, settings, partial=True):
 class _Packer:
     """Chooses rows from the waiting clips, which `tf.data.Dataset.scan` carries along.
 
-    What waits is one handle a clip, a variant that refers to its tokens: choosing moves
-    handles, and a clip's tokens are copied once, into their row. The first of the waiting
-    is a blank, without tokens, for the slots that stay empty.
+    A waiting clip is held as one handle, a variant that refers to its tokens. Choosing moves
+    handles only; the tokens are copied once, into their row. The first of the held clips is a
+    blank without tokens, for the slots that stay empty.
+
+    Args:
+        settings: PackSettings.
+        columns: element spec of the clips.
     """
 
-    def __init__(self, settings, width, label_shape, label_dtype):
+    def __init__(self, settings, columns):
         self.row_length, self.segments = settings.row_length, settings.segments
         self.buffer_size = max(settings.buffer_size, settings.segments)
         self.subsets = _subsets(self.buffer_size, self.segments)
-        self.widths = {"tokens": width, "positions": 4}
-        self.label_shape = label_shape
-        self.label_dtype = label_dtype
+        self.widths = {"tokens": columns["tokens"].shape[-1], "positions": 4}
+        self.columns = {name: spec for name, spec in columns.items() if name not in self.widths}
+        _check_columns(self.columns)
 
     def hold(self, clip):
+        """A clip as it waits: handles of its tokens, their number and the other columns."""
         handles = {name: _handle(clip[name]) for name in self.widths}
-        length = tf.shape(clip["tokens"])[0]
-        return {**handles, "length": length, "label": clip["label"], "clip_id": clip["clip_id"]}
+        others = {name: clip[name] for name in self.columns}
+        return {**handles, **others, "length": tf.shape(clip["tokens"])[0]}
 
     def start(self):
+        """What is held at the start: the blank."""
         blank = {name: tf.zeros([0, width]) for name, width in self.widths.items()}
-        blank["label"] = tf.zeros(self.label_shape, self.label_dtype)
-        blank["clip_id"] = tf.constant(-1, tf.int64)
+        for name, spec in self.columns.items():
+            blank[name] = tf.zeros(spec.shape, spec.dtype)
+        blank["clip_id"] -= 1
         return {name: value[None] for name, value in self.hold(blank).items()}
 
     def no_clips(self):
-        """Arrivals without a clip: the sign that all have arrived."""
+        """Arrivals without a clip, the sign that all clips have arrived."""
         return {name: value[:0] for name, value in self.start().items()}
 
     def step(self, held, arrivals):
-        """The clips that stay, blank first, and the rows (rows, segments) of handles."""
+        """The clips that stay, the blank first, and the rows (rows, segments) of handles."""
         last = tf.size(arrivals["length"]) == 0
         held = _join(held, arrivals)
         with tf.control_dependencies([self._check(held)]):
             order = tf.range(1, tf.size(held["length"]))
-        # 0 is the blank: the order always has `buffer_size` clips, real ones first.
+        # The order always has `buffer_size` clips, real ones first, then the blank (0).
         order = tf.pad(order, [[0, self.buffer_size]])
         lengths = tf.cast(held["length"], tf.float32)
         enough = tf.where(last, 1, self.buffer_size)
@@ -141,17 +160,18 @@ class _Packer:
         return _take(held, stay), _take(held, rows)
 
     def fill(self, row):
-        """A row's handles as its tokens, padded, with static shapes."""
+        """The row of these handles: its tokens, padded, and its slots, with static shapes."""
         length, segments = self.row_length, self.segments
         ends = tf.cumsum(row["length"])
-        # A place's segment is the number of clips that end before it, and 1.
+        # The segment at a place is 1 plus the number of clips that end before it.
         segment_ids = 1 + tf.searchsorted(ends, tf.range(length), side="right")
         filled = {
             "segment_ids": segment_ids % (segments + 1),  # after the last slot: padding
-            "labels": tf.ensure_shape(row["label"], [segments, *self.label_shape]),
             "weights": tf.cast(row["clip_id"] >= 0, tf.float32),
-            "clip_ids": row["clip_id"],
         }
+        for name, spec in self.columns.items():
+            slots = tf.ensure_shape(row[name], [segments, *spec.shape])
+            filled[SLOT_NAMES.get(name, name)] = slots
         for name, width in self.widths.items():
             padding = _handle(tf.zeros([length - ends[-1], width]))
             content = tf.raw_ops.RaggedTensorFromVariant(
@@ -176,28 +196,53 @@ class _Packer:
         )  # fmt: skip
 
 
-def _subsets(waiting, segments):
-    """Subsets of the waiting clips, the oldest in each: 0 or 1, float32 (subsets, waiting).
+def _check_columns(columns):
+    """Raise a ValueError for columns that cannot travel in the slots of a row."""
+    for name, spec in columns.items():
+        if name in RESERVED:
+            raise ValueError(
+                f"clips have a column {name!r}, a name that the packer uses itself; rename the "
+                f"column. Reserved are {', '.join(RESERVED)}."
+            )
+        numeric = spec.dtype.is_floating or spec.dtype.is_integer
+        if not numeric or not spec.shape.is_fully_defined():
+            raise ValueError(
+                f"column {name!r} has dtype {spec.dtype.name} and shape {spec.shape}; expected "
+                f"numbers of a static shape, the same for every clip."
+            )
+    weight = columns.get("weight", tf.TensorSpec([], tf.float32))
+    if weight.dtype != tf.float32 or weight.shape.rank != 0:
+        raise ValueError(
+            f"column 'weight' has dtype {weight.dtype.name} and shape {weight.shape}; expected "
+            f"float32 and shape (), one weight for each clip."
+        )
 
-    They are the beginnings, of up to `segments` clips, of random orders of the clips, and
-    of the order of arrival. Those with older clips come first, to win when two fill alike.
+
+def _subsets(buffer_size, segments):
+    """Subsets of the waiting clips: 0 or 1, float32 (subsets, buffer_size).
+
+    A subset is the beginning, of up to `segments` clips, of a random order of the clips or of
+    the order of arrival, with the oldest clip in front. Subsets with older clips come first,
+    so that they win where two subsets fill a row equally.
     """
-    most = min(waiting, segments)
-    keys = np.random.default_rng(0).random((max(1, SUBSETS // most), waiting))
+    most = min(buffer_size, segments)
+    keys = np.random.default_rng(0).random((max(1, SUBSETS // most), buffer_size))
     keys[:, 0] = -1
-    keys[0] = np.arange(waiting)
+    keys[0] = np.arange(buffer_size)
     ranks = keys.argsort(1).argsort(1)
     subsets = ranks[:, None] < np.arange(1, most + 1)[:, None]
-    return np.unique(subsets.reshape(-1, waiting), axis=0)[::-1].astype("float32")
+    return np.unique(subsets.reshape(-1, buffer_size), axis=0)[::-1].astype("float32")
 
 
 def _handle(content):
+    """A variant that refers to the tensor."""
     return tf.raw_ops.RaggedTensorToVariant(
         rt_nested_splits=[], rt_dense_values=content, batched_input=False
     )
 
 
 def _join(first, second):
+    """The clips of both, one behind the other."""
     split = tf.size(first["length"])
     places = tf.range(split + tf.size(second["length"]))
     places = [places[:split], places[split:]]
@@ -207,4 +252,5 @@ def _join(first, second):
 
 
 def _take(held, places):
+    """The held clips at these places."""
     return {name: tf.gather(value, places) for name, value in held.items()}

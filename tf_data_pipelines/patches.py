@@ -1,4 +1,4 @@
-"""From a normalized spectrogram to tokens of one width, whatever the patch size."""
+"""Normalized spectrograms to tokens of one width, whatever the patch size."""
 
 import functools
 
@@ -15,26 +15,27 @@ from tf_data_pipelines.resize import (
 )
 
 
-def patch_tokens(spectrogram, settings, choice=0, frame_shift_scale=1.0, max_tokens=None):
-    """Cut a clip into patches and map every patch to the base patch size.
+def patch_tokens(spectrogram, settings, *, choice=0, frame_shift_scale=1.0, max_tokens=None):
+    """Cut a clip into patches and resize every patch to the base patch size.
 
-    A patch x of p_f x p_t becomes `R_f^T x R_t`, with R the matrices that would resize the
-    base kernel to p_f x p_t; so the one base kernel serves every size.
+    A patch x of p_f x p_t becomes `R_f^T x R_t`; R_f and R_t are the matrices that would
+    resize the base kernel to p_f x p_t. So one base kernel serves every patch size.
 
     Args:
         spectrogram: float32 (frames, mel_bins), normalized, mel_bins static. A clip
             shorter than one patch is padded with zeros to one.
         settings: PatchSettings.
-        choice: int32 scalar, which of settings.patch_sizes.
-        frame_shift_scale: this clip's frame shift over the filterbank's own; "physical"
-            positions use it.
-        max_tokens: int; a clip with more loses its last patches. None keeps all.
+        choice: int32 scalar, index of the patch size in settings.patch_sizes.
+        frame_shift_scale: frame shift of this clip over the filterbank's own, which
+            "physical" positions need.
+        max_tokens: largest number of tokens; a clip with more loses its last patches. None
+            keeps all.
 
     Returns:
-        tokens float32 (tokens, 256), the area of the base patch, frequency-major inside a
-        patch, and positions float32 (tokens, 4): frequency center, time center, frequency
-        extent, time extent in base-grid cells. Tokens run through time inside each band.
-        Prefix tokens come first, all zeros, with positions (k, 0, 0, 0): extent 0 marks them.
+        tokens float32 (tokens, 256), as many numbers as the base patch has, frequency-major
+        inside a patch; and positions float32 (tokens, 4): frequency center, time center,
+        frequency extent, time extent in base-grid cells. Tokens run through time inside each
+        band. Prefix tokens come first: zeros, with positions (k, 0, 0, 0); extent 0 marks them.
     """
     mel_bins = spectrogram.shape[1]
     plan = _plan(settings, mel_bins)
@@ -49,7 +50,9 @@ def patch_tokens(spectrogram, settings, choice=0, frame_shift_scale=1.0, max_tok
     frames = tf.shape(spectrogram)[0]
     count_t = patch_count(frames, patch_t, step_t, settings.remainder)
     index_t = tf.range(count_t)
-    start_t = patch_start(index_t, count_t, frames, patch_t, step_t, settings.remainder)
+    start_t = patch_start(
+        index_t, count_t, size=frames, patch=patch_t, step=step_t, remainder=settings.remainder
+    )
     if settings.remainder == "pad":
         missing = [start_t[-1] + patch_t - frames, plan["missing_f"]]
         spectrogram = tf.pad(spectrogram, [[0, size] for size in missing])
@@ -71,11 +74,11 @@ def patch_tokens(spectrogram, settings, choice=0, frame_shift_scale=1.0, max_tok
     center_t, extent_t = patch_center(
         tf.cast(index_t, tf.float32),
         tf.cast(count_t, tf.float32),
-        tf.cast(start_t, tf.float32),
-        tf.cast(patch_t, tf.float32),
-        settings.position,
-        axis_t,
-        frame_shift_scale,
+        start=tf.cast(start_t, tf.float32),
+        patch=tf.cast(patch_t, tf.float32),
+        position=settings.position,
+        axis=axis_t,
+        scale=frame_shift_scale,
     )
     along_f = tf.gather(plan["position_f"], choice)[:count_f, None]
     along_t = tf.stack([0 * center_t, center_t, 0 * center_t, extent_t], -1)
@@ -90,12 +93,14 @@ def patch_tokens(spectrogram, settings, choice=0, frame_shift_scale=1.0, max_tok
 
 @functools.cache
 def _plan(settings, mel_bins):
-    """Constants for every patch size, padded to one shape so that a draw is a gather."""
+    """Constants of every patch size, padded to one shape so that tf.gather picks a size."""
     sizes, (base_f, base_t), (axis_f, axis_t) = (
         settings.patch_sizes, settings.base_patch, settings.axes,
     )  # fmt: skip
-    policies = settings.remainder, settings.position
-    grids = [axis_grid(mel_bins, size[0], axis_f, *policies, "frequency") for size in sizes]
+    policy = {"remainder": settings.remainder, "position": settings.position}
+    grids = [
+        axis_grid(mel_bins, size[0], axis=axis_f, name="frequency", **policy) for size in sizes
+    ]
     most = max(len(starts) for starts, _, _ in grids)
     longest_f, longest_t = np.max(sizes, axis=0)
     plan = {

@@ -1,40 +1,62 @@
-"""From a scanned source of clips to packed batches: decode, fbank, patches, pack, batch."""
+"""From clips to packed batches, as stages that can be put together in other ways.
+
+A stage takes a tf.data.Dataset of dictionaries, one for each clip, and returns another. It
+replaces the columns that it uses and passes every other column along:
+
+    load_waveforms     waveform, label, clip_id
+    augment_waveforms  waveform
+    extract_features   waveform -> features, frame_shift_scale
+    augment_features   features
+    make_tokens        features, frame_shift_scale -> tokens, positions
+    pack               clips -> rows
+    batch_rows         rows -> batches
+
+`training_batches` and `evaluation_batches` put them together.
+"""
 
 import dataclasses
 
 import numpy as np
 import tensorflow as tf
 
+from tf_data_pipelines.augment import augment_features, augment_waveforms
 from tf_data_pipelines.decode import decode_audio, decode_wav
-from tf_data_pipelines.fbank import log_mel, log_mel_at, normalize
+from tf_data_pipelines.fbank import features, log_mel_at, normalize
 from tf_data_pipelines.packing import batch_rows, pack
 from tf_data_pipelines.patches import patch_tokens
 from tf_data_pipelines.resize import token_count
+from tf_data_pipelines.settings import AugmentSettings, PackSettings
+from tf_data_pipelines.sources import WaveformSource
 
 CACHE_SECONDS = 4 * 3600  # decoded clips up to 4 hours (0.9 GB of float32) stay in memory
+MAX_ROW_LENGTH = 8192  # tokens; dense attention over more needs over 3 GB a layer
+TRAINING_ROW_LENGTHS = (256, 4096)  # shortest and longest rows that `training_packing` chooses
 
 
-def training_batches(data, fbank, patches, packing, seed=1337):
-    """Endless packed batches in a new random order each pass, for `model.fit`.
+def training_batches(data, fbank, *, patches, packing, seed=1337, augment=None):
+    """Endless packed batches in a new random order in each epoch, for `model.fit`.
 
-    Each clip draws a patch size and a frame shift from the settings; the draw depends on
-    the seed and on how many clips came before, so a run repeats exactly.
+    Each clip draws a patch size and a frame shift from the settings. The draw depends on the
+    seed and on the number of clips before, so a run repeats exactly. What does not change from
+    epoch to epoch is cached in memory up to CACHE_SECONDS of sound: the features, or the
+    waveforms where the frame shift or the gain changes.
 
-    Where `data.graph_only`, the whole pipeline is one graph without Python, and
-    tf.data service workers can do its work:
+    If `data.graph_only`, the whole pipeline is one graph without Python, and tf.data service
+    workers can run it:
 
-        batches = training_batches(data, fbank, patches, packing).apply(
+        batches = training_batches(data, fbank, patches=patches, packing=packing).apply(
             tf.data.experimental.service.distribute(ShardingPolicy.DYNAMIC, "grpc://host:5000"))
 
-    DYNAMIC hands each clip of a pass to one worker, which packs what it gets; OFF would give
-    every worker the same clips in the same order. All of them must see the files.
+    DYNAMIC gives each clip of an epoch to one worker, which packs what it gets; OFF would give
+    every worker the same clips in the same order. All workers must see the files.
 
     Args:
-        data: ScannedSource of the clips to train on.
+        data: ScannedSource or WaveformSource of the clips to train on.
         fbank: FbankSettings.
         patches: PatchSettings.
         packing: PackSettings.
-        seed: int, of the order and of the draws.
+        seed: random seed of the clip order and of all draws.
+        augment: AugmentSettings; None for no augmentation.
 
     Returns:
         tf.data.Dataset of (inputs, labels, weights): inputs a dictionary of `tokens`
@@ -44,58 +66,224 @@ def training_batches(data, fbank, patches, packing, seed=1337):
         (rows, segments).
 
     Raises:
-        ValueError: a clip has more tokens than a row; it is named.
+        ValueError: a clip has more tokens than a row; the message names it.
     """
     check_lengths(data, fbank, patches, packing)
-    sounds = _sounds(data, fbank, patches, seed)
-    clips = _tokenize(sounds.repeat(), fbank, patches, packing, seed)
-    rows = _pack(data, clips, packing)
-    return batch_rows(rows, packing, partial=False).map(_split_batch).prefetch(tf.data.AUTOTUNE)
+    augment = augment or AugmentSettings()
+    shifts, count = patches.frame_shifts_ms, len(data.durations)
+    cached = np.sum(data.durations) <= CACHE_SECONDS
+    same_waveforms = not shifts and not augment.gain_db
+
+    # Long data is shuffled before it is decoded: shuffling holds all clips in memory.
+    clips = load_waveforms(data, fbank.sample_rate, shuffle_seed=None if cached else seed)
+    if same_waveforms:
+        clips = extract_features(clips, fbank)
+    if cached:
+        clips = clips.cache().shuffle(count, seed)
+    clips = clips.repeat()
+    if not same_waveforms:
+        clips = augment_waveforms(clips, augment, seed)
+        clips = extract_features(clips, fbank, frame_shifts_ms=shifts, seed=seed)
+    clips = augment_features(clips, augment, fbank, seed)
+    clips = make_tokens(clips, patches, seed=seed, max_tokens=_max_tokens(packing))
+    batches = batch_rows(pack(clips, packing), packing, partial=False)
+    return batches.map(_split_batch).prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_batches(data, fbank, patches, packing, seed=0):
-    """Packed batches that hold every clip exactly once, the last partial one included.
+def evaluation_batches(data, fbank, *, patches, packing, seed=0):
+    """Packed batches that hold every clip exactly once, also in the last partial batch.
 
     On the tf.data service too, with ShardingPolicy.DYNAMIC; each worker then has a last
-    partial batch.
+    partial batch. Clips are never augmented.
 
-    Args: as `training_batches`. With several patch sizes each clip keeps the same draw in
-        every pass.
+    Args:
+        data: ScannedSource of files, or WaveformSource of arrays.
+        fbank: FbankSettings.
+        patches: PatchSettings.
+        packing: PackSettings.
+        seed: random seed of the draws of patch size and frame shift; each clip has the same
+            draw in every epoch.
 
     Returns:
-        tf.data.Dataset of (inputs, labels, weights, clip_ids): clip_ids int64
-        (rows, segments) index data.source.clips, -1 for an empty slot.
+        tf.data.Dataset of (inputs, labels, weights, clip_ids), see `training_batches`;
+        clip_ids int64 (rows, segments) is the place of the clip in `data`, -1 for an empty
+        slot.
+
+    Raises:
+        ValueError: a clip has more tokens than a row; the message names it.
     """
     check_lengths(data, fbank, patches, packing)
-    clips = _tokenize(_sounds(data, fbank, patches), fbank, patches, packing, seed)
-    batches = batch_rows(_pack(data, clips, packing), packing)
+    clips = load_waveforms(data, fbank.sample_rate)
+    clips = extract_features(clips, fbank, frame_shifts_ms=patches.frame_shifts_ms, seed=seed)
+    clips = make_tokens(clips, patches, seed=seed, max_tokens=_max_tokens(packing))
+    batches = batch_rows(pack(clips, packing), packing)
     return batches.map(lambda batch: (*_split_batch(batch), batch["clip_ids"])).prefetch(
         tf.data.AUTOTUNE
     )
 
 
-def clip_tokens(data, fbank, patches):
-    """Tokens of every clip at every patch size.
+def load_waveforms(data, sample_rate, shuffle_seed=None):
+    """Every clip of a source once.
+
+    Args:
+        data: ScannedSource of files, or WaveformSource of arrays.
+        sample_rate: sample rate of the waveforms in Hz.
+        shuffle_seed: random seed of a new clip order in each epoch, drawn before any file is
+            read; None keeps the order of the source.
 
     Returns:
-        int (patch sizes, clips), at the finest of the frame shifts.
+        Dataset of dictionaries: `waveform` float32 (samples,); `label` int32 () or, for
+        multi-label data, float32 (classes,); `clip_id` int64 (), the place of the clip in
+        the source.
+
+    Raises:
+        ValueError: arrays have another sample rate.
+    """
+    count = len(data.durations)
+    if isinstance(data, WaveformSource):
+        columns, load = _from_arrays(data, sample_rate)
+    else:
+        columns, load = _from_files(data, sample_rate)
+    clips = tf.data.Dataset.from_tensor_slices({**columns, "clip_id": np.arange(count)})
+    if shuffle_seed is not None:
+        clips = clips.shuffle(count, shuffle_seed)
+    return clips.map(load, tf.data.AUTOTUNE)
+
+
+def _from_files(data, sample_rate):
+    """Columns of a ScannedSource with `path`, and the function that replaces it."""
+    paths = [clip.path for clip in data.source.clips]
+
+    def load(clip):
+        path = clip.pop("path")
+        if not data.graph_only:
+            return {**clip, "waveform": decode_audio(path, sample_rate, scanned=True)}
+        waveform = decode_wav(path, sample_rate)
+        whole = tf.size(waveform) > 0
+        with tf.control_dependencies([tf.debugging.Assert(whole, ["changed file:", path])]):
+            return {**clip, "waveform": tf.identity(waveform)}
+
+    return {"path": paths, "label": data.source.targets()}, load
+
+
+def _from_arrays(data, sample_rate):
+    """Columns of a WaveformSource with `start` and `end`, and the function that replaces them."""
+    if sample_rate != data.sample_rate:
+        raise ValueError(
+            f"sample_rate={data.sample_rate} of the waveforms differs from the filterbank's "
+            f"{sample_rate}. Resample them first, for example with soxr."
+        )
+    samples = tf.constant(np.concatenate(data.waveforms))
+    ends = np.cumsum([len(waveform) for waveform in data.waveforms])
+
+    def load(clip):
+        waveform = samples[clip.pop("start") : clip.pop("end")]
+        return {**clip, "waveform": waveform}
+
+    columns = {"start": np.r_[0, ends[:-1]], "end": ends, "label": np.zeros(len(ends), "int32")}
+    return columns, load
+
+
+def extract_features(clips, fbank, *, frame_shifts_ms=(), seed=0):
+    """Replace `waveform` by `features`, the normalized log-mel filterbank.
+
+    Args:
+        clips: Dataset of dictionaries with `waveform` float32 (samples,).
+        fbank: FbankSettings.
+        frame_shifts_ms: frame shifts in milliseconds from which each clip draws one. An
+            empty tuple uses the filterbank's own frame shift.
+        seed: random seed of the draws.
+
+    Returns:
+        Dataset of dictionaries with `features` float32 (frames, mel_bins) and
+        `frame_shift_scale` float32 (), the clip's frame shift over the filterbank's own.
+    """
+
+    def extract(count, clip):
+        waveform = clip.pop("waveform")
+        if frame_shifts_ms:
+            choice = _draw(len(frame_shifts_ms), seed, 2 * count + 1)
+            mel = normalize(log_mel_at(waveform, fbank, choice, frame_shifts_ms), fbank)
+            shift = tf.gather(tf.constant(frame_shifts_ms, tf.float32), choice)
+            scale = shift / fbank.frame_shift_ms
+        else:
+            mel, scale = features(waveform, fbank), tf.constant(1.0)
+        mel = tf.ensure_shape(mel, [None, fbank.mel_bins])
+        return {**clip, "features": mel, "frame_shift_scale": scale}
+
+    return clips.enumerate().map(extract, tf.data.AUTOTUNE)
+
+
+def make_tokens(clips, patches, *, seed=0, max_tokens=None):
+    """Replace `features` and `frame_shift_scale` by `tokens` and `positions`.
+
+    Args:
+        clips: Dataset of dictionaries with `features` float32 (frames, mel_bins), mel_bins
+            static, and `frame_shift_scale` float32 ().
+        patches: PatchSettings; each clip draws one of its patch sizes.
+        seed: random seed of the draws.
+        max_tokens: largest number of tokens; a clip with more loses its last patches. None
+            keeps all.
+
+    Returns:
+        Dataset of dictionaries with `tokens` float32 (tokens, 256) and `positions` float32
+        (tokens, 4), see `patch_tokens`.
+    """
+
+    def tokenize(count, clip):
+        tokens, positions = patch_tokens(
+            clip.pop("features"),
+            patches,
+            choice=_draw(len(patches.patch_sizes), seed, 2 * count),
+            frame_shift_scale=clip.pop("frame_shift_scale"),
+            max_tokens=max_tokens,
+        )
+        return {**clip, "tokens": tokens, "positions": positions}
+
+    return clips.enumerate().map(tokenize, tf.data.AUTOTUNE)
+
+
+def _draw(choices, seed, count):
+    """One of so many choices, int32 (), that depends on the seed and the count alone."""
+    return tf.random.stateless_uniform([], [seed, count], minval=0, maxval=choices, dtype=tf.int32)
+
+
+def _max_tokens(packing):
+    return packing.row_length if packing.overlong == "crop" else None
+
+
+def _split_batch(batch):
+    inputs = {name: batch[name] for name in ("tokens", "positions", "segment_ids")}
+    return inputs, batch["labels"], batch["weights"]
+
+
+def clip_tokens(data, fbank, patches):
+    """Number of tokens of every clip at every patch size, at the finest of the frame shifts.
+
+    Args:
+        data: ScannedSource or WaveformSource.
+        fbank: FbankSettings.
+        patches: PatchSettings.
+
+    Returns:
+        int (patch sizes, clips).
     """
     finest = min(patches.frame_shifts_ms or (fbank.frame_shift_ms,))
     samples = np.rint(np.asarray(data.durations) * fbank.sample_rate).astype("int64")
-    frames = dataclasses.replace(fbank, frame_shift_ms=finest).frames(samples)
+    frames = fbank.with_frame_shift(finest).frames(samples)
     return np.stack(
         [token_count(frames, fbank.mel_bins, size, patches) for size in patches.patch_sizes]
     )
 
 
 def check_lengths(data, fbank, patches, packing):
-    """Raise, naming clip and patch size, when a clip cannot fit into a row."""
+    """Raise a ValueError that names clip and patch size if a clip cannot fit into a row."""
     tokens = clip_tokens(data, fbank, patches)
     size, clip = np.unravel_index(np.argmax(tokens), tokens.shape)
     if tokens[size, clip] > packing.row_length and packing.overlong == "error":
         patch_f, patch_t = patches.patch_sizes[size]
         raise ValueError(
-            f"clip {data.source.clips[clip].path!r} ({data.durations[clip]:.1f} s) has "
+            f"clip {data.clip_name(clip)!r} ({data.durations[clip]:.1f} s) has "
             f"{tokens[size, clip]:,} tokens at patch {patch_f}x{patch_t}, more than the row "
             f'length {packing.row_length:,}. Raise row_length, or pass overlong="crop".'
         )
@@ -109,74 +297,81 @@ def check_lengths(data, fbank, patches, packing):
             )
 
 
-def _sounds(data, fbank, patches, seed=None):
-    """(sound, label, clip_id) of every clip once; shuffled when a seed is given.
+def training_packing(
+    splits,
+    fbank,
+    *,
+    patches,
+    batch_tokens,
+    row_length=None,
+    segments=PackSettings.segments,
+    overlong=PackSettings.overlong,
+):
+    """Pack settings for training on these clips, with rows that the other splits fit as well.
 
-    A sound is the waveform where frame shifts are drawn, else the normalized log-mel.
+    Args:
+        splits: list of ScannedSource, such as the training, validation and test clips.
+        fbank: FbankSettings.
+        patches: PatchSettings.
+        batch_tokens: number of tokens in a batch; a batch has at least one row.
+        row_length: number of tokens in a row. None makes rows long enough for the longest
+            clip of any split, within TRAINING_ROW_LENGTHS.
+        segments: number of clip slots in a row.
+        overlong: rule for a clip with more tokens than a row, see PackSettings.
+
+    Returns:
+        PackSettings.
     """
-    source = data.source
-    if source.multi_label:
-        labels = np.zeros((len(source), len(source.classes)), "float32")
-        for row, clip in zip(labels, source.clips, strict=True):
-            row[list(clip.labels)] = 1
-    else:
-        labels = np.array([clip.labels[0] for clip in source.clips], "int32")
-    paths = [clip.path for clip in source.clips]
-    dataset = tf.data.Dataset.from_tensor_slices(
-        (paths, labels, np.arange(len(source), dtype="int64"))
-    )
-
-    def decode(path, label, clip_id):
-        if data.graph_only:
-            sound = decode_wav(path, fbank.sample_rate)
-            whole = tf.size(sound) > 0
-            with tf.control_dependencies([tf.debugging.Assert(whole, ["changed file:", path])]):
-                sound = tf.identity(sound)
-        else:
-            sound = decode_audio(path, fbank.sample_rate, scanned=True)
-        if not patches.frame_shifts_ms:
-            sound = normalize(log_mel(sound, fbank), fbank)
-        return sound, label, clip_id
-
-    small = np.sum(data.durations) <= CACHE_SECONDS
-    if seed is not None and not small:
-        dataset = dataset.shuffle(len(source), seed)
-    dataset = dataset.map(decode, tf.data.AUTOTUNE)
-    if seed is not None and small:
-        dataset = dataset.cache().shuffle(len(source), seed)
-    return dataset
+    if row_length is None:
+        most = max(int(clip_tokens(split, fbank, patches).max()) for split in splits)
+        shortest, longest = TRAINING_ROW_LENGTHS
+        row_length = min(longest, max(shortest, round_row_length(most)))
+    rows = max(1, batch_tokens // row_length)
+    return PackSettings(rows, row_length, segments, overlong=overlong)
 
 
-def _tokenize(sounds, fbank, patches, packing, seed):
-    max_tokens = packing.row_length if packing.overlong == "crop" else None
-    shifts = patches.frame_shifts_ms
+def packing_for(data, fbank, patches, packing):
+    """Pack settings for evaluation, with rows long enough for every clip at every patch size.
 
-    def tokenize(count, clip):
-        sound, label, clip_id = clip
-        choice = _draw(len(patches.patch_sizes), seed, 2 * count)
-        if shifts:
-            shift = _draw(len(shifts), seed, 2 * count + 1)
-            sound = normalize(log_mel_at(sound, fbank, shift, shifts), fbank)
-            scale = tf.gather(tf.constant(shifts, tf.float32), shift) / fbank.frame_shift_ms
-        else:
-            scale = 1.0
-        sound = tf.ensure_shape(sound, [None, fbank.mel_bins])
-        tokens, positions = patch_tokens(sound, patches, choice, scale, max_tokens)
-        return {"tokens": tokens, "positions": positions, "label": label, "clip_id": clip_id}
+    The given rows are kept if every clip fits, so that the model compiles once. A few clips
+    that together need less than one such row get one row. Other row lengths are multiples from
+    `round_row_length`, so that a compiled model in a cache serves the next clips too.
 
-    return sounds.enumerate().map(tokenize, tf.data.AUTOTUNE)
+    Args:
+        data: ScannedSource or WaveformSource.
+        fbank: FbankSettings.
+        patches: PatchSettings.
+        packing: PackSettings of the training.
+
+    Returns:
+        PackSettings.
+
+    Raises:
+        ValueError: a clip needs more than MAX_ROW_LENGTH tokens; the message names it.
+    """
+    tokens = clip_tokens(data, fbank, patches).max(0)
+    most, total = int(tokens.max()), int(tokens.sum())
+    if total <= packing.row_length and len(tokens) <= packing.segments:
+        row_length = min(packing.row_length, round_row_length(total))
+        return dataclasses.replace(packing, rows=1, row_length=row_length)
+    if most <= packing.row_length:
+        return packing
+    if most > MAX_ROW_LENGTH:
+        clip = int(tokens.argmax())
+        raise ValueError(
+            f"clip {data.clip_name(clip)!r} ({data.durations[clip]:.1f} s) has "
+            f"{most:,} tokens, more than {MAX_ROW_LENGTH:,}. Use a larger patch size, or cut the "
+            f"recording into shorter files."
+        )
+    row_length = round_row_length(most)
+    rows = max(1, packing.rows * packing.row_length // row_length)
+    return dataclasses.replace(packing, row_length=row_length, rows=rows)
 
 
-def _draw(choices, seed, count):
-    return tf.random.stateless_uniform([], [seed, count], 0, choices, tf.int32)
+def round_row_length(tokens):
+    """Tokens rounded up to one of 20 row lengths under 8,192.
 
-
-def _pack(data, clips, packing):
-    if data.source.multi_label:
-        return pack(clips, packing, (len(data.source.classes),), tf.float32)
-    return pack(clips, packing)
-
-
-def _split_batch(batch):
-    inputs = {name: batch[name] for name in ("tokens", "positions", "segment_ids")}
-    return inputs, batch["labels"], batch["weights"]
+    They are multiples of 128 up to 1,024, then of a quarter of the power of two below.
+    """
+    step = max(128, 2 ** ((tokens - 1).bit_length() - 3))
+    return -(-tokens // step) * step

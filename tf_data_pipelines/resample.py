@@ -1,8 +1,8 @@
-"""Any sample rate to another inside a graph, the rate of the sound known only when it runs.
+"""Resampling inside a graph, where the sample rate is known only when the graph runs.
 
-A Kaiser-windowed sinc as polyphase filter: the ratio is reduced to L / M, and L output
-samples are one product of two blocks of M input samples with a matrix made for the rate.
-TensorFlow's operations only, so that it can be served; in Python soxr is faster.
+The filter is a polyphase Kaiser-windowed sinc: the ratio of the rates is reduced to L / M, and
+L output samples are the product of two blocks of M input samples with a matrix made for this
+ratio. It needs TensorFlow's operations only, so that it can be served; in Python soxr is faster.
 """
 
 import math
@@ -11,29 +11,29 @@ import numpy as np
 import tensorflow as tf
 
 RATES = (4000, 192000)  # Hz, lowest and highest
-MAX_RATIO = 1 << 22  # L * M; the matrix has two to four times as many numbers
-# soxr HQ's own filter, fitted to its impulse response (to -131 dB): so that a model hears what
-# it was trained on up to the edge of the band.
-CUTOFF = 0.956872  # of the lower Nyquist frequency; passes 0.913, stops 1
-REACH = 101.503  # crossings of the sinc on each side, at the lower rate
-BETA = 13.712  # of the Kaiser window, -138 dB
+MAX_RATIO = 1 << 22  # largest L * M; the matrix has two to four times as many numbers
+# The filter of soxr HQ, fitted to its impulse response (to -131 dB), so that a served model
+# hears what it was trained on, up to the edge of the band.
+CUTOFF = 0.956872  # share of the lower Nyquist frequency; 0.913 passes, 1 is stopped
+REACH = 101.503  # zero crossings of the sinc on each side, at the lower rate
+BETA = 13.712  # shape of the Kaiser window, -138 dB
 
 
 def resample(waveform, rate, target):
-    """Resample one clip from a rate known at run time.
+    """Resample one clip from a sample rate known when the graph runs.
 
     Args:
         waveform: float32 (samples,).
-        rate: Hz of the waveform, int or int32 scalar.
-        target: Hz of the result, likewise.
+        rate: sample rate of the waveform in Hz, an int or int32 scalar.
+        target: sample rate of the result in Hz, likewise.
 
     Returns:
-        float32 (samples * target / rate, rounded half up,): up to 0.9 of the lower Nyquist
-        frequency the same sound (to -125 dB), above it what soxr HQ gives (to -58 dB of white
-        noise). At equal rates the waveform itself.
+        float32 (samples * target / rate, rounded half up,). Up to 0.9 of the lower Nyquist
+        frequency it is the same sound (to -125 dB), above that it is what soxr HQ gives (to
+        -58 dB for white noise). At equal rates it is the waveform itself.
 
     Raises:
-        tf.errors.InvalidArgumentError: not `can_resample(rate, target)`.
+        tf.errors.InvalidArgumentError: `can_resample(rate, target)` is False.
 
     Source: Kaiser's window design; Crochiere and Rabiner 1983, polyphase structures.
     """
@@ -44,10 +44,10 @@ def resample(waveform, rate, target):
 
 
 def can_resample(rate, target):
-    """Whether `resample` takes a rate: within RATES and, reduced, of L * M up to MAX_RATIO.
+    """Whether `resample` accepts a rate: it lies within RATES, and L * M is at most MAX_RATIO.
 
-    At a target of 16,000 Hz these are all rates that share a divisor of 16 with it, and most
-    that share 8: every usual one.
+    For a target of 16,000 Hz these are all rates that share the divisor 16 with it and most
+    that share 8, which includes every usual rate.
 
     Returns:
         bool scalar tensor.
@@ -62,7 +62,7 @@ def can_resample(rate, target):
 
 
 def _reduced(rate, target):
-    """(L, M) int32: target / rate in lowest terms; (0, 0) for rates under 1."""
+    """(L, M) int32: target / rate in lowest terms; M is under 1 for a rate under 1."""
     rate, target = tf.cast(rate, tf.int32), tf.cast(target, tf.int32)
     divisor, _ = tf.while_loop(
         lambda a, b: b > 0, lambda a, b: (b, a % b), (target, tf.maximum(0, rate))
@@ -81,11 +81,11 @@ def _filtered(waveform, rate, target):
     doubled = tf.cast(samples, tf.int64) * tf.cast(2 * up, tf.int64)
     wanted = tf.cast((doubled + tf.cast(down, tf.int64)) // tf.cast(2 * down, tf.int64), tf.int32)
 
-    # A block is a multiple of M that holds the filter, so that two blocks hold every window.
+    # A block is a multiple of M as long as the filter, so that two blocks hold every window.
     reach = (math.ceil(REACH) * tf.maximum(up, down) + up - 1) // up  # input samples on each side
     times = (2 * reach + down) // down
     block, outputs = times * down, times * up
-    matrix = _matrix(up, down, block, outputs, reach)
+    matrix = _matrix(up, down, block=block, outputs=outputs, reach=reach)
     count = (wanted + outputs - 1) // outputs
     blocks = tf.pad(waveform, [[reach, tf.maximum(0, (count + 1) * block - samples - reach)]])
     blocks = tf.reshape(blocks[: (count + 1) * block], [count + 1, block])
@@ -94,13 +94,13 @@ def _filtered(waveform, rate, target):
     return tf.reshape(result, [-1])[:wanted]
 
 
-def _matrix(up, down, block, outputs, reach):
-    """float32 (2 block, outputs): what each input sample gives to each output sample.
+def _matrix(up, down, *, block, outputs, reach):
+    """float32 (2 block, outputs): the weight of each input sample in each output sample.
 
-    Output p lies p M / L input samples after input `reach`.
+    Output sample p lies p M / L input samples after input sample number `reach`.
     """
     offset = tf.range(outputs) * down - (tf.range(2 * block) - reach)[:, None] * up
-    # In crossings of the lower rate's sinc; whole numbers until here, so no phase is lost.
+    # Time in zero crossings of the sinc; whole numbers until here, so no phase is lost.
     time = tf.cast(offset, tf.float64) / tf.cast(tf.maximum(up, down), tf.float64)
     inside = tf.nn.relu(1 - (time / REACH) ** 2)
     window = tf.math.bessel_i0(BETA * tf.sqrt(inside)) / np.i0(BETA)

@@ -1,7 +1,7 @@
 """Resize matrices and patch grids: constants that both packages share. NumPy only.
 
-Every resize here is separable, so a matrix is always for one axis; the other axis has
-its own, and the two-dimensional resize is their Kronecker product.
+Every resize here is separable: each axis has its own matrix, and the two-dimensional resize
+is the Kronecker product of the two.
 """
 
 import functools
@@ -13,16 +13,17 @@ from tf_data_pipelines.settings import BASE_PATCH, check_choice, patch_pair
 
 @functools.cache
 def bilinear_matrix(source, target, antialias=False):
-    """Matrix that resizes a vector of `source` numbers to `target` bilinearly.
+    """Matrix that resizes a vector of `source` numbers to `target` numbers bilinearly.
 
-    Half-pixel centers; cell i of the target looks at `(i + 1/2) source / target - 1/2`.
-    With `antialias` the triangle widens with the step when shrinking.
+    Pixel centers are at halves: cell i of the target reads the source at
+    `(i + 1/2) source / target - 1/2`. With `antialias`, the triangle of weights is as wide as
+    the step when the vector gets shorter.
 
     Args:
-        source: length before.
-        target: length after.
-        antialias: False as FlexiViT's patch resize, True as torch's
-            `interpolate(antialias=True)`.
+        source: length of the vector before.
+        target: length of the vector after.
+        antialias: whether the triangles widen; False as in FlexiViT's patch resize, True as
+            in torch's `interpolate(antialias=True)`.
 
     Returns:
         float64 (target, source), read-only; each row sums to 1.
@@ -43,8 +44,8 @@ def table_weights(centers, extents, cells):
     outside the table is moved to its nearest end, so no row is ever empty.
 
     Args:
-        centers: float (...), in cells, 0 at the middle of the first cell.
-        extents: float broadcast to centers: how many cells one entry spans.
+        centers: float (...), positions in cells; 0 is the middle of the first cell.
+        extents: float, broadcast to centers; number of cells that one entry spans.
         cells: number of cells in the table.
 
     Returns:
@@ -58,12 +59,17 @@ def table_weights(centers, extents, cells):
 
 @functools.cache
 def kernel_matrix(patch, base=BASE_PATCH, resize="pi"):
-    """Matrix that takes one axis of the base kernel to `patch`.
+    """Matrix that resizes one axis of the base kernel to `patch`.
 
     `kernel_p = R kernel_base` on each axis. "pi" is the pseudo-inverse resize,
     `pinv(B^T)` with B the bilinear matrix without antialias; "bilinear" is the ablation,
-    with antialias. Its transpose takes a patch of data to the base size: the inner
+    with antialias. The transpose resizes a patch of data to the base size: the inner
     product of data and kernel is the same either way.
+
+    Args:
+        patch: size of the patch on this axis.
+        base: size of the base kernel on this axis.
+        resize: "pi" or "bilinear".
 
     Returns:
         float64 (patch, base), read-only.
@@ -85,8 +91,8 @@ def resize_kernel(kernel, patch_size, resize="pi"):
     """Resize a patch-embedding kernel to another patch size.
 
     Args:
-        kernel: (base_f, base_t, ...), frequency first; any trailing axes.
-        patch_size: int or (frequency, time).
+        kernel: array (base_f, base_t, ...), frequency first, with any trailing axes.
+        patch_size: new size, an int or (frequency, time).
         resize: "pi" or "bilinear".
 
     Returns:
@@ -99,21 +105,21 @@ def resize_kernel(kernel, patch_size, resize="pi"):
 
 
 def patch_step(patch, axis):
-    """Bins or frames from one patch to the next: overlap by the base patch's share."""
+    """Bins or frames from one patch to the next; the overlap is the base patch's share."""
     return max(1, (2 * patch * axis.stride + axis.base) // (2 * axis.base))
 
 
 def patch_count(size, patch, step, remainder):
-    """Patches along an axis of `size >= patch` cells. Python ints or integer tensors."""
+    """Number of patches on an axis of `size >= patch` cells; ints or integer tensors."""
     beyond = 0 if remainder == "crop" else step - 1
     return (size - patch + beyond) // step + 1
 
 
-def patch_start(index, count, size, patch, step, remainder):
-    """First cell of patch `index` of `count`. NumPy or TensorFlow integers alike.
+def patch_start(index, count, *, size, patch, step, remainder):
+    """First cell of patch number `index` of `count`, for NumPy and TensorFlow integers.
 
-    "cover" rounds `index (size - patch) / (count - 1)` half up, in whole numbers, so that
-    every backend agrees to the cell.
+    "cover" rounds `index (size - patch) / (count - 1)` half up with whole numbers only, so
+    that every backend gives the same cell.
     """
     if remainder != "cover":
         return index * step
@@ -121,19 +127,20 @@ def patch_start(index, count, size, patch, step, remainder):
     return (2 * index * (size - patch) + gaps) // (2 * gaps)
 
 
-def patch_center(index, count, start, patch, position, axis, scale=1.0):
+def patch_center(index, count, *, start, patch, position, axis, scale=1.0):
     """Center and extent of each patch on the base grid, in cells of the position table.
 
     Args:
-        index, start: (count,) floats: the patch's number and its first bin or frame.
+        index: float (count,), number of each patch.
         count: number of patches on the axis.
-        patch: bins or frames per patch.
+        start: float (count,), first bin or frame of each patch.
+        patch: number of bins or frames in a patch.
         position: "grid" or "physical".
-        axis: Axis.
-        scale: size of this clip's bins or frames over those of the base grid.
+        axis: Axis of the base grid.
+        scale: size of one bin or frame of this clip over that of the base grid.
 
     Returns:
-        (center, extent), each (count,): a cell's middle has center 0, 1, 2, ...
+        (center, extent), each (count,). The middles of the cells are 0, 1, 2, ...
     """
     if position == "grid":
         extent = axis.cells / count
@@ -143,11 +150,11 @@ def patch_center(index, count, start, patch, position, axis, scale=1.0):
 
 
 def token_count(frames, mel_bins, patch_size, settings):
-    """Tokens of a clip, prefix tokens included; a clip shorter than one patch has one.
+    """Number of tokens of a clip with its prefix tokens; a short clip fills one patch.
 
     Args:
-        frames: int or int array (clips,), frames of each clip.
-        mel_bins: bins of its spectrogram.
+        frames: int or int array (clips,), number of frames of each clip.
+        mel_bins: number of mel bins of its spectrogram.
         patch_size: (frequency, time).
         settings: PatchSettings.
     """
@@ -159,22 +166,23 @@ def token_count(frames, mel_bins, patch_size, settings):
     return along_freq * along_time + settings.prefix_tokens
 
 
-def axis_grid(size, patch, axis, remainder, position, name="axis", scale=1.0):
+def axis_grid(size, patch, *, axis, remainder, position, name="axis", scale=1.0):
     """One axis of a patch grid, for a size known in advance.
 
     Args:
-        size: bins or frames of the spectrogram.
-        patch: bins or frames of a patch.
-        axis: Axis.
-        remainder, position: as PatchSettings.
-        name: of the axis, for the error.
-        scale: as `patch_center`.
+        size: number of bins or frames of the spectrogram.
+        patch: number of bins or frames of a patch.
+        axis: Axis of the base grid.
+        remainder: rule for what no whole patch covers, see PatchSettings.
+        position: rule for the positions, see PatchSettings.
+        name: word for the axis in the error message.
+        scale: size of one bin or frame of this clip over that of the base grid.
 
     Returns:
         starts int64 (count,), centers float64 (count,), extents float64 (count,).
 
     Raises:
-        ValueError: the patch is larger than the axis.
+        ValueError: patch is larger than size.
     """
     if patch > size:
         raise ValueError(
@@ -184,6 +192,8 @@ def axis_grid(size, patch, axis, remainder, position, name="axis", scale=1.0):
     step = patch_step(patch, axis)
     count = patch_count(size, patch, step, remainder)
     index = np.arange(count)
-    starts = patch_start(index, count, size, patch, step, remainder)
-    centers, extents = patch_center(index, count, starts, patch, position, axis, scale)
+    starts = patch_start(index, count, size=size, patch=patch, step=step, remainder=remainder)
+    centers, extents = patch_center(
+        index, count, start=starts, patch=patch, position=position, axis=axis, scale=scale
+    )
     return starts, centers, extents

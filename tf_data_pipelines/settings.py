@@ -1,8 +1,8 @@
-"""Frozen settings of every pipeline stage; written as JSON beside each saved model.
+"""Frozen settings of every pipeline stage, written as JSON beside each saved model.
 
 A model without its mean, frame shift and patch policy is half a model, so everything
-that turns a waveform into tokens is named here and nowhere else. NumPy and the
-standard library only.
+that turns a waveform into tokens is named here and nowhere else. This module needs NumPy and
+the standard library only.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def patch_pair(patch_size, name="patch_size"):
     """`24` -> (24, 24); `(16, 24)` -> (16, 24): frequency first, then time.
 
     Raises:
-        ValueError: not one or two positive whole numbers.
+        ValueError: patch_size is not one or two positive whole numbers.
     """
     pair = tuple(patch_size) if isinstance(patch_size, (tuple, list)) else (patch_size, patch_size)
     if len(pair) != 2 or any(isinstance(p, bool) or int(p) != p or p < 1 for p in pair):
@@ -58,11 +58,11 @@ def patch_name(pair):
 
 
 def base_and_stride(base_patch, stride):
-    """Both as (frequency, time) pairs; a stride of None is the base patch.
+    """Both as (frequency, time) pairs; a stride of None means the base patch.
 
     Raises:
-        ValueError: not whole numbers, or a stride beyond the base patch, which would leave
-            bins or frames out.
+        ValueError: a number is not whole, or the stride is larger than the base patch and
+            would leave bins or frames out.
     """
     base = patch_pair(base_patch, "base_patch")
     stride = base if stride is None else patch_pair(stride, "stride")
@@ -75,9 +75,9 @@ class Axis(NamedTuple):
     """One axis of the grid that a model's kernel and position table belong to.
 
     Args:
-        base: bins or frames of the base patch.
-        stride: bins or frames from one base patch, and one cell, to the next.
-        cells: cells of the position table.
+        base: number of bins or frames in the base patch.
+        stride: number of bins or frames from one base patch to the next, which is one cell.
+        cells: number of cells in the position table.
     """
 
     base: int
@@ -86,12 +86,12 @@ class Axis(NamedTuple):
 
 
 def base_axes(base_patch, stride, grid):
-    """(frequency, time) Axis from pairs."""
+    """The (frequency, time) Axis from pairs of base patch, stride and grid."""
     return tuple(Axis(*axis) for axis in zip(base_patch, stride, grid, strict=True))
 
 
 class Settings:
-    """Shared by the frozen dataclasses below: plain dictionaries in and out."""
+    """Base class of the frozen dataclasses below: to and from plain dictionaries."""
 
     def to_dict(self):
         """A dictionary that `json.dump` takes and `from_dict` reads back."""
@@ -99,7 +99,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values):
-        """The settings with these values; an unknown name raises, naming the known ones."""
+        """The settings with these values; an unknown name raises and lists the known ones."""
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
@@ -114,22 +114,24 @@ class FbankSettings(Settings):
     """Kaldi log-mel filterbank, and the normalization (x - mean) / (2 std) after it.
 
     Args:
-        frame_shift_ms: milliseconds from one frame to the next.
-        window_ms: milliseconds in one frame.
+        frame_shift_ms: time from one frame to the next, in milliseconds.
+        window_ms: length of one frame, in milliseconds.
         mel_bins: number of mel bands between `low_freq` and half the sample rate.
-        sample_rate: Hz.
-        low_freq: lower edge of the first band, Hz.
-        preemphasis: Kaldi's pre-emphasis coefficient.
-        remove_clip_mean: subtract the waveform's mean first, as AST does (and Hugging Face's
-            extractor does not).
-        clip_ms: the length that every spectrogram is brought to, in milliseconds (frames
-            times frame shift): cut, or filled up with zeros before normalization, as AST
-            does. None leaves clips as long as they are.
-        mean, std: of the log-mel values over the training data; FbankSettings'
-            defaults are AudioSet's (AST). `flexast stats` measures them.
+        sample_rate: sample rate of the waveforms, in Hz.
+        low_freq: lower edge of the first band, in Hz.
+        preemphasis: pre-emphasis coefficient, as Kaldi defines it.
+        remove_clip_mean: whether the mean of the waveform is subtracted first. AST does so;
+            Hugging Face's extractor does not.
+        clip_ms: length of every spectrogram, in milliseconds (frames times frame shift).
+            Longer ones are cut; shorter ones are filled up with zeros before normalization,
+            as AST does. None keeps the length of each clip.
+        mean: mean of the log-mel values of the training clips. The default is AudioSet's
+            (AST); `flexast stats` measures it.
+        std: standard deviation of the same values.
     """
 
     frame_shift_ms: float = 10.0
+    _: dataclasses.KW_ONLY
     window_ms: float = 25.0
     mel_bins: int = 128
     sample_rate: int = 16000
@@ -154,6 +156,12 @@ class FbankSettings(Settings):
         if self.shift < 1:
             raise ValueError(f"frame_shift_ms={self.frame_shift_ms} is under one sample.")
 
+    def with_frame_shift(self, frame_shift_ms):
+        """The same settings at another frame shift in milliseconds; None gives these."""
+        if frame_shift_ms is None:
+            return self
+        return dataclasses.replace(self, frame_shift_ms=frame_shift_ms)
+
     @property
     def window(self):
         """Samples in one frame."""
@@ -175,9 +183,9 @@ class FbankSettings(Settings):
         return None if self.clip_ms is None else max(1, round(self.clip_ms / self.frame_shift_ms))
 
     def frames(self, samples):
-        """Frames of a clip of `samples` samples, a number or an array of them.
+        """Number of frames of clips with `samples` samples, an int or an array of ints.
 
-        Without `clip_ms` there are none for a clip under one window.
+        Without `clip_ms`, a clip shorter than one window has none.
         """
         whole = np.maximum(0, 1 + (np.asarray(samples) - self.window) // self.shift)
         return whole if self.clip_ms is None else np.full_like(whole, self.clip_frames)
@@ -188,25 +196,28 @@ class PatchSettings(Settings):
     """How a spectrogram becomes tokens.
 
     Args:
-        patch_sizes: sizes to draw from, one per clip; ints or (frequency, time) pairs.
-        frame_shifts_ms: frame shifts to draw from, one per clip; empty for the
-            filterbank's own.
-        remainder: what happens to bins and frames that no whole patch covers. "crop"
-            drops them (the papers), "pad" adds normalized zeros, "cover" spreads
+        patch_sizes: patch sizes from which each clip draws one; ints or (frequency, time)
+            pairs.
+        frame_shifts_ms: frame shifts in milliseconds from which each clip draws one. An
+            empty tuple uses the filterbank's own frame shift.
+        remainder: rule for the bins and frames that no whole patch covers. "crop" drops them
+            (the papers), "pad" adds zeros after normalization, "cover" spreads
             ceil(size / patch) patches evenly so that they overlap a little.
-        position: "grid" stretches the position table over the clip's own grid (the
-            papers); "physical" uses the true mel bin and the true time.
-        resize: "pi" (FlexiAST) or "bilinear" (the papers' ablation).
-        prefix_tokens: [CLS]-like tokens put before each clip: 0, 1 or 2.
-        grid: (frequency, time) cells of the model's position table.
-        base_patch: int or (frequency, time), the size of the model's own kernel.
-        stride: int or (frequency, time), bins and frames from one base patch, and one cell
-            of the table, to the next; None for base_patch, without overlap. Patches of
-            other sizes overlap by the same share.
+        position: rule for the positions. "grid" stretches the position table over the grid
+            of the clip (the papers); "physical" uses the true mel bin and the true time.
+        resize: method of the patch resize, "pi" (FlexiAST) or "bilinear" (the papers'
+            ablation).
+        prefix_tokens: number of [CLS]-like tokens before each clip: 0, 1 or 2.
+        grid: number of (frequency, time) cells in the model's position table.
+        base_patch: size of the model's kernel, an int or (frequency, time).
+        stride: number of bins and frames from one base patch to the next, which is one cell
+            of the table; an int or (frequency, time). None means base_patch, without
+            overlap. Patches of other sizes overlap by the same share.
     """
 
     patch_sizes: tuple = (BASE_PATCH,)
     frame_shifts_ms: tuple = ()
+    _: dataclasses.KW_ONLY
     remainder: str = "cover"
     position: str = "physical"
     resize: str = "pi"
@@ -235,7 +246,7 @@ class PatchSettings(Settings):
 
     @property
     def axes(self):
-        """The base grid's (frequency, time) Axis."""
+        """The (frequency, time) Axis of the base grid."""
         return base_axes(self.base_patch, self.stride, self.grid)
 
 
@@ -244,18 +255,19 @@ class PackSettings(Settings):
     """The static shape of a packed batch.
 
     Args:
-        rows: rows in a batch.
-        row_length: tokens in a row.
-        segments: clip slots in a row; a row with that many clips is full.
-        buffer_size: clips that the packer chooses from, never fewer than `segments`; more give
-            a higher fill, later.
-        overlong: a clip with more tokens than a row raises ("error") or loses its
-            last frames ("crop").
+        rows: number of rows in a batch.
+        row_length: number of tokens in a row.
+        segments: number of clip slots in a row; a row with that many clips is full.
+        buffer_size: number of waiting clips that the packer chooses from, at least
+            `segments`. With more of them, rows are fuller and clips wait longer.
+        overlong: rule for a clip with more tokens than a row: "error" raises, "crop" drops
+            its last frames.
     """
 
     rows: int = 16
     row_length: int = 256
     segments: int = 16
+    _: dataclasses.KW_ONLY
     buffer_size: int = 32
     overlong: str = "error"
 
@@ -263,3 +275,27 @@ class PackSettings(Settings):
         for name in ("rows", "row_length", "segments", "buffer_size"):
             check_positive(name, getattr(self, name), int)
         check_choice("overlong", self.overlong, OVERLONGS)
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentSettings(Settings):
+    """Random changes of the training clips; zero turns each of them off.
+
+    Args:
+        gain_db: largest change of loudness, in decibels. Each clip draws a gain uniformly
+            from -gain_db to +gain_db.
+        freq_mask: largest width of the band of mel bins that is set to 0 in each clip, as in
+            SpecAugment; 0 is the mean after normalization.
+        time_mask_ms: largest length of the stretch of time that is set to 0 in each clip, in
+            milliseconds.
+    """
+
+    gain_db: float = 0.0
+    freq_mask: int = 0
+    time_mask_ms: float = 0.0
+
+    def __post_init__(self):
+        number = (int, float)
+        for name, kind in (("gain_db", number), ("freq_mask", int), ("time_mask_ms", number)):
+            if getattr(self, name) != 0:
+                check_positive(name, getattr(self, name), kind)

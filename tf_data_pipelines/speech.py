@@ -1,8 +1,8 @@
-"""Spoken-word corpora generated with eSpeak NG: a data set for the price of a wheel.
+"""Data sets of spoken words, generated with eSpeak NG.
 
-`make_corpus` writes ordinary audio files in `split/word/` folders, with voices in the
-validation and test splits that the training split never heard. The wheel
-`espeakng-loader` carries libespeak-ng and its voices; NumPy, soundfile and the standard
+`make_corpus` writes ordinary audio files in `split/word/` folders. The voices of the
+validation and test splits do not speak in the training split. The package
+`espeakng-loader` brings libespeak-ng and its voices; NumPy, soundfile and the standard
 library do the rest.
 """
 
@@ -33,16 +33,16 @@ LEFT_OUT = (  # whispers, effects, and variants whose digits a template matcher 
     *("whisper", "whisperf", "croak", "Demonic", "AnxiousAndy"),
     *("Alicia", "kaukovalta", "Lee", "shelby", "UniRobot", "zac"),
 )
-RATES = (130, 220)  # words per minute drawn for a corpus, ends included
-PITCHES = (20, 80)
-GAINS_DB = (-12.0, 0.0)  # of a clip's peak, against full scale
-SHARES = {"test": 0.2, "validation": 0.1}  # of the variants; the rest train
-OTHER_FORMATS = 0.1  # share of clips that are not WAV, so that every decoder is used
-MIN_SECONDS = 0.3  # shorter clips get silence behind them
-WINDOW_SECONDS = 1.2  # every second clip gets silence too, to somewhere within such a window
-TRIM_DB = -50.0  # of the peak; quieter ends are cut
-MARGIN_SECONDS = 0.02  # kept around what is louder
-VOLUME = 40  # of 100; the loudest variants overflow 16 bits above this
+RATES = (130, 220)  # words per minute, drawn uniformly with both ends
+PITCHES = (20, 80)  # eSpeak's pitch, drawn uniformly with both ends
+GAINS_DB = (-12.0, 0.0)  # peak of a clip against full scale, drawn uniformly
+SHARES = {"test": 0.2, "validation": 0.1}  # share of the variants; the others train
+OTHER_FORMATS = 0.1  # share of the clips that are not WAV, so that every decoder is used
+MIN_SECONDS = 0.3  # shorter clips are filled up with silence
+WINDOW_SECONDS = 1.2  # every second clip is filled up too, to a length drawn up to this one
+TRIM_DB = -50.0  # level against the peak; quieter ends are cut
+MARGIN_SECONDS = 0.02  # quiet sound that is kept at both ends
+VOLUME = 40  # percent; the loudest variants overflow 16 bits above this
 RECORD = "corpus.json"
 CALLBACK = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
@@ -50,7 +50,7 @@ CALLBACK = ctypes.CFUNCTYPE(
 
 
 def _loader():
-    """The module espeakng_loader, or an ImportError with the way out."""
+    """The module espeakng_loader; an ImportError says how to install it."""
     try:
         import espeakng_loader
     except ImportError as error:
@@ -74,9 +74,13 @@ def _variants():
 class _Engine:
     """A private copy of libespeak-ng with its own state.
 
-    eSpeak keeps pitch wobble, echo and noise in C statics which nothing resets, so a second
-    utterance differs from the first. A copied file is a new library to the dynamic linker:
-    the same calls on a new engine give the same samples. It is never unloaded (1 MB each).
+    eSpeak keeps pitch wobble, echo and noise in static C variables that nothing resets, so a
+    second utterance differs from the first. The dynamic linker takes a copied file for a new
+    library: the same calls on a new engine give the same samples. A copy is never unloaded
+    (1 MB each).
+
+    Args:
+        seed: random seed of eSpeak's noise.
 
     Source: espeak-ng 1.52 speak_lib.h, espeak_ng.h, wavegen.c.
     """
@@ -118,8 +122,8 @@ class _Engine:
             self._blocks.append(ctypes.string_at(samples, 2 * count))  # copied: C reuses it
         return 0
 
-    def speak(self, text, voice, rate, pitch, pitch_range):
-        """As the function `speak`, without the sample rate."""
+    def speak(self, text, voice, *, rate, pitch, pitch_range):
+        """The waveform of the function `speak`."""
         accent, plus, variant = voice.partition("+")
         name = ("en" if accent == "en-gb" else accent) + plus + variant  # eSpeak: en-gb is "en"
         with self._lock:
@@ -133,7 +137,9 @@ class _Engine:
                 self._lib.espeak_SetParameter(parameter, value, 0)
             self._blocks.clear()
             encoded = text.encode()
-            self._lib.espeak_Synth(encoded, len(encoded) + 1, 0, 0, 0, 1, None, None)  # 1: UTF-8
+            # From the first character to the last; 1: UTF-8.
+            arguments = (encoded, len(encoded) + 1, 0, 0, 0, 1, None, None)
+            self._lib.espeak_Synth(*arguments)
             self._lib.espeak_Synchronize()
             samples = np.frombuffer(b"".join(self._blocks), np.int16)
         waveform = samples.astype(np.float32) / 32768
@@ -154,8 +160,8 @@ def voices():
     """The English voices that `make_corpus` draws from.
 
     Returns:
-        tuple of `accent+variant`, such as "en-us+f3": every one of ACCENTS with every variant
-        of eSpeak's data but LEFT_OUT.
+        tuple of `accent+variant`, such as "en-us+f3": each of ACCENTS with each variant in
+        eSpeak's data except LEFT_OUT.
 
     Raises:
         ImportError: espeakng-loader is not installed.
@@ -164,21 +170,21 @@ def voices():
     return tuple(f"{accent}+{variant}" for accent in ACCENTS for variant in variants)
 
 
-def speak(text, voice="en-us", rate=175, pitch=50, pitch_range=50):
+def speak(text, voice="en-us", *, rate=175, pitch=50, pitch_range=50):
     """Say `text` once.
 
-    Two calls differ by eSpeak's running pitch wobble and noise; `make_corpus` repeats exactly.
+    Two calls differ a little, by eSpeak's pitch wobble and noise; `make_corpus` repeats exactly.
 
     Args:
-        text: what to say.
-        voice: an eSpeak language, or `language+variant`; see `voices`.
+        text: words to say.
+        voice: eSpeak language, or `language+variant`; see `voices`.
         rate: words per minute, 80 to 450; some variants scale it.
-        pitch: 0 to 99, 50 for the voice's own.
-        pitch_range: 0 (monotone) to 99, 50 for the voice's own.
+        pitch: pitch from 0 to 99; 50 is the voice's own.
+        pitch_range: range of the pitch from 0 (monotone) to 99; 50 is the voice's own.
 
     Returns:
-        float32 (samples,) in [-1, 1], ends below -50 dB of the peak cut to 20 ms; and the
-        sample rate, 22,050 Hz.
+        float32 (samples,) in [-1, 1], with at most 20 ms below -50 dB of the peak at each end;
+        and the sample rate, 22,050 Hz.
 
     Raises:
         ImportError: espeakng-loader is not installed.
@@ -188,11 +194,14 @@ def speak(text, voice="en-us", rate=175, pitch=50, pitch_range=50):
     _check_range("pitch", pitch, 0, 99)
     _check_range("pitch_range", pitch_range, 0, 99)
     engine = _shared_engine()
-    return engine.speak(text, voice, int(rate), int(pitch), int(pitch_range)), engine.sample_rate
+    waveform = engine.speak(
+        text, voice, rate=int(rate), pitch=int(pitch), pitch_range=int(pitch_range)
+    )
+    return waveform, engine.sample_rate
 
 
 def _split_variants(rng):
-    """{split: variants}: whole families (iven, iven2, ...) drawn at random for each split."""
+    """{split: variants}; each split draws whole families of variants (iven, iven2, ...)."""
     families = {}
     for variant in dict.fromkeys(voice.partition("+")[2] for voice in voices()):
         stem = variant.rstrip("0123456789").lower()
@@ -208,11 +217,11 @@ def _split_variants(rng):
     return {"train": [variant for family in order for variant in family], **splits}
 
 
-def _plan(words, counts, variants, formats, rng):
-    """Yield (path, word, voice, rate, pitch, gain, seconds at least) of every clip.
+def _plan(words, counts, *, variants, formats, rng):
+    """Yield (path, word, voice, rate, pitch, gain, smallest length in seconds) of every clip.
 
-    Each voice says all words in turn, then the next voice does; variants and accents take
-    turns so that accents x variants rounds use every voice once.
+    Each voice says all words, then the next voice does. Variants and accents take turns so
+    that accents x variants rounds use every voice once.
     """
     for split, count in counts.items():
         names = [variants[split][index] for index in rng.permutation(len(variants[split]))]
@@ -242,6 +251,7 @@ def _encode(waveform, sample_rate, form):
 def make_corpus(
     folder,
     words=DIGITS,
+    *,
     clips=3000,
     test_clips=600,
     validation_clips=200,
@@ -251,28 +261,30 @@ def make_corpus(
     """Write a corpus of spoken words: `folder/split/word/voice_number.extension`.
 
     Splits are train, validation and test; a variant of one split never speaks in another.
-    Rate, pitch and loudness are drawn per clip; every voice says each word equally often
+    Each clip draws its rate, pitch and loudness. Every voice says each word equally often
     (to within one), so classes are balanced. Nine files in ten are 16-bit WAV, the others
-    FLAC, Ogg Vorbis or MP3, mono at 22,050 Hz, 0.3 s or longer, some with silence at the
-    end. The same arguments give the same samples with the same versions of eSpeak NG and
-    libsndfile. The corpus is written beside `folder` and renamed when complete, with its
-    arguments in `folder/corpus.json`.
+    FLAC, Ogg Vorbis or MP3, all mono at 22,050 Hz and 0.3 s or longer, some with silence at
+    the end. The same arguments give the same samples with the same versions of eSpeak NG and
+    libsndfile. The write is atomic: the corpus is written beside `folder` and renamed when it
+    is complete. `folder/corpus.json` records the arguments.
 
     Args:
-        folder: where to write; made with its parents. If it already holds the corpus of
-            these arguments, nothing is done.
-        words: the classes, each a word that can name a folder.
-        clips, test_clips, validation_clips: number of clips in each split.
-        seed: of every draw, 0 or more.
-        progress: show a progress bar (rich) on standard error.
+        folder: path of the new folder; its parents are made too. If it already holds the
+            corpus of these arguments, nothing is done.
+        words: list of the classes, each a word that can name a folder.
+        clips: number of training clips.
+        test_clips: number of test clips.
+        validation_clips: number of validation clips.
+        seed: random seed of every draw, 0 or more.
+        progress: whether to show a progress bar on standard error.
 
     Returns:
         pathlib.Path of the folder.
 
     Raises:
         ImportError: espeakng-loader is not installed.
-        FileExistsError: folder holds something else.
-        ValueError: words are empty, repeated or no folder names, or a number is negative.
+        FileExistsError: folder exists and holds something else.
+        ValueError: words are empty, repeated or cannot name folders, or a number is negative.
     """
     folder, words = Path(folder), tuple(words)
     if not words or len({word.lower() for word in words}) < len(words):
@@ -321,7 +333,7 @@ def _write_corpus(folder, arguments, engine, progress):
     formats = [form for form in ("flac", "ogg", "mp3") if form.upper() in available]
     rng = np.random.default_rng(seed)
     variants = _split_variants(rng)
-    plan = list(_plan(words, counts, variants, formats, rng))
+    plan = list(_plan(words, counts, variants=variants, formats=formats, rng=rng))
     for path, *_ in plan:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
     if progress:
@@ -330,7 +342,7 @@ def _write_corpus(folder, arguments, engine, progress):
 
         plan = track(plan, description="Speaking", console=Console(stderr=True))
     for path, word, voice, rate, pitch, gain, seconds in plan:
-        waveform = engine.speak(word, voice, rate, pitch, 50)
+        waveform = engine.speak(word, voice, rate=rate, pitch=pitch, pitch_range=50)
         waveform *= gain / np.abs(waveform).max()
         window = round(max(MIN_SECONDS, seconds) * engine.sample_rate)
         waveform = np.pad(waveform, (0, max(0, window - len(waveform))))

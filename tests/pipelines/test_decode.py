@@ -12,7 +12,9 @@ from tf_data_pipelines.decode import (
     AudioError,
     decode_audio,
     decode_wav_bytes,
+    pad_waveforms,
     read_audio,
+    read_waveforms,
     stream_audio,
 )
 
@@ -62,13 +64,13 @@ def chunk(name, body, size=None):
     return name + struct.pack("<I", len(body) if size is None else size) + body
 
 
-FMT = chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, RATE, 2 * RATE, 2, 16))
+FMT = chunk(b"fmt ", struct.pack("<HHIIHH", *(1, 1, RATE, 2 * RATE, 2, 16)))
 PCM = (1000 * np.sin(np.arange(1009))).astype("<i2")
 
 
 @pytest.mark.parametrize(("extension", "subtype", "tolerance"), FORMATS)
 @pytest.mark.parametrize("channels", [1, 2])
-def test_formats_keep_the_samples(tmp_path, extension, subtype, tolerance, channels):
+def test_formats_keep_the_samples(tmp_path, extension, *, subtype, tolerance, channels):
     samples = tone(channels=channels)
     path = write(tmp_path / f"a.{extension}", samples, subtype=subtype)
     wave = read_audio(path)
@@ -202,7 +204,7 @@ def bad_files(folder):
 
     add("c.m4a", r"none of the known extensions \.wav, .*ffmpeg", b"some")
     add("empty.wav", r"is empty \(0 bytes\)", b"")
-    add("text.wav", "cannot be decoded: Format not recognized.*ffmpeg", b"not a sound " * 50)
+    add("text.wav", "cannot be decoded: Format not recogni.ed.*ffmpeg", b"not a sound " * 50)
     add("short_header.wav", "cannot be decoded", b"RIFF")
     cut("cut.wav", "truncated: its header promises 160,000 bytes.* has 79,978", 0.5)
     cut("cut24.wav", "truncated: its header promises 240,000", 0.5, subtype="PCM_24")
@@ -276,16 +278,40 @@ def test_min_samples_is_the_shortest_allowed(tmp_path):
         read_audio(path, min_samples=702)
 
 
-def header(tag=1, channels=1, rate=RATE, bits=16, extra=b""):
+def test_waveforms_are_cut_or_end_in_zeros(tmp_path):
+    paths = [
+        write(tmp_path / "short.wav", tone()[:701]),
+        write(tmp_path / "long.flac", tone()),
+        write(tmp_path / "other.wav", tone(48000), 48000),
+    ]
+    found = read_waveforms(paths, 1009)
+    assert found.shape == (3, 1009) and found.dtype == np.float32
+    for path, row in zip(paths, found, strict=True):
+        whole = read_audio(path)
+        np.testing.assert_array_equal(row[: len(whole)], whole[:1009])
+        assert not row[len(whole) :].any()
+    low = read_waveforms(paths[2:], 1009, 8000)[0]
+    np.testing.assert_array_equal(low, read_audio(paths[2], 8000)[:1009])
+    with pytest.raises(AudioError, match=r"gone\.wav does not exist"):
+        read_waveforms([*paths, tmp_path / "gone.wav"], 1009)
+
+
+def test_padded_waveforms_are_as_long_as_the_longest():
+    waveforms = [np.ones(3), np.arange(5.0), np.zeros(0)]
+    expected = [[1, 1, 1, 0, 0], [0, 1, 2, 3, 4], [0, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(pad_waveforms(waveforms), expected)
+    np.testing.assert_array_equal(pad_waveforms(waveforms, 2), np.array(expected)[:, :2])
+    assert pad_waveforms([], 7).shape == (0, 7) and pad_waveforms([]).shape == (0, 0)
+
+
+def header(tag=1, channels=1, *, rate=RATE, bits=16, extra=b""):
     align = channels * bits // 8
-    return chunk(
-        b"fmt ",
-        struct.pack("<HHIIHH", tag, channels, rate, rate * align % 2**32, align, bits) + extra,
-    )
+    fields = tag, channels, rate, rate * align % 2**32, align, bits
+    return chunk(b"fmt ", struct.pack("<HHIIHH", *fields) + extra)
 
 
 # Size of the rest, valid bits, speakers, and a subtype whose first two bytes are the format.
-EXTENSIBLE = struct.pack("<HHIH", 22, 16, 4, 1) + bytes.fromhex("000000001000800000aa00389b71")
+EXTENSIBLE = struct.pack("<HHIH", *(22, 16, 4, 1)) + bytes.fromhex("000000001000800000aa00389b71")
 DATA = chunk(b"data", PCM.tobytes())
 
 

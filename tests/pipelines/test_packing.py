@@ -44,10 +44,10 @@ def fill_of(rows):
     return np.mean([np.mean(row["segment_ids"] > 0) for row in rows])
 
 
-@pytest.mark.parametrize(("segments", "waiting"), [(1, 1), (1, 7), (13, 1), (13, 41), (4, 113)])
-def test_every_clip_is_once_and_whole(waiting, segments):
+@pytest.mark.parametrize(("segments", "buffer_size"), [(1, 1), (1, 7), (13, 1), (13, 41), (4, 113)])
+def test_every_clip_is_once_and_whole(buffer_size, segments):
     lengths = lengths_of(97)
-    settings = PackSettings(row_length=LENGTH, segments=segments, buffer_size=waiting)
+    settings = PackSettings(row_length=LENGTH, segments=segments, buffer_size=buffer_size)
     rows = rows_of(lengths, settings)
     seen = []
     for row in rows:
@@ -170,7 +170,7 @@ def test_an_endless_dataset_gives_rows():
 
 def test_multi_label_targets():
     settings = PackSettings(row_length=LENGTH, segments=4)
-    rows = pack(clips_of(lengths_of(31), classes=5), settings, (5,), tf.float32)
+    rows = pack(clips_of(lengths_of(31), classes=5), settings)
     assert rows.element_spec["labels"] == tf.TensorSpec([4, 5], tf.float32)
     targets = np.concatenate([np.eye(5, dtype="float32"), np.zeros([1, 5], "float32")])
     for row in rows.as_numpy_iterator():

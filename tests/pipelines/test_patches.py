@@ -55,7 +55,7 @@ def antialiased(target, base=BASE_PATCH):
     return weights / weights.sum(1, keepdims=True)
 
 
-def reference_tokens(spectrogram, size, remainder, resize, base, stride):
+def reference_tokens(spectrogram, size, *, remainder, resize, base, stride):
     """Cut [start : start + p] on both axes, R_f^T x R_t, frequency-major."""
     patch_f, patch_t = pair(size)
     cells = spectrogram.T.astype("float64")  # (mel_bins, frames)
@@ -90,7 +90,9 @@ def test_tokens_are_the_definition(geometry, size, remainder):
         settings = PatchSettings(
             (size,), remainder=remainder, resize=resize, base_patch=base, stride=stride
         )
-        expected = reference_tokens(spectrogram, size, remainder, resize, base, stride)
+        expected = reference_tokens(
+            spectrogram, size, remainder=remainder, resize=resize, base=base, stride=stride
+        )
         tokens, positions = patch_tokens(spectrogram, settings)
         assert tokens.dtype == positions.dtype == tf.float32
         assert tokens.shape == expected.shape and positions.shape == (len(expected), 4)
@@ -245,7 +247,7 @@ def test_a_drawn_size_is_the_fixed_size(remainder):
         lambda choice: patch_tokens(
             tf.ensure_shape(tf.repeat(spectrogram, choice * 0 + 1, axis=0), [None, 61]),
             settings,
-            choice,
+            choice=choice,
         )
     )
     assert [spec.shape.as_list() for spec in dataset.element_spec] == [[None, 256], [None, 4]]
@@ -261,7 +263,9 @@ def test_a_drawn_size_is_the_fixed_size(remainder):
 def test_number_of_tokens(remainder):
     settings = PatchSettings((8, (12, 20), 48), remainder=remainder, prefix_tokens=2)
     count = tf.function(
-        lambda spectrogram, choice: tf.shape(patch_tokens(spectrogram, settings, choice)[0])[0],
+        lambda spectrogram, choice: tf.shape(patch_tokens(spectrogram, settings, choice=choice)[0])[
+            0
+        ],
         [tf.TensorSpec([None, 53], tf.float32), tf.TensorSpec([], tf.int32)],
     )
     frames = np.array([1, 7, 8, 9, 19, 20, 21, 47, 48, 49, 95, 96, 97, 131])
@@ -282,7 +286,9 @@ def test_number_of_tokens(remainder):
     ("size", "patch"), [(107, 12), (151, 48), (53, 53), (54, 53), (128, 16), (1024, 48)]
 )
 def test_cover_misses_no_cell(size, patch):
-    starts, _, _ = axis_grid(size, patch, Axis(16, 16, 8), "cover", "physical")
+    starts, _, _ = axis_grid(
+        size, patch, axis=Axis(16, 16, 8), remainder="cover", position="physical"
+    )
     assert starts[0] == 0 and starts[-1] == size - patch and len(starts) == -(-size // patch)
     steps = np.diff(starts)
     assert (steps <= patch).all() and (np.ptp(steps) <= 1 if len(steps) else size == patch)

@@ -30,7 +30,7 @@ PACKING = PackSettings(rows=3, row_length=89, segments=5)
 VORBIS = 2e-3  # tensorflow-io's decoder against libsndfile's, in normalized log-mel
 
 
-def write_sine(path, hertz, seconds, rate, channels, seed):
+def write_sine(path, hertz, *, seconds, rate=16000, channels=1, seed=0):
     """A sine in noise; each further channel half as loud."""
     rng = np.random.default_rng(seed)
     times = np.arange(round(rate * seconds)) / rate
@@ -45,7 +45,8 @@ def corpus(tmp_path_factory):
     root = tmp_path_factory.mktemp("corpus")
     for number, (name, (extension, rate, channels)) in enumerate(itertools.product(HERTZ, FORMATS)):
         path = root / name / f"{rate}.{extension}"
-        write_sine(path, HERTZ[name], 0.15 + 0.059 * number, rate, channels, number)
+        seconds = 0.15 + 0.059 * number
+        write_sine(path, HERTZ[name], seconds=seconds, rate=rate, channels=channels, seed=number)
     return root
 
 
@@ -106,7 +107,7 @@ def test_scan_of_mixed_files(scanned):
 
 
 def test_training_batches_keep_the_contract(scanned, fbank):
-    batches = training_batches(scanned, fbank, PATCHES, PACKING)
+    batches = training_batches(scanned, fbank, patches=PATCHES, packing=PACKING)
     inputs = {
         "tokens": tf.TensorSpec([3, 89, 256], tf.float32),
         "positions": tf.TensorSpec([3, 89, 4], tf.float32),
@@ -124,7 +125,7 @@ def test_training_batches_keep_the_contract(scanned, fbank):
 
 def test_evaluation_holds_every_clip_once(scanned, fbank):
     packing = dataclasses.replace(PACKING, rows=5, segments=1)
-    batches = evaluation_batches(scanned, fbank, PATCHES, packing)
+    batches = evaluation_batches(scanned, fbank, patches=PATCHES, packing=packing)
     assert batches.element_spec[3] == tf.TensorSpec([5, 1], tf.int64)
     batches = list(batches.as_numpy_iterator())
     weights = [batch[2] for batch in batches]
@@ -138,7 +139,7 @@ def test_evaluation_holds_every_clip_once(scanned, fbank):
 
 
 def test_tokens_are_those_of_the_clip_alone(scanned, fbank):
-    clips = clips_in(evaluation_batches(scanned, fbank, PATCHES, PACKING))
+    clips = clips_in(evaluation_batches(scanned, fbank, patches=PATCHES, packing=PACKING))
     for clip_id, (tokens, positions, _) in clips.items():
         path = scanned.source.clips[clip_id].path
         expected = direct(path, fbank, PATCHES)
@@ -155,7 +156,7 @@ def test_drawn_sizes_and_shifts(scanned, fbank):
         for size in DRAWN.patch_sizes
         for shift in DRAWN.frame_shifts_ms
     }
-    batches = evaluation_batches(scanned, fbank, DRAWN, packing, seed=5)
+    batches = evaluation_batches(scanned, fbank, patches=DRAWN, packing=packing, seed=5)
     clips = clips_in(batches)
     draws = {}
     for clip_id, (tokens, positions, _) in clips.items():
@@ -175,7 +176,7 @@ def test_drawn_sizes_and_shifts(scanned, fbank):
 
 def test_one_training_batch_mixes_sizes(scanned, fbank):
     packing = PackSettings(rows=2, row_length=401, segments=16)
-    for inputs, _, _ in take(training_batches(scanned, fbank, DRAWN, packing), 2):
+    for inputs, _, _ in take(training_batches(scanned, fbank, patches=DRAWN, packing=packing), 2):
         extents = inputs["positions"][inputs["segment_ids"] > 0][:, 2:]
         assert len(np.unique(extents, axis=0)) >= 4
 
@@ -183,7 +184,7 @@ def test_one_training_batch_mixes_sizes(scanned, fbank):
 def test_a_run_repeats_exactly(scanned, fbank):
     def batches(seed):
         packing = dataclasses.replace(PACKING, row_length=401)
-        return take(training_batches(scanned, fbank, DRAWN, packing, seed), 2)
+        return take(training_batches(scanned, fbank, patches=DRAWN, packing=packing, seed=seed), 2)
 
     first = batches(7)
     assert_equal_batches(first, batches(7))
@@ -201,7 +202,9 @@ def test_each_pass_has_every_clip_in_a_new_order(scanned, fbank, monkeypatch, in
     packing = PackSettings(rows=12, row_length=89, segments=1)
     expected = [direct(clip.path, fbank, PATCHES)[0] for clip in scanned.source.clips]
     orders = []
-    for inputs, labels, _ in take(training_batches(scanned, fbank, PATCHES, packing), 3):
+    for inputs, labels, _ in take(
+        training_batches(scanned, fbank, patches=PATCHES, packing=packing), 3
+    ):
         order = []
         for row, segment_ids, label in zip(
             inputs["tokens"], inputs["segment_ids"], labels[:, 0], strict=True
@@ -228,7 +231,7 @@ def test_a_clip_too_long_for_a_row_is_named_first(scanned, fbank, batches_of):
     source = dataclasses.replace(scanned.source, clips=tuple(gone))
     lost = dataclasses.replace(scanned, source=source)  # the check opens no file
     with pytest.raises(ValueError, match='Raise row_length, or pass overlong="crop"') as error:
-        batches_of(lost, fbank, PATCHES, packing)
+        batches_of(lost, fbank, patches=PATCHES, packing=packing)
     for part in (f"{longest.path}.gone", f"{counts.max()} tokens at patch 12x20", "more than"):
         assert part in str(error.value)
 
@@ -237,14 +240,14 @@ def test_overlong_crop(scanned, fbank):
     packing = PackSettings(rows=2, row_length=19, segments=3, overlong="crop")
     counts = clip_tokens(scanned, fbank, PATCHES)[0]
     assert counts.min() <= 19 < counts.max()
-    clips = clips_in(evaluation_batches(scanned, fbank, PATCHES, packing))
+    clips = clips_in(evaluation_batches(scanned, fbank, patches=PATCHES, packing=packing))
     assert sorted(clips) == list(range(12))
     for clip_id, (tokens, _, _) in clips.items():
         # Six bands of patches and a prefix token: three columns make 19 tokens.
         assert len(tokens) == min(counts[clip_id], 19)
     small = dataclasses.replace(packing, row_length=6)
     with pytest.raises(ValueError, match="64 mel bins give 7 tokens at patch 12x20 in a single"):
-        training_batches(scanned, fbank, PATCHES, small)
+        training_batches(scanned, fbank, patches=PATCHES, packing=small)
 
 
 def test_multi_label_manifest(corpus):
@@ -254,12 +257,12 @@ def test_multi_label_manifest(corpus):
     manifest.write_text("\n".join(["path,label", *lines]))
     fbank = FbankSettings(mel_bins=64)
     found = scan_source(load_source(manifest, validation=0, test=0), fbank)
-    batches = evaluation_batches(found, fbank, PATCHES, PACKING)
+    batches = evaluation_batches(found, fbank, patches=PATCHES, packing=PACKING)
     assert batches.element_spec[1] == tf.TensorSpec([3, 5, 3], tf.float32)
     labels = {clip_id: label.tolist() for clip_id, (*_, label) in clips_in(batches).items()}
     assert found.source.classes == ("bird", "rain", "wind")
     assert labels == {0: [0, 1, 1], 1: [0, 1, 0], 2: [1, 0, 0]}
-    training = training_batches(found, fbank, PATCHES, PACKING)
+    training = training_batches(found, fbank, patches=PATCHES, packing=PACKING)
     assert training.element_spec[1] == tf.TensorSpec([3, 5, 3], tf.float32)
     for _, targets, weights in take(training, 1):
         np.testing.assert_array_equal(targets.any(-1), weights > 0)
@@ -267,7 +270,7 @@ def test_multi_label_manifest(corpus):
 
 def test_a_corrupt_file_is_left_out(tmp_path):
     for number, name in enumerate(["a/0", "a/1", "a/2", "b/0", "b/1", "b/2"]):
-        write_sine(tmp_path / f"{name}.wav", 500 + 100 * number, 0.3, 16000, 1, number)
+        write_sine(tmp_path / f"{name}.wav", 500 + 100 * number, seconds=0.3, seed=number)
     truncated = tmp_path / "a" / "1.wav"
     truncated.write_bytes(truncated.read_bytes()[:2000])
     (tmp_path / "b" / "2.wav").write_bytes(b"not a sound")
@@ -276,7 +279,7 @@ def test_a_corrupt_file_is_left_out(tmp_path):
     warning = found.warning()
     assert warning.startswith("2 of 6 clips are left out")
     assert str(truncated) in warning and str(tmp_path / "b" / "2.wav") in warning
-    clips = clips_in(evaluation_batches(found, fbank, PATCHES, PACKING))
+    clips = clips_in(evaluation_batches(found, fbank, patches=PATCHES, packing=PACKING))
     paths = {found.source.clips[clip_id].path for clip_id in clips}
     kept = {"a/0", "a/2", "b/0", "b/1"}
     assert paths == {str(tmp_path / f"{name}.wav") for name in kept}

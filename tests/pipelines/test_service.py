@@ -13,7 +13,7 @@ import soundfile
 import tensorflow as tf
 
 from tf_data_pipelines.pipeline import evaluation_batches, training_batches
-from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
+from tf_data_pipelines.settings import AugmentSettings, FbankSettings, PackSettings, PatchSettings
 from tf_data_pipelines.sources import load_source, scan_source
 
 CLIPS = 14
@@ -91,10 +91,11 @@ def clips_in(batches):
 
 def test_plain_wav_files_need_no_python(scanned, tmp_path):
     assert scanned.graph_only
-    graph = operations(training_batches(scanned, FBANK, PATCHES, PACKING))
+    graph = operations(training_batches(scanned, FBANK, patches=PATCHES, packing=PACKING))
     assert "DecodeRaw" in graph and not {op for op in graph if "Py" in op}, graph
     other = dataclasses.replace(scanned, graph_only=False)
-    assert "PyFuncStateless" in operations(training_batches(other, FBANK, PATCHES, PACKING))
+    graph = operations(training_batches(other, FBANK, patches=PATCHES, packing=PACKING))
+    assert "PyFuncStateless" in graph
     # One file of another kind is enough.
     flac = tmp_path / "0.flac"
     soundfile.write(flac, np.random.default_rng(0).normal(0, 0.1, 8000), 16000)
@@ -110,12 +111,12 @@ def test_a_file_changed_since_the_scan_is_named(scanned, tmp_path):
     source = dataclasses.replace(scanned.source, clips=(first, *scanned.source.clips[1:]))
     changed = dataclasses.replace(scanned, source=source)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"changed file:.*other\.wav"):
-        list(evaluation_batches(changed, FBANK, PATCHES, PACKING))
+        list(evaluation_batches(changed, FBANK, patches=PATCHES, packing=PACKING))
 
 
 def test_the_service_evaluates_every_clip_once(scanned, service):
     patches = dataclasses.replace(PATCHES, patch_sizes=(16,), frame_shifts_ms=())
-    batches = evaluation_batches(scanned, FBANK, patches, PACKING)
+    batches = evaluation_batches(scanned, FBANK, patches=patches, packing=PACKING)
     clips, expected = clips_in(distributed(batches, service)), clips_in(batches)
     assert sorted(clips) == list(range(CLIPS))
     for clip_id, tokens in clips.items():
@@ -123,7 +124,8 @@ def test_the_service_evaluates_every_clip_once(scanned, service):
 
 
 def test_the_service_makes_training_batches(scanned, service):
-    batches = training_batches(scanned, FBANK, PATCHES, PACKING)
+    augment = AugmentSettings(gain_db=6.0, freq_mask=9, time_mask_ms=100.0)
+    batches = training_batches(scanned, FBANK, patches=PATCHES, packing=PACKING, augment=augment)
     made = distributed(batches, service)
     assert made.element_spec == batches.element_spec
     extents = set()
