@@ -1,6 +1,5 @@
 """Accuracy of runs and of exported artifacts on labeled clips, at any patch sizes."""
 
-
 from keras_flexast.inference.artifacts import file_scores, is_artifact, scoring_artifacts
 from keras_flexast.inference.classifier import (
     artifact_of_size,
@@ -50,9 +49,7 @@ def evaluate_run(
         if patch_sizes is not None:
             artifacts = [artifact_of_size(run, size) for size in patch_sizes]
         fbank = FbankSettings(sample_rate=artifacts[0].sample_rate)
-        data = read_data(
-            data, fbank, classes=artifacts[0].classes, split=split, progress=progress
-        )
+        data = read_data(data, fbank, classes=artifacts[0].classes, split=split, progress=progress)
         return [_evaluate_artifact(artifact, data, progress) for artifact in artifacts]
     run = configured_run(run, resize=resize, full_length=full_length)
     data = read_data(data, run.fbank, classes=run.classes, split=split, progress=progress)

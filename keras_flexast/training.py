@@ -19,8 +19,8 @@ from tf_data_pipelines.settings import BASE_PATCH, PATCH_SIZES, FbankSettings, P
 
 
 def train_run(
-    data, out, *, settings=None, patches=None, model_options=None, init=None, overwrite=False,
-    progress=False,
+    data, out, *, settings=None, patches=None, augment=None, model_options=None, init=None,
+    overwrite=False, progress=False,
 ):  # fmt: skip
     """Train a model on sounds and write the run to `out`.
 
@@ -34,6 +34,7 @@ def train_run(
         settings: TrainSettings; None for the defaults.
         patches: PatchSettings; None for random sizes of PATCH_SIZES, cover, physical. Its
             grid, base patch and prefix tokens follow from the model.
+        augment: AugmentSettings; None for no augmentation.
         model_options: keyword arguments of PackedAST, such as size or pooling.
         init: Run, or its folder, to start from, such as a converted checkpoint: its weights,
             sizes and filterbank, with the new clips' mean and std and at their full lengths.
@@ -82,13 +83,16 @@ def train_run(
             "command": "train",
             "data": data_name,
             "settings": settings.to_dict(),
+            "augment": augment and augment.to_dict(),
             "model_options": model_options or {},
             "init": None if init is None else init.made_by,
             "versions": versions(),
         },
     )
     with atomic_folder(out, overwrite, keep_partial=True) as folder:
-        history = _fit(run, folder, train=train, validation=validation, settings=settings)
+        history = _fit(
+            run, folder, train=train, validation=validation, settings=settings, augment=augment
+        )
         model.load_weights(folder / "model.keras")
         if settings.dtype != "float32":
             config = {**model.get_config(), "dtype": "float32"}
@@ -251,7 +255,7 @@ def _warm_start(init, classes, options):
     return model
 
 
-def _fit(run, folder, *, train, validation, settings):
+def _fit(run, folder, *, train, validation, settings, augment):
     """Train the model of a run; `folder` holds the run with the best weights so far."""
     from tf_data_pipelines.pipeline import evaluation_batches, training_batches
 
@@ -284,7 +288,7 @@ def _fit(run, folder, *, train, validation, settings):
         # Keras takes a validation set of unknown size for one that ended too early.
         warnings.filterwarnings("ignore", "Your input ran out of data")
         return model.fit(
-            training_batches(train, run.fbank, **how),
+            training_batches(train, run.fbank, augment=augment, **how),
             steps_per_epoch=steps,
             epochs=settings.epochs,
             validation_data=held_out.map(lambda *batch: batch[:3]),

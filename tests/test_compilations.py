@@ -8,7 +8,6 @@ from helpers import randomize
 
 from keras_flexast import PackedAST
 from keras_flexast.evaluation import evaluate_run
-from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
 from keras_flexast.models import embedding_model
 from keras_flexast.runs import Run
 from keras_flexast.training import compile_packed

@@ -49,7 +49,10 @@ LAYERS = [
     (PositionEmbedding(DIM, (3, 5), "joint"), [POSITIONS]),
     (PositionEmbedding(DIM, (3, 5), "factorized"), [POSITIONS]),
     (PrefixTokens(2), [EMBEDDED, POSITIONS]),
-    (PatchGrid((7, 11), "cover", position="physical", grid=(3, 5), base_patch=5, stride=2), [normal(2, 31, 17)]),
+    (
+        PatchGrid((7, 11), "cover", position="physical", grid=(3, 5), base_patch=5, stride=2),
+        [normal(2, 31, 17)],
+    ),
     (MaskedSelfAttention(2, 0.7, 0.1, "dense"), [EMBEDDED, SEGMENT_IDS]),
     (MaskAttentionPooling(2, 3, 0.7, 0.1), [EMBEDDED, SEGMENT_IDS]),
     (PrefixPooling(2, 3), [EMBEDDED, POSITIONS, SEGMENT_IDS]),

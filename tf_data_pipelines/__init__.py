@@ -26,6 +26,7 @@ _LAZY = {
     "ScannedSource": "sources",
     "WaveformSource": "sources",
     "load_source": "sources",
+    "read_data": "sources",
     "scan_source": "sources",
     "features": "fbank",
     "log_mel": "fbank",

@@ -268,8 +268,13 @@ def clip_tokens(data, fbank, patches):
     Returns:
         int (patch sizes, clips).
     """
+    return _tokens_of(data.durations, fbank, patches)
+
+
+def _tokens_of(durations, fbank, patches):
+    """`clip_tokens` of clips of these lengths in seconds."""
     finest = min(patches.frame_shifts_ms or (fbank.frame_shift_ms,))
-    samples = np.rint(np.asarray(data.durations) * fbank.sample_rate).astype("int64")
+    samples = np.rint(np.asarray(durations) * fbank.sample_rate).astype("int64")
     frames = fbank.with_frame_shift(finest).frames(samples)
     return np.stack(
         [token_count(frames, fbank.mel_bins, size, patches) for size in patches.patch_sizes]
@@ -358,14 +363,29 @@ def packing_for(data, fbank, patches, packing):
         return packing
     if most > MAX_ROW_LENGTH:
         clip = int(tokens.argmax())
-        raise ValueError(
-            f"clip {data.clip_name(clip)!r} ({data.durations[clip]:.1f} s) has "
-            f"{most:,} tokens, more than {MAX_ROW_LENGTH:,}. Use a larger patch size, or cut the "
-            f"recording into shorter files."
-        )
+        name, seconds = data.clip_name(clip), data.durations[clip]
+        raise ValueError(overlong_reason(name, seconds, fbank=fbank, patches=patches))
     row_length = round_row_length(most)
     rows = max(1, packing.rows * packing.row_length // row_length)
     return dataclasses.replace(packing, row_length=row_length, rows=rows)
+
+
+def overlong_reason(name, seconds, *, fbank, patches):
+    """Why a clip is too long for any row; None if it is not.
+
+    Args:
+        name: name of the clip for the message.
+        seconds: length of the clip.
+        fbank: FbankSettings.
+        patches: PatchSettings.
+    """
+    tokens = int(_tokens_of([seconds], fbank, patches).max())
+    if tokens <= MAX_ROW_LENGTH:
+        return None
+    return (
+        f"{name} ({seconds:.1f} s) has {tokens:,} tokens, more than {MAX_ROW_LENGTH:,}. Use a "
+        f"larger patch size, a timeline (--timeline), or cut the recording into shorter files."
+    )
 
 
 def round_row_length(tokens):

@@ -19,6 +19,10 @@ PATCH_SIZES = (8, 10, 12, 16, 20, 24, 30, 32, 40, 48)  # FlexiAST's sampling set
 BASE_PATCH = 16  # bins and frames of the papers' kernel
 
 
+class DataWarning(UserWarning):
+    """Something about the user's sounds: files that are left out, clips that are cut."""
+
+
 def check_choice(name, value, choices):
     """Raise a ValueError that lists the choices unless `value` is one of them."""
     if value not in choices:

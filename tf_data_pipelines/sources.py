@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import os
 import pathlib
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from tf_data_pipelines.listing import (
     read_manifest,
     some_of,
 )
+from tf_data_pipelines.settings import DataWarning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +121,43 @@ class ScannedSource:
         """Name of a clip in messages: its path."""
         return self.source.clips[clip_id].path
 
+    def splits(self):
+        """The parts of all splits that have clips, a list of ScannedSource."""
+        present = {clip.split for clip in self.source.clips}
+        return [self.split(name) for name in sorted(present)]
+
     def warning(self):
         """A message that counts and names the rejected files; None if there are none."""
         if not self.rejected:
             return None
         total = len(self.rejected) + len(self.source)
         return f"{len(self.rejected)} of {total} clips are left out:\n{_reasons(self.rejected)}"
+
+    def summary(self):
+        """Facts of the data as a dictionary for JSON.
+
+        Returns:
+            `clips`, `left_out`, `mean` and `std` of the log-mel values, `hours`, `seconds`
+            (quantiles of the lengths), and `classes` {class: {split: clips}}.
+        """
+        splits = sorted({clip.split for clip in self.source.clips})
+        counts = {name: dict.fromkeys(splits, 0) for name in self.source.classes}
+        for clip in self.source.clips:
+            for label in clip.labels:
+                counts[self.source.classes[label]][clip.split] += 1
+        quantiles = {"shortest": 0, "median": 0.5, "99 %": 0.99, "longest": 1}
+        return {
+            "clips": len(self.source),
+            "left_out": len(self.rejected),
+            "mean": round(self.mean, 6),
+            "std": round(self.std, 6),
+            "hours": round(float(self.durations.sum()) / 3600, 4),
+            "seconds": {
+                name: round(float(np.quantile(self.durations, q)), 3)
+                for name, q in quantiles.items()
+            },
+            "classes": counts,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +199,33 @@ class WaveformSource:
     def clip_name(self, clip_id):
         """Name of a clip in messages: its place in the list."""
         return f"waveforms[{clip_id}]"
+
+
+def read_data(data, settings, *, classes=None, split=None, progress=False):
+    """The usable clips of a folder or manifest, measured; a warning names those left out.
+
+    Args:
+        data: folder or .csv file, see `load_source`; or a ScannedSource, which stays as it is.
+        settings: FbankSettings, see `scan_source`.
+        classes: class names in the order of a trained model; None sorts the names in data.
+        split: name of the only split to read; None or "all" reads all clips.
+        progress: whether to show a progress bar.
+
+    Returns:
+        ScannedSource.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `load_source` and `scan_source`.
+    """
+    if isinstance(data, ScannedSource):
+        return data
+    source = load_source(data, classes)
+    if split not in (None, "all"):
+        source = source.split(split)
+    scanned = scan_source(source, settings, progress)
+    if scanned.warning():
+        warnings.warn(scanned.warning(), DataWarning, stacklevel=2)
+    return scanned
 
 
 def load_source(data, classes=None, *, validation=0.1, test=0.1, seed=1337):

@@ -220,8 +220,10 @@ class RunClassifier(Classifier):
                     flush()
             flush()
         warn_of_cuts(self.run, cut, len(usable))
-        return np.concatenate([np.zeros((0, predictor.width), "float32"), *outputs]), usable, (
-            tuple(rejected)
+        return (
+            np.concatenate([np.zeros((0, predictor.width), "float32"), *outputs]),
+            usable,
+            (tuple(rejected)),
         )
 
     def _decoded(self, paths):
@@ -236,7 +238,8 @@ class RunClassifier(Classifier):
                 waveform = read_audio(path, self.sample_rate, run.fbank.window)
             except AudioError as error:
                 return None, str(error)
-            reason = overlong_reason(path, len(waveform), fbank=run.fbank, patches=patches)
+            seconds = len(waveform) / self.sample_rate
+            reason = overlong_reason(path, seconds, fbank=run.fbank, patches=patches)
             return (None, reason) if reason else (waveform, None)
 
         workers = os.cpu_count() or 1
