@@ -125,7 +125,7 @@ def test_a_named_kernel_that_does_not_work_is_refused():
     for name, site in (("clip_loop", SITE._replace(xla=True)), ("clip_tiles", SITE)):
         with pytest.raises(RuntimeError, match=f"attention='{name}' does not work here .*'dense'"):
             choose_kernel(name, site)
-    with pytest.raises(ValueError, match="attention='fast' is unknown.*'auto', 'clip_loop'"):
+    with pytest.raises(ValueError, match=r"attention='fast' is unknown.*'auto', 'clip_loop'"):
         MaskedSelfAttention(3, attention="fast")
     assert not MaskedSelfAttention(3, attention="clip_loop").supports_jit
     assert MaskedSelfAttention(3).supports_jit

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from keras_flexast import PackedAST
-from keras_flexast.files import atomic_folder, atomic_write, refuse_overwrite
 from keras_flexast.runs import Run, load_run, save_run
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
 
@@ -24,12 +23,16 @@ def run():
     return Run(
         PackedAST(3, 22, depth=1, num_heads=2, grid=(3, 5), segments=3),
         FbankSettings(frame_shift_ms=12.5, mel_bins=48, mean=-3.25, std=2.5),
-        PatchSettings((8, (16, 24)), (10.0, 20.0), "pad", "grid", "bilinear", 0, (3, 5)),
-        PackSettings(3, 61, 3, 5, "crop"),
-        ("bird", "dog", "été"),
+        patches=PatchSettings(
+            (8, (16, 24)), (10.0, 20.0), remainder="pad", position="grid", resize="bilinear",
+            grid=(3, 5),
+        ),
+        packing=PackSettings(3, 61, 3, buffer_size=5, overlong="crop"),
+        classes=("bird", "dog", "été"),
         multi_label=True,
         clip_seconds=1.7,
-    )
+        made_by={"command": "train", "data": "birds", "settings": {"epochs": 3}},
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -67,6 +70,12 @@ def test_patches_at(run):
     assert (patches.patch_sizes, patches.frame_shifts_ms) == (((16, 40), (12, 12)), ())
     assert (patches.remainder, patches.grid) == ("pad", (3, 5))
     assert run.patches_at([8], 20.0).frame_shifts_ms == (20.0,)
+
+
+def test_another_frame_shift(run):
+    fbank, scale = run.front_end(25.0)
+    assert (fbank.frame_shift_ms, fbank.mean, scale) == (25.0, run.fbank.mean, 2.0)
+    assert run.front_end() == (run.fbank, 1.0)
 
 
 @pytest.mark.parametrize("missing", ["settings.json", "model.keras"])
@@ -110,63 +119,3 @@ def test_files_of_different_runs_are_told_apart(folder):
     path.write_text(json.dumps({**settings, "classes": ["a", "b"]}))
     with pytest.raises(ValueError, match=r"the model has 3 classes, settings\.json 2"):
         load_run(folder)
-
-
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    out = tmp_path / "deep" / "out"
-    with pytest.raises(KeyboardInterrupt), atomic_folder(out) as partial:
-        (partial / "file").write_text("half")
-        assert not out.exists()
-        raise KeyboardInterrupt
-    assert os.listdir(out.parent) == []
-
-    with atomic_folder(out) as partial:
-        (partial / "file").write_text("first")
-    assert os.listdir(out.parent) == ["out"]
-
-    with pytest.raises(FileExistsError, match="out exists already"), atomic_folder(out):
-        raise AssertionError("the body must not run")
-    with pytest.raises(OSError), atomic_folder(out, overwrite=True):
-        raise OSError
-    assert (out / "file").read_text() == "first"
-
-    with atomic_folder(out, overwrite=True) as partial:
-        (partial / "other").write_text("second")
-    assert os.listdir(out) == ["other"]
-
-
-def test_an_unfinished_folder_can_be_kept(tmp_path):
-    out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt), atomic_folder(out, keep_partial=True) as partial:
-        (partial / "file").write_text("half")
-        raise KeyboardInterrupt
-    assert (tmp_path / "out.partial" / "file").read_text() == "half"
-    with atomic_folder(out) as partial:
-        assert not any(partial.iterdir())
-    assert os.listdir(tmp_path) == ["out"]
-
-
-def test_an_empty_folder_is_free(tmp_path):
-    refuse_overwrite(tmp_path)
-    refuse_overwrite(tmp_path / "new")
-    (tmp_path / "file").touch()
-    for taken in (tmp_path, tmp_path / "file"):
-        with pytest.raises(FileExistsError, match="--overwrite"):
-            refuse_overwrite(taken)
-        refuse_overwrite(taken, overwrite=True)
-
-
-@pytest.mark.parametrize("content", ["naïve", b"\x00\xff"])
-def test_a_file_appears_whole_or_not_at_all(tmp_path, content, monkeypatch):
-    path = tmp_path / "deep" / "file"
-    atomic_write(path, content)
-    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
-
-    def fail(*_):
-        raise OSError("no space")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
-        atomic_write(path, "other")
-    assert os.listdir(path.parent) == ["file"]
-    assert path.read_bytes() != b"other"

@@ -74,13 +74,13 @@ def write_inputs(folder, size):
 def ours(folder):
     """Function of "clips" or "full" to logits, by the packed model."""
     from keras_flexast import convert_checkpoint
+    from keras_flexast.inference.scoring import PackedPredictor
 
-    model = convert_checkpoint(str(folder / "ast"))
+    predictor = PackedPredictor(convert_checkpoint(str(folder / "ast")))
     inputs = {name: dict(np.load(folder / f"packed_{name}.npz")) for name in ("clips", "full")}
 
     def logits(name):
-        model.choose_attention(inputs[name]["segment_ids"].shape[1])
-        return np.asarray(model.predict_on_batch(inputs[name]))
+        return predictor(inputs[name])
 
     return logits
 

@@ -20,10 +20,10 @@ import numpy as np
 
 TOKENS, ROW_LENGTH, CLIP, SEGMENTS = 8192, 2048, 256, 8
 STEPS = 3
-CASES = {  # dtype, rematerialise, accumulate
+CASES = {  # dtype, remat, accumulate
     "float32": ("float32", False, 1),
     "mixed_bfloat16": ("mixed_bfloat16", False, 1),
-    "rematerialise": ("float32", True, 1),
+    "remat": ("float32", True, 1),
     "accumulate 4": ("float32", False, 4),
     "all three": ("mixed_bfloat16", True, 4),
 }
@@ -34,7 +34,7 @@ def measure(name, size):
     from keras_flexast import ElasticAST
     from keras_flexast.training import compile_packed
 
-    dtype, rematerialise, accumulate = CASES[name]
+    dtype, remat, accumulate = CASES[name]
     rng, rows = np.random.default_rng(0), TOKENS // ROW_LENGTH // accumulate
     ids = np.repeat(np.arange(1, ROW_LENGTH // CLIP + 1, dtype="int32"), CLIP)
     inputs = {
@@ -44,9 +44,7 @@ def measure(name, size):
     }
     labels = rng.integers(0, 10, (rows, SEGMENTS))
     weights = np.ones((rows, SEGMENTS), "float32")
-    model = ElasticAST(10, size=size, segments=SEGMENTS, dtype=dtype)
-    if rematerialise:
-        model.rematerialise()
+    model = ElasticAST(10, size=size, segments=SEGMENTS, dtype=dtype, remat=remat)
     compile_packed(model, 1e-4, row_length=ROW_LENGTH, accumulate=accumulate)
     before, seconds = peak(), []
     for _ in range(STEPS + 1):

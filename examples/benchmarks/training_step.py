@@ -71,20 +71,23 @@ def timed(step):
     return seconds, (time.process_time() - cpu) / REPEATS, first
 
 
-def ours(size, lengths, by_clip, attention=True, dtype="float32"):
-    import keras_flexast.layers.attention
+def ours(size, lengths, attention="auto", dtype="float32"):
     from keras_flexast import ElasticAST
+    from keras_flexast.layers.kernels import KERNELS, Kernel
     from keras_flexast.training import compile_packed
+
+    KERNELS["none"] = Kernel(  # what is left has all matrix products but those of attention
+        lambda query, key, value, segment_ids, scale: query + key + value,
+        works=lambda site: True,
+        preferred=lambda site: False,
+        supports_jit=KERNELS["clip_loop"].supports_jit,
+    )
 
     rng = np.random.default_rng(SEED)
     inputs, labels, weights = packed_batch(lengths, rng)
-    if not attention:  # what is left has all matrix products but those of attention
-        keras_flexast.layers.attention.attend_by_clip = lambda query, key, value, _: (
-            query + key + value
-        )
-    model = ElasticAST(CLASSES, size=size, dtype=dtype)
-    row_length = inputs["segment_ids"].shape[1]
-    compile_packed(model, 1e-4, row_length=row_length if by_clip else 0)
+    model = ElasticAST(CLASSES, size=size, dtype=dtype, attention=attention)
+    row_length = inputs["segment_ids"].shape[1] if attention == "auto" else 64  # XLA if dense
+    compile_packed(model, 1e-4, row_length=row_length)
     return timed(lambda: float(model.train_on_batch(inputs, labels, sample_weight=weights)[0]))
 
 
@@ -178,11 +181,11 @@ def naflexvit(size, lengths):
 def measure(name, size, lengths, checkout):
     """Run one contender and print its times as JSON; a process of its own shows its memory."""
     contenders = {
-        "by clip": lambda: ours(size, lengths, True),
-        "dense mask": lambda: ours(size, lengths, False),
+        "by clip": lambda: ours(size, lengths),
+        "dense mask": lambda: ours(size, lengths, "dense"),
         "matrix products": lambda: products(size, lengths),
-        "without attention": lambda: ours(size, lengths, True, attention=False),
-        "in bfloat16": lambda: ours(size, lengths, True, dtype="mixed_bfloat16"),
+        "without attention": lambda: ours(size, lengths, "none"),
+        "in bfloat16": lambda: ours(size, lengths, dtype="mixed_bfloat16"),
         "authors": lambda: peer(size, lengths, checkout),
         "timm NaFlexVit": lambda: naflexvit(size, lengths),
     }

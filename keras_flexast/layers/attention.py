@@ -4,7 +4,6 @@ import keras
 from keras import ops
 
 from keras_flexast.layers.kernels import (
-    ATTENTIONS,
     KERNELS,
     choose_kernel,
     current_site,
@@ -100,7 +99,7 @@ class MaskedSelfAttention(_Attention):
 
     def __init__(self, num_heads, scale=None, dropout=0.0, attention="auto", **kwargs):
         super().__init__(num_heads, scale, dropout, **kwargs)
-        check_choice("attention", attention, ATTENTIONS)
+        check_choice("attention", attention, ("auto", *KERNELS))
         self.attention = attention
         # Where XLA compiles, "auto" takes a kernel that XLA takes.
         self.supports_jit = attention == "auto" or KERNELS[attention].supports_jit

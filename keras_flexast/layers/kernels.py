@@ -129,7 +129,6 @@ KERNELS = {  # "auto" takes the first that works and is preferred
     ),
     "dense": Kernel(dense_mask, works=lambda site: True, preferred=lambda site: True),
 }
-ATTENTIONS = ("auto", *KERNELS)
 
 
 def choose_kernel(attention, site):
