@@ -10,6 +10,7 @@ from keras_flexast.inference.classifier import (
 )
 from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
 from keras_flexast.metrics import accuracy, mean_average_precision, standard_error
+from keras_flexast.runs import Run
 from tf_data_pipelines.settings import PATCH_SIZES, FbankSettings, patch_name
 
 
@@ -43,7 +44,7 @@ def evaluate_run(
     """
     from tf_data_pipelines.sources import read_data
 
-    if is_artifact(run):
+    if not isinstance(run, Run) and is_artifact(run):
         check_settled(run, frame_shift_ms=frame_shift_ms, resize=resize, full_length=full_length)
         artifacts = list(scoring_artifacts(run).values())
         if patch_sizes is not None:

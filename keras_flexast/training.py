@@ -11,6 +11,7 @@ import keras
 from keras_flexast.evaluation import score_clips
 from keras_flexast.files import atomic_folder, refuse_overwrite
 from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
+from keras_flexast.layers import MaskedSelfAttention
 from keras_flexast.layers.kernels import choose_kernel, current_site
 from keras_flexast.models import PackedAST
 from keras_flexast.runs import Run, as_run, save_run, versions
@@ -138,17 +139,18 @@ def compile_packed(
         optimizer,
         packed_loss(multi_label),
         weighted_metrics=[] if multi_label else [accuracy],
-        jit_compile=_jit_compile(row_length),
+        jit_compile=_jit_compile(model, row_length),
     )
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice
 
 
-def _jit_compile(row_length):
-    """True where XLA is faster and Keras's "auto" leaves it out: dense masks on one CPU."""
+def _jit_compile(model, row_length):
+    """Whether XLA compiles the step. Keras's "auto" leaves it out on a CPU, where it is faster."""
     site = current_site(row_length)
     if row_length is None or site.device != "cpu" or site.distributed:
         return "auto"
-    return choose_kernel("auto", site).supports_jit
+    layers = [one for one in model._flatten_layers() if isinstance(one, MaskedSelfAttention)]
+    return all(choose_kernel(layer.attention, site).supports_jit for layer in layers)
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")

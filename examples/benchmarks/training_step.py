@@ -86,8 +86,7 @@ def ours(size, lengths, attention="auto", dtype="float32"):
     rng = np.random.default_rng(SEED)
     inputs, labels, weights = packed_batch(lengths, rng)
     model = ElasticAST(CLASSES, size=size, dtype=dtype, attention=attention)
-    row_length = inputs["segment_ids"].shape[1] if attention == "auto" else 64  # XLA if dense
-    compile_packed(model, 1e-4, row_length=row_length)
+    compile_packed(model, 1e-4, row_length=inputs["segment_ids"].shape[1])
     return timed(lambda: float(model.train_on_batch(inputs, labels, sample_weight=weights)[0]))
 
 

@@ -14,7 +14,6 @@ from rich.progress import Progress
 from keras_flexast.files import atomic_write
 from keras_flexast.inference.artifacts import (
     FileScores,
-    file_embeddings,
     file_scores,
     is_artifact,
     load_artifact,
@@ -23,7 +22,7 @@ from keras_flexast.inference.artifacts import (
 from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
 from keras_flexast.inference.timeline import artifact_timeline, run_timeline
 from keras_flexast.models import embedding_model
-from keras_flexast.runs import as_run
+from keras_flexast.runs import Run, as_run
 from tf_data_pipelines.settings import DataWarning, patch_name, patch_pair
 
 GROUP_SECONDS = 1800.0  # of sound that a run holds in memory at once, 115 MB at 16 kHz
@@ -127,7 +126,7 @@ def load_classifier(
         found = classifier.predict_files(["a.ogg", "b.mp3"])
         labels = [classifier.classes[k] for k in found.scores.argmax(1)]
     """
-    if is_artifact(path):
+    if not isinstance(path, Run) and is_artifact(path):
         check_settled(path, frame_shift_ms=frame_shift_ms, resize=resize, full_length=full_length)
         if patch_size is None:
             return ArtifactClassifier(load_artifact(path, threads=threads))
