@@ -393,5 +393,5 @@ def round_row_length(tokens):
 
     They are multiples of 128 up to 1,024, then of a quarter of the power of two below.
     """
-    step = max(128, 2 ** ((tokens - 1).bit_length() - 3))
-    return -(-tokens // step) * step
+    step = max(128, 2 ** (int(tokens - 1).bit_length() - 3))
+    return int(-(-tokens // step) * step)

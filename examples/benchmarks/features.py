@@ -41,7 +41,7 @@ def waveform(settings):
 
 
 def kaldi(settings):
-    """Its online class, frame by frame, as its Python documentation does."""
+    """kaldi-native-fbank: its online class, frame by frame, as its documentation does."""
     import kaldi_native_fbank as knf
 
     options = knf.FbankOptions()
@@ -62,7 +62,7 @@ def kaldi(settings):
 
 
 def hugging_face(settings):
-    """Without its normalization and without padding to 1,024 frames."""
+    """ASTFeatureExtractor without its normalization and without padding to 1,024 frames."""
     import torch
     from transformers import ASTFeatureExtractor
 
@@ -74,7 +74,7 @@ def hugging_face(settings):
 
 
 def ours(wave, settings):
-    """An endless iterator; each step makes the features of CLIPS clips and keeps their size."""
+    """Log-mel of the clip, and an endless iterator whose steps make CLIPS of them each."""
     waves = tf.constant(wave)
 
     def one(number):  # of another length each time, as sound files are, and as many frames
@@ -85,14 +85,14 @@ def ours(wave, settings):
 
 
 def milliseconds(function):
-    """Processor time of all threads together, also of those that refill buffers afterwards."""
+    """Processor time of all threads, also of those that refill buffers afterwards."""
     start = settled()
     function()
     return 1000 * (settled() - start)
 
 
 def settled():
-    """Processor time so far, once no thread is at work."""
+    """Processor time so far, as soon as no thread is at work."""
     last = time.process_time()
     while True:
         time.sleep(0.05)
@@ -119,9 +119,9 @@ def measure(settings):
     spent = {name: [] for name in methods}
     for repeat in range(REPEATS + 1):
         for name, (function, clips) in methods.items():
-            found = milliseconds(function) / clips
+            time_of_clip = milliseconds(function) / clips
             if repeat:  # the first warms up
-                spent[name].append(found)
+                spent[name].append(time_of_clip)
     own = next(iter(spent.values()))
     return [
         {
@@ -134,19 +134,19 @@ def measure(settings):
     ]
 
 
-def table(results):
+def make_table(results):
     title = f"{SECONDS} s of sound to log-mel, one core: median of {REPEATS} (least to most)"
-    found = Table("", title=title)
+    table = Table("", title=title)
     for name in ("ms a clip", "times as long", "largest difference"):
-        found.add_column(name, justify="right")
+        table.add_column(name, justify="right")
     for result in results:
-        found.add_row(
+        table.add_row(
             result["method"],
             spread(result["milliseconds"], 2),
             spread(result["ratio"], 1),
             f"{result['difference']:.1e}" if result["difference"] else "",
         )
-    return found
+    return table
 
 
 def spread(values, digits):
@@ -161,7 +161,7 @@ if __name__ == "__main__":
     if len(os.sched_getaffinity(0)) != 1:
         parser.error("run it on one core: taskset -c 1 python examples/benchmarks/features.py")
     results = measure(FbankSettings())
-    Console(width=110).print(table(results))
+    Console(width=110).print(make_table(results))
     if arguments.json:
         machine = f"one core of {platform.machine()}, TensorFlow {tf.__version__}"
         with open(arguments.json, "w") as file:

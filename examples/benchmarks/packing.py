@@ -11,9 +11,9 @@ among all that attention over the rows computes.
 in order, 12 clips a batch     81.07     20.89               74.41     45.97
 first fit, 8 open rows         96.43     23.49               98.36     59.51
 best fit, 8 open rows          96.45     23.47               99.01     60.15
-this packer, buffer_size=32       100.00     24.36    56 ± 23    99.55     60.35     66 ± 3
+this packer, buffer_size=32   100.00     24.36    56 ± 23    99.55     60.35     66 ± 3
 
-At most 47 clips wait: 19 and 29 MB of tokens.
+At most 47 clips wait in the buffer: 19 and 29 MB of tokens.
 """
 
 import argparse
@@ -41,7 +41,7 @@ TOKEN_BYTES = (256 + 4) * 4  # float32 tokens and positions
 
 
 def speech(clips, seed):
-    """Clips of 4 to 30 s, half of them under 7 s, as VoxCeleb's, at patch 16: 8 tokens a column."""
+    """Clips of 4 to 30 s, half of them under 7 s, as in VoxCeleb; patch 16, 8 tokens a column."""
     seconds = np.random.default_rng(seed).lognormal(np.log(7), 0.5, clips).clip(4, 30)
     frames = 1 + (16000 * seconds - 400).astype(int) // 160
     return 8 * (frames // 16)
@@ -54,7 +54,7 @@ def mixed_patches(clips, seed):
 
 
 def in_order(lengths):
-    """The authors' way: a batch of clips in rows in order, padded to the longest of the rows."""
+    """The papers' way: the clips of a batch in order, rows padded to the longest of them."""
     rows, computed, pairs = [], 0, 0
     for start in range(0, len(lengths), BATCH):
         batch = [0]
@@ -70,7 +70,7 @@ def in_order(lengths):
 
 
 def fit(lengths, best):
-    """A few open rows: a clip goes to the first, or to the fullest, with room for it."""
+    """A few open rows: a clip goes to the first, or to the fullest, that has room for it."""
     rows, closed, waiting = [], [], 0
     for tokens in lengths:
         room = [
@@ -91,7 +91,7 @@ def fit(lengths, best):
 
 
 def shares(rows):
-    """Real tokens, and pairs of tokens of one clip, in rows of full length."""
+    """Shares of real tokens, and of pairs of tokens of one clip, in rows of full length."""
     squares = sum(np.sum(np.square(row)) for row in rows)
     return {
         "fill": sum(map(sum, rows)) / (len(rows) * SETTINGS.row_length),
@@ -100,7 +100,7 @@ def shares(rows):
 
 
 def ours(lengths):
-    """The packer itself, without the rows that it fills from what is left at the end."""
+    """This packer, without the rows at the end that it fills from the last clips."""
     rows, left = [], len(lengths)
     for row in pack(clips_of(lengths, width=1), SETTINGS).as_numpy_iterator():
         if left < SETTINGS.buffer_size:
@@ -112,7 +112,7 @@ def ours(lengths):
 
 
 def clips_of(lengths, width):
-    """Clips that cost next to nothing: slices of one tensor."""
+    """Clips that cost next to nothing, because they are slices of one tensor."""
     lengths = tf.constant(lengths, tf.int32)
     tokens, positions = tf.zeros([SETTINGS.row_length, width]), tf.zeros([SETTINGS.row_length, 4])
 
@@ -128,18 +128,18 @@ def clips_of(lengths, width):
 
 
 def processor_seconds(dataset, tries=5):
-    """Of all threads together; the least of some tries, for other programs only add to it."""
-    found = []
+    """Processor time of all threads, the least of some tries: other programs only add to it."""
+    spent = []
     for _ in range(tries):
         start = time.process_time()
         for _ in dataset.skip(10**9):  # runs it without handing rows to Python
             pass
-        found.append(time.process_time() - start)
-    return min(found)
+        spent.append(time.process_time() - start)
+    return min(spent)
 
 
 def microseconds_per_clip(lengths, repeats=3):
-    """Processor time of packing tokens 256 wide, without the time of making the clips."""
+    """Processor time of packing tokens of width 256, without the time of making the clips."""
     few, many = (clips_of(lengths[:clips], width=256) for clips in TIMED)
     runs = []
     for _ in range(repeats):
@@ -159,11 +159,11 @@ def measure():
             f"this packer, buffer_size={SETTINGS.buffer_size}": ours,
         }
         for method, function in methods.items():
-            found = [function(draw(CLIPS, seed)) for seed in SEEDS]
+            runs = [function(draw(CLIPS, seed)) for seed in SEEDS]
             result = {"clips": name, "method": method}
             for key in ("fill", "pairs"):
-                result[key] = [float(one[key]) for one in found]
-            result["waiting"] = max(one["waiting"] for one in found)
+                result[key] = [float(run[key]) for run in runs]
+            result["waiting"] = max(run["waiting"] for run in runs)
             tokens = np.mean(draw(CLIPS, SEEDS[0]))
             result["megabytes"] = float(result["waiting"] * tokens * TOKEN_BYTES / 1e6)
             if function is ours:
@@ -172,22 +172,21 @@ def measure():
     return results
 
 
-def table(results):
+def make_table(results):
     columns = ("clips", "method", "fill %", "pairs %", "µs a clip", "waiting", "MB held")
-    found = Table(*columns[:2], title=f"Rows of {SETTINGS.row_length:,} tokens")
+    table = Table(*columns[:2], title=f"Rows of {SETTINGS.row_length:,} tokens")
     for name in columns[2:]:
-        found.add_column(name, justify="right")
+        table.add_column(name, justify="right")
     for result in results:
         runs = result.get("microseconds_per_clip")
-        found.add_row(
-            result["clips"],
-            result["method"],
+        cells = [
             *(spread([100 * share for share in result[key]], 2) for key in ("fill", "pairs")),
             spread(runs, 0) if runs else "",
             f"{result['waiting']}",
             f"{result['megabytes']:.0f}",
-        )
-    return found
+        ]
+        table.add_row(result["clips"], result["method"], *cells)
+    return table
 
 
 def spread(values, digits):
@@ -200,7 +199,7 @@ if __name__ == "__main__":
     parser.add_argument("--json", metavar="PATH", help="also write the numbers here")
     arguments = parser.parse_args()
     results = measure()
-    Console(width=120).print(table(results))
+    Console(width=120).print(make_table(results))
     if arguments.json:
         machine = f"{os.cpu_count()} x {platform.machine()}, TensorFlow {tf.__version__}"
         report = {"machine": machine, "row_length": SETTINGS.row_length, "results": results}

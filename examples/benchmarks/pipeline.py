@@ -3,17 +3,17 @@
 taskset -c 1 python examples/benchmarks/pipeline.py [--json PATH]
 
 2026-11-21, one core of an AMD EPYC whose other core was at work (load 1.7), TensorFlow 2.21:
-100 s. Processor time of 10 s clips, median of 5 (least to most); a patch size is drawn for
+98 s. Processor time of 10 s clips, median of 5 (least to most); a patch size is drawn for
 each clip from 8 to 48, or is 16 for all.
 
                                     8 to 48                 16
-read, ms a clip                     0.09    3 %             0.08    3 %
-decode, ms a clip                   0.14    5 %             0.15    6 %
-log-mel, ms a clip                  1.66   63 %             1.61   64 %
-patches, ms a clip                  0.52   19 %             0.34   13 %
-pack and batch, ms a clip           0.23    9 %             0.32   13 %
-clips a second, from files            365 (353 to 400)        409 (375 to 431)
-clips a second, log-mel in memory   1,246 (520 to 1,349)    1,278 (666 to 2,600)
+read, ms a clip                     0.07    3 %             0.08    3 %
+decode, ms a clip                   0.15    6 %             0.14    6 %
+log-mel, ms a clip                  1.76   69 %             1.55   65 %
+patches, ms a clip                  0.33   13 %             0.42   18 %
+pack and batch, ms a clip           0.21    8 %             0.18    8 %
+clips a second, from files            383 (340 to 405)        420 (377 to 458)
+clips a second, log-mel in memory   1,365 (885 to 1,754)    1,947 (1,246 to 2,616)
 
 The tokens of every clip in the batches are its own, made alone, within 4.8e-07 and 1.2e-07.
 """
@@ -39,18 +39,19 @@ from tf_data_pipelines import (
     FbankSettings,
     PackSettings,
     PatchSettings,
+    batch_rows,
     decode_audio,
     evaluation_batches,
+    extract_features,
+    features,
     load_source,
-    log_mel,
-    normalize,
+    make_tokens,
     pack,
     patch_tokens,
     read_audio,
     scan_source,
     training_batches,
 )
-from tf_data_pipelines.packing import batch_rows
 
 RATE, SECONDS = 16000, 10  # AudioSet's clips, at the papers' rate
 FILES = 100  # 32 MB, which stay in the system's cache: no disk is measured
@@ -72,67 +73,61 @@ def write_files(folder):
         soundfile.write(path, tone + rng.normal(0, 0.03, times.size), RATE)
 
 
-def features(path, fbank):
-    return normalize(log_mel(decode_audio(path, fbank.sample_rate, scanned=True), fbank), fbank)
-
-
-def clips(sounds, patches):
-    """Tokens of every sound, at a patch size drawn for it, as the pipeline's own."""
-
-    def cut(clip_id, sound):
-        sizes = len(patches.patch_sizes)
-        choice = tf.random.stateless_uniform([], [0, clip_id], 0, sizes, tf.int32)
-        tokens, positions = patch_tokens(tf.ensure_shape(sound, [None, 128]), patches, choice)
-        return {"tokens": tokens, "positions": positions, "label": 0, "clip_id": clip_id}
-
-    return sounds.enumerate().map(cut)
+def decode(path):
+    """A clip of the pipeline's first stage."""
+    waveform = decode_audio(path, RATE, scanned=True)
+    return {"waveform": waveform, "label": 0, "clip_id": tf.constant(0, tf.int64)}
 
 
 def stages(paths, fbank, patches):
-    """{stage: endless dataset of how many clips went through it and all stages before}."""
+    """{stage: endless dataset of the number of clips that went through this stage}."""
     files = tf.data.Dataset.from_tensor_slices(paths).repeat()
-    tokens = clips(files.map(lambda path: features(path, fbank)), patches)
+    waveforms = files.map(decode, tf.data.AUTOTUNE)
+    spectrograms = extract_features(waveforms, fbank)
+    tokens = make_tokens(spectrograms, patches)
     until = {
         "nothing": files,
-        "read": files.map(tf.io.read_file),
-        "decode": files.map(lambda path: decode_audio(path, fbank.sample_rate, scanned=True)),
-        "log-mel": files.map(lambda path: features(path, fbank)),
+        "read": files.map(tf.io.read_file, tf.data.AUTOTUNE),
+        "decode": waveforms,
+        "log-mel": spectrograms,
         "patches": tokens,
     }
-    made = {stage: dataset.map(lambda *_: 1.0).batch(20) for stage, dataset in until.items()}
+    made = {stage: dataset.map(lambda _: 1.0).batch(20) for stage, dataset in until.items()}
     batches = batch_rows(pack(tokens, PACKING), PACKING)
     return {**made, "pack and batch": batches.map(lambda batch: batch["weights"])}
 
 
-def whole(found, fbank, patches):
+def whole(data, fbank, patches):
     """{way: endless dataset of the weights} of the pipeline as `model.fit` gets it."""
-    settings = found, fbank, patches, PACKING
+    settings = {"patches": patches, "packing": PACKING}
+    evaluation = evaluation_batches(data, fbank, **settings).repeat()
+    training = training_batches(data, fbank, **settings)
     return {
-        "from files": evaluation_batches(*settings).repeat().map(lambda x, y, weights, _: weights),
-        "log-mel in memory": training_batches(*settings).map(lambda x, y, weights: weights),
+        "from files": evaluation.map(lambda x, y, weights, clip_ids: weights),
+        "log-mel in memory": training.map(lambda x, y, weights: weights),
     }
 
 
 def milliseconds(iterator):
-    """Processor time of all threads together, also of those that refill buffers, for one clip."""
+    """Processor time for one clip, of all threads, also of those that refill buffers."""
     clips, start = 0, settled()
     while clips < CLIPS:
         clips += float(tf.reduce_sum(next(iterator)))
     return 1000 * (settled() - start) / clips
 
 
-def difference(found, fbank, patches):
+def difference(data, fbank, patches):
     """Largest difference of the pipeline's tokens from those of each clip on its own."""
     largest, seen = 0.0, 0
-    for inputs, _, _, clip_ids in evaluation_batches(found, fbank, patches, PACKING):
+    batches = evaluation_batches(data, fbank, patches=patches, packing=PACKING)
+    for inputs, _, _, clip_ids in batches:
         inputs = {name: value.numpy() for name, value in inputs.items()}
         for row, slot in np.argwhere(clip_ids.numpy() >= 0):
             here = inputs["segment_ids"][row] == slot + 1
             # The extent on the frequency axis tells which patch size the clip drew.
             size = round(16 * float(inputs["positions"][row][here][0, 2]))
-            wave = read_audio(found.source.clips[int(clip_ids[row, slot])].path)
-            mel = normalize(log_mel(wave, fbank), fbank)
-            expected, _ = patch_tokens(mel, PatchSettings((size,)))
+            waveform = read_audio(data.source.clips[int(clip_ids[row, slot])].path)
+            expected, _ = patch_tokens(features(waveform, fbank), PatchSettings((size,)))
             largest = max(largest, float(np.abs(inputs["tokens"][row][here] - expected).max()))
             seen += 1
     assert seen == FILES, seen
@@ -142,10 +137,10 @@ def difference(found, fbank, patches):
 def measure(folder):
     write_files(folder)
     fbank = FbankSettings()
-    found = scan_source(load_source(folder, validation=0, test=0), fbank)
-    paths = [clip.path for clip in found.source.clips]
+    data = scan_source(load_source(folder, validation=0, test=0), fbank)
+    paths = [clip.path for clip in data.source.clips]
     made = {
-        name: {**stages(paths, fbank, patches), **whole(found, fbank, patches)}
+        name: {**stages(paths, fbank, patches), **whole(data, fbank, patches)}
         for name, patches in PATCHES.items()
     }
     made = {name: {stage: iter(one) for stage, one in ways.items()} for name, ways in made.items()}
@@ -153,9 +148,9 @@ def measure(folder):
     for repeat in range(REPEATS + 1):
         for name, iterators in made.items():
             for stage, iterator in iterators.items():
-                found_ms = milliseconds(iterator)
+                spent = milliseconds(iterator)
                 if repeat:  # the first fills the packer and the memory
-                    runs[name][stage].append(found_ms)
+                    runs[name][stage].append(spent)
     results = []
     for name, patches in PATCHES.items():
         middle = {stage: statistics.median(values) for stage, values in runs[name].items()}
@@ -169,25 +164,25 @@ def measure(folder):
                 "milliseconds": runs[name],
                 "share": {stage: own[stage] / middle[STAGES[-1]] for stage in STAGES},
                 "own": own,
-                "difference": difference(found, fbank, patches),
+                "difference": difference(data, fbank, patches),
             }
         )
     return results
 
 
-def table(results):
+def make_table(results):
     title = f"{SECONDS} s WAV files to rows of 2,048 tokens, one core, median of {REPEATS} (spread)"
-    found = Table("", title=title)
+    table = Table("", title=title)
     for result in results:
-        found.add_column(result["patches"], justify="right")
+        table.add_column(result["patches"], justify="right")
     for stage in STAGES:
         shares = (f"{r['own'][stage]:.2f}  {r['share'][stage]:4.0%}" for r in results)
-        found.add_row(f"{stage}, ms a clip", *shares)
+        table.add_row(f"{stage}, ms a clip", *shares)
     for way in WHOLE:
         runs = ([1000 / ms for ms in r["milliseconds"][way]] for r in results)
-        found.add_row(f"clips a second, {way}", *map(spread, runs))
-    found.add_row("largest difference", *(f"{r['difference']:.1e}" for r in results))
-    return found
+        table.add_row(f"clips a second, {way}", *map(spread, runs))
+    table.add_row("largest difference", *(f"{r['difference']:.1e}" for r in results))
+    return table
 
 
 def spread(values):
@@ -202,7 +197,7 @@ if __name__ == "__main__":
         parser.error("run it on one core: taskset -c 1 python examples/benchmarks/pipeline.py")
     with tempfile.TemporaryDirectory() as folder:
         results = measure(pathlib.Path(folder))
-    Console(width=110).print(table(results))
+    Console(width=110).print(make_table(results))
     if arguments.json:
         machine = f"one core of {platform.machine()}, TensorFlow {tf.__version__}"
         with open(arguments.json, "w") as file:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_data_pipelines.fbank import LOG_FLOOR, log_mel, log_mel_at, normalize
+from tf_data_pipelines.fbank import LOG_FLOOR, features, log_mel, log_mel_at, normalize
 from tf_data_pipelines.settings import FbankSettings
 
 REFERENCE = np.load(pathlib.Path(__file__).parents[1] / "data" / "fbank.npz")
@@ -144,6 +144,23 @@ def test_normalize():
     np.testing.assert_array_equal(normalize(np.float32([-4.0, 1.0, -14.0]), settings), [0, 1, -2])
     audioset = normalize(np.float32([-4.2677393, 4.8702555]), FbankSettings())
     np.testing.assert_allclose(audioset, [0, 1], atol=1e-6)
+
+
+def test_features_are_the_normalized_log_mel():
+    settings = FbankSettings(mel_bins=37, mean=-6.5, std=2.75)
+    waveform = noise(2003)
+    expected = (log_mel(waveform, settings).numpy() + 6.5) / 5.5
+    np.testing.assert_allclose(features(waveform, settings), expected, rtol=1e-6)
+    (mapped,) = through_data([waveform], lambda waveform: features(waveform, settings))
+    np.testing.assert_allclose(mapped, expected, atol=FLOAT32)
+
+
+def test_another_frame_shift_changes_nothing_else():
+    settings = FbankSettings(12.5, mel_bins=37, mean=-6.5)
+    assert settings.with_frame_shift(None) is settings
+    coarse = settings.with_frame_shift(20)
+    assert coarse.frame_shift_ms == 20 and coarse.frames(16000) == 1 + (16000 - 400) // 320
+    assert coarse.with_frame_shift(12.5) == settings
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_data_pipelines.packing import ARRIVALS, batch_rows, pack
+from tf_data_pipelines.packing import ARRIVALS, _subsets, batch_rows, pack
 from tf_data_pipelines.settings import PackSettings
 
 WIDTH = 3
@@ -176,6 +176,93 @@ def test_multi_label_targets():
     for row in rows.as_numpy_iterator():
         index = np.where(row["clip_ids"] >= 0, row["clip_ids"] % 5, 5)
         np.testing.assert_array_equal(row["labels"], targets[index])
+
+
+def with_columns(lengths):
+    """Clips with a matrix and a number that tell which clip they belong to."""
+
+    def add(clip):
+        place = tf.cast(clip["clip_id"], tf.float32)
+        scores = place + tf.reshape(tf.range(6.0) / 8, [2, 3])
+        return {**clip, "scores": scores, "fold": clip["clip_id"] % 7 + 1}
+
+    return clips_of(lengths).map(add)
+
+
+def test_further_columns_travel_in_the_slots():
+    settings = PackSettings(rows=4, row_length=LENGTH, segments=5)
+    rows = pack(with_columns(lengths_of(61)), settings)
+    assert rows.element_spec["scores"] == tf.TensorSpec([5, 2, 3], tf.float32)
+    assert rows.element_spec["fold"] == tf.TensorSpec([5], tf.int64)
+    for row in batch_rows(rows, settings).unbatch().as_numpy_iterator():
+        ids = row["clip_ids"]
+        expected = np.where(ids >= 0, ids, 0)[:, None, None] + np.arange(6.0).reshape(2, 3) / 8
+        expected[ids < 0] = 0
+        np.testing.assert_array_equal(row["scores"], expected)
+        np.testing.assert_array_equal(row["fold"], np.where(ids >= 0, ids % 7 + 1, 0))
+
+
+def test_columns_do_not_change_the_rows():
+    settings = PackSettings(row_length=LENGTH, segments=5)
+    rows = pack(with_columns(lengths_of(61)), settings).as_numpy_iterator()
+    for row, plain in zip(rows, rows_of(lengths_of(61), settings), strict=True):
+        for name in plain:
+            np.testing.assert_array_equal(row[name], plain[name])
+
+
+def test_a_weight_of_the_clip_is_the_weight_of_its_slot():
+    def weigh(clip):
+        return {**clip, "weight": 0.5 + tf.cast(clip["clip_id"], tf.float32)}
+
+    settings = PackSettings(row_length=LENGTH, segments=5)
+    rows = pack(clips_of(lengths_of(31)).map(weigh), settings)
+    assert "weight" not in rows.element_spec
+    for row in rows.as_numpy_iterator():
+        ids = row["clip_ids"]
+        np.testing.assert_array_equal(row["weights"], np.where(ids >= 0, ids + 0.5, 0))
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"weights": 1.0}, "column 'weights', a name that the packer uses itself"),
+        ({"length": 1}, "column 'length', a name"),
+        ({"word": "yes"}, "column 'word' has dtype string"),
+        ({"weight": [1.0, 2.0]}, r"column 'weight' has dtype float32 and shape \(2,\)"),
+        ({"weight": 1}, "column 'weight' has dtype int32"),
+    ],
+)
+def test_columns_that_cannot_travel_are_named(column, message):
+    clips = clips_of([5]).map(lambda clip: {**clip, **column})
+    with pytest.raises(ValueError, match=message):
+        pack(clips, PackSettings(row_length=LENGTH))
+    loose = clips_of([5]).map(lambda clip: {**clip, "sound": clip["tokens"][:, 0]})
+    with pytest.raises(ValueError, match=r"'sound' has .*static shape, the same for every clip"):
+        pack(loose, PackSettings(row_length=LENGTH))
+
+
+def best_rows(lengths, settings):
+    """The packer's rows in plain Python, clip by clip: lists of clip ids."""
+    subsets = [np.flatnonzero(row) for row in _subsets(settings.buffer_size, settings.segments)]
+    rows, waiting, arrived = [], [], 0
+    while arrived < len(lengths) or waiting:
+        coming = list(range(arrived, min(arrived + ARRIVALS, len(lengths))))
+        arrived += len(coming)
+        waiting += coming
+        while waiting and (len(waiting) >= settings.buffer_size or not coming):
+            tried = [[waiting[i] for i in subset if i < len(waiting)] for subset in subsets]
+            sums = [sum(lengths[clip] for clip in chosen) for chosen in tried]
+            fits = [total if total <= settings.row_length else -1 for total in sums]
+            rows.append(tried[int(np.argmax(fits))])
+            waiting = [clip for clip in waiting if clip not in rows[-1]]
+    return rows
+
+
+@pytest.mark.parametrize(("segments", "buffer_size"), [(3, 5), (6, 17)])
+def test_rows_are_those_of_the_rule(segments, buffer_size):
+    lengths = [int(length) for length in lengths_of(83)]
+    settings = PackSettings(row_length=LENGTH, segments=segments, buffer_size=buffer_size)
+    assert found_ids(rows_of(lengths, settings)) == best_rows(lengths, settings)
 
 
 def test_a_clip_that_is_too_long_is_named():

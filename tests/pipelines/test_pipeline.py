@@ -14,11 +14,22 @@ import tensorflow as tf
 import tf_data_pipelines
 from tf_data_pipelines import pipeline
 from tf_data_pipelines.decode import read_audio
-from tf_data_pipelines.fbank import log_mel, normalize
+from tf_data_pipelines.fbank import features
+from tf_data_pipelines.packing import batch_rows, pack
 from tf_data_pipelines.patches import patch_tokens
-from tf_data_pipelines.pipeline import clip_tokens, evaluation_batches, training_batches
+from tf_data_pipelines.pipeline import (
+    clip_tokens,
+    evaluation_batches,
+    extract_features,
+    load_waveforms,
+    make_tokens,
+    packing_for,
+    round_row_length,
+    training_batches,
+    training_packing,
+)
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
-from tf_data_pipelines.sources import load_source, scan_source
+from tf_data_pipelines.sources import WaveformSource, load_source, scan_source
 
 PACKAGE = pathlib.Path(tf_data_pipelines.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
@@ -27,6 +38,7 @@ FORMATS = [("wav", 16000, 1), ("wav", 8000, 1), ("ogg", 16000, 2), ("mp3", 44100
 PATCHES = PatchSettings(((12, 20),), remainder="cover", prefix_tokens=1, grid=(4, 8))
 DRAWN = PatchSettings((8, 16, (16, 24)), frame_shifts_ms=(10, 12.5, 20), grid=(4, 8))
 PACKING = PackSettings(rows=3, row_length=89, segments=5)
+LONG_ROWS = PackSettings(rows=2, row_length=401, segments=16)
 VORBIS = 2e-3  # tensorflow-io's decoder against libsndfile's, in normalized log-mel
 
 
@@ -80,10 +92,11 @@ def clips_in(batches):
 
 def direct(path, fbank, patches, frame_shift_ms=None):
     """Tokens and positions of one clip without tf.data and without packing."""
-    settings = dataclasses.replace(fbank, frame_shift_ms=frame_shift_ms or fbank.frame_shift_ms)
-    features = normalize(log_mel(read_audio(path), settings), fbank)
+    settings = fbank.with_frame_shift(frame_shift_ms)
     return patch_tokens(
-        features, patches, frame_shift_scale=settings.frame_shift_ms / fbank.frame_shift_ms
+        features(read_audio(path), settings),
+        patches,
+        frame_shift_scale=settings.frame_shift_ms / fbank.frame_shift_ms,
     )
 
 
@@ -150,13 +163,12 @@ def test_tokens_are_those_of_the_clip_alone(scanned, fbank):
 
 def test_drawn_sizes_and_shifts(scanned, fbank):
     """The extents tell what a clip drew; its tokens are those of that size and shift."""
-    packing = PackSettings(rows=2, row_length=401, segments=16)
     extents = {
         (size[0] / 16, size[1] * shift / 160): (size, shift)
         for size in DRAWN.patch_sizes
         for shift in DRAWN.frame_shifts_ms
     }
-    batches = evaluation_batches(scanned, fbank, patches=DRAWN, packing=packing, seed=5)
+    batches = evaluation_batches(scanned, fbank, patches=DRAWN, packing=LONG_ROWS, seed=5)
     clips = clips_in(batches)
     draws = {}
     for clip_id, (tokens, positions, _) in clips.items():
@@ -175,8 +187,7 @@ def test_drawn_sizes_and_shifts(scanned, fbank):
 
 
 def test_one_training_batch_mixes_sizes(scanned, fbank):
-    packing = PackSettings(rows=2, row_length=401, segments=16)
-    for inputs, _, _ in take(training_batches(scanned, fbank, patches=DRAWN, packing=packing), 2):
+    for inputs, _, _ in take(training_batches(scanned, fbank, patches=DRAWN, packing=LONG_ROWS), 2):
         extents = inputs["positions"][inputs["segment_ids"] > 0][:, 2:]
         assert len(np.unique(extents, axis=0)) >= 4
 
@@ -248,6 +259,129 @@ def test_overlong_crop(scanned, fbank):
     small = dataclasses.replace(packing, row_length=6)
     with pytest.raises(ValueError, match="64 mel bins give 7 tokens at patch 12x20 in a single"):
         training_batches(scanned, fbank, patches=PATCHES, packing=small)
+
+
+LENGTHS = (0, 77, 399, 400, 4001, 16000, 7321, 400, 12003)  # samples of clips in memory
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(8)
+    return WaveformSource([rng.normal(0, 0.1, length).astype("float32") for length in LENGTHS])
+
+
+def test_clips_in_memory_are_those_of_files(scanned, fbank):
+    waveforms = [read_audio(clip.path) for clip in scanned.source.clips]
+    data, settings = WaveformSource(waveforms), {"patches": DRAWN, "packing": LONG_ROWS}
+    clips = clips_in(evaluation_batches(data, fbank, **settings))
+    expected = clips_in(evaluation_batches(scanned, fbank, **settings))
+    assert clips.keys() == expected.keys()
+    for clip_id, (tokens, positions, label) in clips.items():
+        np.testing.assert_allclose(tokens, expected[clip_id][0], rtol=0, atol=VORBIS)
+        np.testing.assert_array_equal(positions, expected[clip_id][1])
+        assert label == 0
+
+
+def test_clips_in_memory_may_have_any_length(arrays, fbank):
+    packing = packing_for(arrays, fbank, PATCHES, PACKING)
+    clips = clips_in(evaluation_batches(arrays, fbank, patches=PATCHES, packing=packing))
+    assert sorted(clips) == list(range(len(LENGTHS)))
+    counts = clip_tokens(arrays, fbank, PATCHES)[0]
+    for clip_id, (tokens, _, _) in clips.items():
+        assert len(tokens) == counts[clip_id]
+        spectrogram = features(arrays.waveforms[clip_id], fbank)
+        expected, _ = patch_tokens(spectrogram, PATCHES)
+        np.testing.assert_allclose(tokens, expected, rtol=0, atol=1e-4)
+    training = training_batches(arrays, fbank, patches=PATCHES, packing=packing)
+    assert not any(labels.any() for _, labels, _ in take(training, 3))
+
+
+def test_clips_in_memory_are_named_by_their_place(arrays, fbank):
+    small = dataclasses.replace(PACKING, row_length=20)
+    with pytest.raises(ValueError, match=r"'waveforms\[5\]' \(1\.0 s\) has .* tokens"):
+        evaluation_batches(arrays, fbank, patches=PATCHES, packing=small)
+    other = dataclasses.replace(arrays, sample_rate=8000)
+    with pytest.raises(ValueError, match=r"sample_rate=8000 .* differs .* 16000"):
+        load_waveforms(other, 16000)
+
+
+def test_stages_pass_other_columns_along(arrays, fbank):
+    """A column added to the waveforms arrives in the slots of the rows."""
+    clips = load_waveforms(arrays, fbank.sample_rate)
+    clips = clips.map(lambda clip: {**clip, "samples": tf.size(clip["waveform"])})
+    clips = extract_features(clips, fbank)
+    names = {"features", "frame_shift_scale", "label", "clip_id", "samples"}
+    assert set(clips.element_spec) == names
+    assert clips.element_spec["features"].shape.as_list() == [None, 64]
+    clips = make_tokens(clips, PATCHES)
+    assert set(clips.element_spec) == {"tokens", "positions", "label", "clip_id", "samples"}
+    slots = {}
+    for row in pack(clips, LONG_ROWS).as_numpy_iterator():
+        slots.update(zip(row["clip_ids"].tolist(), row["samples"].tolist(), strict=True))
+    slots.pop(-1, None)
+    assert slots == dict(enumerate(LENGTHS))
+
+
+def test_stages_together_are_the_evaluation_batches(scanned, fbank):
+    clips = load_waveforms(scanned, fbank.sample_rate)
+    shifts = DRAWN.frame_shifts_ms
+    clips = extract_features(clips, fbank, frame_shifts_ms=shifts, seed=5)
+    rows = pack(make_tokens(clips, DRAWN, seed=5), LONG_ROWS)
+    batches = evaluation_batches(scanned, fbank, patches=DRAWN, packing=LONG_ROWS, seed=5)
+    for batch, (inputs, *others) in zip(batch_rows(rows, LONG_ROWS), batches, strict=True):
+        assert_equal_batches(inputs, {name: batch[name] for name in inputs})
+        assert_equal_batches(others, [batch[name] for name in ("labels", "weights", "clip_ids")])
+
+
+def test_a_cached_source_is_read_once(tmp_path, fbank):
+    for number, name in enumerate(["a/0", "a/1", "b/0"]):
+        write_sine(tmp_path / f"{name}.wav", 500 + 100 * number, seconds=0.3)
+    data = scan_source(load_source(tmp_path, validation=0, test=0), fbank)
+    packing = dataclasses.replace(PACKING, rows=1, segments=1)
+    batches = training_batches(data, fbank, patches=PATCHES, packing=packing).as_numpy_iterator()
+    next(batches)
+    for clip in data.source.clips:
+        pathlib.Path(clip.path).unlink()
+    assert len(list(itertools.islice(batches, 20))) == 20
+
+
+def test_training_packing_holds_the_longest_clip_of_any_split(arrays, scanned, fbank):
+    def row_length(*splits, **options):
+        found = training_packing(splits, fbank, patches=PATCHES, batch_tokens=2048, **options)
+        assert found.rows == max(1, 2048 // found.row_length) and found.segments == 16
+        return found.row_length
+
+    long = WaveformSource([np.zeros(16000 * 17)])
+    most = clip_tokens(long, fbank, PATCHES).max()
+    assert row_length(arrays) == row_length(scanned, arrays) == 256  # the shortest
+    assert row_length(arrays, long) == row_length(long, arrays) == round_row_length(most) == 512
+    assert row_length(WaveformSource([np.zeros(16000 * 200)])) == 4096  # the longest
+    assert row_length(long, row_length=3001, overlong="crop") == 3001
+    settings = training_packing(
+        [arrays], fbank, patches=PATCHES, batch_tokens=600, segments=7, overlong="crop"
+    )
+    assert settings == PackSettings(2, 256, 7, overlong="crop")
+
+
+def test_evaluation_rows_are_long_enough(arrays, fbank):
+    run = PackSettings(rows=6, row_length=256, segments=4)
+    assert packing_for(arrays, fbank, PATCHES, run) == run
+    few = WaveformSource(arrays.waveforms[:4])
+    assert packing_for(few, fbank, PATCHES, run) == dataclasses.replace(run, rows=1, row_length=128)
+    long = WaveformSource([np.zeros(16000 * 17), *arrays.waveforms])
+    longer = packing_for(long, fbank, PATCHES, run)
+    assert longer == dataclasses.replace(run, rows=3, row_length=512)
+    endless = WaveformSource([np.zeros(16000), np.zeros(16000 * 400)])
+    with pytest.raises(ValueError, match=r"'waveforms\[1\]' \(400\.0 s\) has 12,001 .* 8,192"):
+        packing_for(endless, fbank, PATCHES, run)
+
+
+def test_rounded_row_lengths_are_few_and_close():
+    tokens = np.arange(1, 8193)
+    rounded = np.array([round_row_length(int(count)) for count in tokens])
+    assert (rounded >= tokens).all() and len(np.unique(rounded)) == 20
+    assert (rounded[128:] < 1.25 * tokens[128:] + 128).all()
+    assert all(round_row_length(int(count)) == count for count in np.unique(rounded))
 
 
 def test_multi_label_manifest(corpus):

@@ -9,7 +9,7 @@ import soundfile
 
 from tf_data_pipelines.fbank import log_mel
 from tf_data_pipelines.settings import FbankSettings
-from tf_data_pipelines.sources import Clip, Source, load_source, scan_source
+from tf_data_pipelines.sources import Clip, Source, WaveformSource, load_source, scan_source
 
 RATE = 16000
 
@@ -140,6 +140,16 @@ def test_multi_label_manifest(tmp_path):
     assert load_source(single).multi_label
 
 
+def test_targets_are_indices_or_indicators():
+    clips = [Clip(f"{labels}", labels, "train") for labels in ((2,), (0,), (1,))]
+    single = Source(tuple(clips), ("a", "b", "c"), False).targets()
+    assert single.dtype == np.int32 and single.tolist() == [2, 0, 1]
+    clips += [Clip("two", (0, 2), "train"), Clip("none", (), "train")]
+    several = Source(tuple(clips), ("a", "b", "c"), True).targets()
+    assert several.dtype == np.float32
+    assert several.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0], [1, 0, 1], [0, 0, 0]]
+
+
 def test_multi_label_draw_trains_every_class(tmp_path):
     rng = np.random.default_rng(3)
     names = [f"{i}.wav" for i in range(97)]
@@ -264,3 +274,24 @@ def test_scan_refuses_too_little(tmp_path):
     assert len(scan_source(source, settings, max_rejected=0.6).source) == 2
     with pytest.raises(ValueError, match=r"no training clip of 'b' can be used.*\n.*1\.wav"):
         scan_source(sounds(tmp_path, [0.1] * 5, bad=(1, 3)), settings)
+
+
+def test_waveforms_in_memory_have_durations_and_names():
+    source = WaveformSource([np.zeros(400), np.ones(8000, "float32")], sample_rate=8000)
+    np.testing.assert_allclose(source.durations, [0.05, 1.0])
+    assert source.clip_name(1) == "waveforms[1]"
+    assert [waveform.dtype for waveform in source.waveforms] == [np.float32, np.float32]
+
+
+@pytest.mark.parametrize(
+    ("waveforms", "message"),
+    [
+        ([], "waveforms is empty; give at least one"),
+        ([np.zeros(5), np.zeros((2, 5))], r"waveforms\[1\] has .* shape \(2, 5\); .*one channel"),
+        ([np.zeros(5, "int16")], r"waveforms\[0\] has dtype int16"),
+        ([np.array([0.5, np.nan])], "expected finite floats"),
+    ],
+)
+def test_refuses_what_is_no_waveform(waveforms, message):
+    with pytest.raises(ValueError, match=message):
+        WaveformSource(waveforms)

@@ -1,0 +1,209 @@
+"""Each augmentation changes what it should, within its limits, and repeats exactly."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_data_pipelines import pipeline
+from tf_data_pipelines.augment import augment_features, augment_waveforms
+from tf_data_pipelines.fbank import features, log_mel
+from tf_data_pipelines.pipeline import extract_features, load_waveforms, training_batches
+from tf_data_pipelines.settings import AugmentSettings, FbankSettings, PackSettings, PatchSettings
+from tf_data_pipelines.sources import WaveformSource
+
+FBANK = FbankSettings(mel_bins=37, mean=-7.0, std=3.0)
+GAIN = AugmentSettings(gain_db=6.0)
+MASKS = AugmentSettings(freq_mask=11, time_mask_ms=230.0)
+CLIPS = 43
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(4000, 9000, CLIPS)
+    return WaveformSource([rng.normal(0, 0.1, length).astype("float32") for length in lengths])
+
+
+def items(clips):
+    return list(clips.as_numpy_iterator())
+
+
+def same(one, other):
+    """Whether two lists of dictionaries of arrays are equal."""
+    return all(
+        np.array_equal(left[name], right[name])
+        for left, right in zip(one, other, strict=True)
+        for name in left
+    )
+
+
+def full_spectrograms(frames=101, mel_bins=37, scale=1.0, clips=300):
+    """Spectrograms of ones, so that a 0 is a mask."""
+    clip = {"features": tf.ones([frames, mel_bins]), "frame_shift_scale": tf.constant(scale)}
+    return tf.data.Dataset.range(clips).map(lambda number: {**clip, "clip_id": number})
+
+
+def masks(clips):
+    """(frames, mel bins) that are hidden in each clip; they are one band each."""
+    sizes = []
+    for clip in items(clips):
+        hidden = clip["features"] == 0
+        assert np.isin(clip["features"], (0, 1)).all()
+        in_time, in_freq = hidden.all(1), hidden.all(0)
+        np.testing.assert_array_equal(hidden, in_time[:, None] | in_freq)
+        for band in (in_time, in_freq):
+            places = np.flatnonzero(band)
+            np.testing.assert_array_equal(np.diff(places), 1)
+        sizes.append((in_time.sum(), in_freq.sum()))
+    return np.array(sizes)
+
+
+def test_the_gain_scales_each_clip_by_its_own_draw(data):
+    clips = load_waveforms(data, 16000)
+    decibels = []
+    for clip in items(augment_waveforms(clips, GAIN, seed=5)):
+        original = data.waveforms[clip["clip_id"]]
+        ratio = clip["waveform"] / original
+        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+        decibels.append(20 * np.log10(ratio[0]))
+    assert -6 <= min(decibels) < -4 and 4 < max(decibels) <= 6
+    assert len(np.unique(np.round(decibels, 4))) == CLIPS
+
+
+def test_a_gain_moves_every_log_mel_value_equally(data):
+    settings = FbankSettings(mel_bins=37)
+    clips = augment_waveforms(load_waveforms(data, 16000), GAIN, seed=5)
+    for clip in items(extract_features(clips.take(5), settings)):
+        difference = clip["features"] - features(data.waveforms[clip["clip_id"]], settings)
+        np.testing.assert_allclose(difference, difference[0, 0], atol=1e-4)
+        assert abs(difference[0, 0]) > 1e-3
+
+
+def test_masks_are_one_band_up_to_their_width():
+    sizes = masks(augment_features(full_spectrograms(), MASKS, FBANK, seed=5))
+    assert set(sizes[:, 0]) == set(range(24)) and set(sizes[:, 1]) == set(range(12))
+    assert abs(np.corrcoef(sizes.T)[0, 1]) < 0.2
+
+
+def test_masks_are_everywhere():
+    clips = items(augment_features(full_spectrograms(), MASKS, FBANK, seed=5))
+    hidden = np.mean([clip["features"] == 0 for clip in clips], 0)
+    assert hidden.min() > 0 and hidden[20:80, 10:27].std() < hidden.mean()
+
+
+@pytest.mark.parametrize(
+    ("settings", "column"), [(AugmentSettings(freq_mask=5), 0), (AugmentSettings(0, 0, 90.0), 1)]
+)
+def test_each_mask_works_alone(settings, column):
+    sizes = masks(augment_features(full_spectrograms(), settings, FBANK, seed=5))
+    assert not sizes[:, column].any() and sizes[:, 1 - column].any()
+
+
+def test_a_time_mask_is_as_long_at_every_frame_shift():
+    coarse = full_spectrograms(scale=2.0)
+    assert masks(augment_features(coarse, MASKS, FBANK, seed=5))[:, 0].max() == 11
+    other = FBANK.with_frame_shift(5.0)
+    assert masks(augment_features(full_spectrograms(), MASKS, other, seed=5))[:, 0].max() == 46
+
+
+def test_a_mask_hides_at_most_half_of_a_short_clip():
+    short = full_spectrograms(frames=9, mel_bins=7)
+    sizes = masks(augment_features(short, MASKS, FBANK, seed=5))
+    assert set(sizes[:, 0]) == {0, 1, 2, 3, 4} and set(sizes[:, 1]) == {0, 1, 2, 3}
+    empty = full_spectrograms(frames=0)
+    assert all(
+        not clip["features"].size for clip in items(augment_features(empty, MASKS, FBANK, 1))
+    )
+
+
+def test_the_same_seed_draws_the_same_and_every_epoch_differs(data):
+    waves, spectrograms = load_waveforms(data, 16000), full_spectrograms(clips=CLIPS)
+    for stage in (
+        lambda seed: augment_waveforms(waves.repeat(2), GAIN, seed),
+        lambda seed: augment_features(spectrograms.repeat(2), MASKS, FBANK, seed),
+    ):
+        first = items(stage(5))
+        assert same(first, items(stage(5))) and not same(first, items(stage(6)))
+        assert not same(first[:CLIPS], first[CLIPS:])
+
+
+def test_off_is_the_dataset_itself():
+    clips = full_spectrograms()
+    assert augment_waveforms(clips, MASKS, seed=1) is clips
+    assert augment_features(clips, GAIN, FBANK, seed=1) is clips
+
+
+def epochs(data, count, **options):
+    """Tokens of each clip in each epoch, [{clip: tokens}], of clips all of the same length."""
+    packing = PackSettings(rows=len(data.waveforms), row_length=64, segments=1)
+    patches = PatchSettings((16,), remainder="crop")
+    batches = training_batches(data, FBANK, patches=patches, packing=packing, **options)
+    return [inputs["tokens"] for inputs, _, _ in batches.take(count).as_numpy_iterator()]
+
+
+@pytest.mark.parametrize("cache_seconds", [0, 3600])
+@pytest.mark.parametrize("settings", [GAIN, MASKS], ids=["gain", "masks"])
+def test_training_clips_change_in_every_epoch(monkeypatch, settings, cache_seconds):
+    """One clip, so that a batch is an epoch and only the augmentation can change it."""
+    monkeypatch.setattr(pipeline, "CACHE_SECONDS", cache_seconds)
+    data = WaveformSource([np.random.default_rng(1).normal(0, 0.1, 8009)])
+    plain = epochs(data, 3)
+    np.testing.assert_array_equal(plain[0], plain[2])
+    np.testing.assert_array_equal(plain, epochs(data, 3, augment=AugmentSettings()))
+    augmented = epochs(data, 3, augment=settings)
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert not np.array_equal(augmented[one], augmented[other])
+    assert not np.array_equal(augmented, plain)
+    np.testing.assert_array_equal(augmented, epochs(data, 3, augment=settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "shifts", "each_epoch"),
+    [(None, (), False), (MASKS, (), False), (GAIN, (), True), (MASKS, (10, 20), True)],
+)
+def test_features_are_computed_again_only_if_the_waveforms_change(
+    monkeypatch, data, *, settings, shifts, each_epoch
+):
+    made = []
+
+    def counted(function):
+        def count(waveform, *arguments):
+            waveform = tf.numpy_function(
+                lambda w: made.append(1) or w, [waveform], tf.float32, stateful=True
+            )
+            return function(tf.ensure_shape(waveform, [None]), *arguments)
+
+        return count
+
+    monkeypatch.setattr(pipeline, "features", counted(pipeline.features))
+    monkeypatch.setattr(pipeline, "log_mel_at", counted(pipeline.log_mel_at))
+    packing = PackSettings(rows=4, row_length=128, segments=4)
+    patches = PatchSettings((16,), shifts, remainder="crop")
+    batches = training_batches(data, FBANK, patches=patches, packing=packing, augment=settings)
+    used = sum(weights.sum() for _, _, weights in batches.take(20).as_numpy_iterator())
+    assert used > 3 * CLIPS
+    assert len(made) >= used if each_epoch else len(made) == CLIPS
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"gain_db": -3.0}, r"gain_db=-3\.0 must be a positive number"),
+        ({"freq_mask": 2.5}, r"freq_mask=2\.5 must be"),
+        ({"time_mask_ms": float("nan")}, "time_mask_ms=nan must be"),
+    ],
+)
+def test_settings_mistakes(values, message):
+    with pytest.raises(ValueError, match=message):
+        AugmentSettings(**values)
+    assert AugmentSettings.from_dict(MASKS.to_dict()) == MASKS
+
+
+def test_hidden_values_are_the_mean_of_the_log_mel(data):
+    clips = extract_features(load_waveforms(data, 16000), FBANK).take(9)
+    for clip in items(augment_features(clips, MASKS, FBANK, seed=2)):
+        mel = clip["features"] * 2 * FBANK.std + FBANK.mean
+        kept = clip["features"] != 0
+        expected = log_mel(data.waveforms[clip["clip_id"]], FBANK).numpy()
+        np.testing.assert_allclose(mel[kept], expected[kept], atol=1e-4)
+        np.testing.assert_array_equal(mel[~kept], np.float32(FBANK.mean))
