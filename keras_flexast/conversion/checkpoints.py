@@ -139,7 +139,7 @@ def _read_npz(path):
         raise ValueError(f"{path} is not a whole .npz file of arrays: {error}") from error
     others = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if others:
-        raise ValueError(f"{path} is not an .npz file of arrays: {', '.join(others[:3])} is none.")
+        raise ValueError(f"{path} is not an .npz file of arrays: {others[0]} is something else.")
     config = _json_object(str(arrays.pop("meta")), f"{path}: meta") if "meta" in arrays else {}
     prefix = "weights/"
     weights = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
