@@ -26,10 +26,8 @@ from tf_data_pipelines.settings import (
     patch_pair,
 )
 
-IMAGE_MEL_BINS, IMAGE_FRAMES = (
-    128,
-    1024,
-)  # of a model that starts from an image model, as the papers
+# Size of the spectrograms of a model that starts from an image model, as in the papers.
+IMAGE_MEL_BINS, IMAGE_FRAMES = 128, 1024
 
 
 @dataclasses.dataclass(frozen=True)
