@@ -1,8 +1,8 @@
-"""Differences between these models and other people's, on the reference numbers in tests/data.
+"""Differences between converted models and published ones, on the numbers in tests/data.
 
-    python tests/parity.py            # the table that stands in README.md
+    python tests/parity.py            # the table that stands in examples/parity.md
 
-Live comparisons need the other package: transformers and torch, timm, keras-hub.
+Live comparisons need the other packages: transformers and torch, timm, keras-hub.
 """
 
 import functools
@@ -18,8 +18,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 
-from keras_flexast import convert_checkpoint, fixed_model
-from keras_flexast.conversion.convert import convert_run
+from keras_flexast import fixed_model
+from keras_flexast.conversion import convert_checkpoint, convert_run
 from keras_flexast.models import embedding_model
 from tf_data_pipelines import PackSettings, log_mel, normalize, patch_tokens
 from tf_data_pipelines.resize import axis_grid, resize_kernel, table_weights
@@ -107,9 +107,16 @@ for resize, text in (("pi", "PI-resize"), ("bilinear", "bilinear")):
             weight = arrays(file)["weights/patch_embed.proj.weight"]
             base = np.moveaxis(weight[:4, 0], 0, 2)
             for size, expected in by_size(file, f"kernel_{resize}").items():
-                ours = np.moveaxis(resize_kernel(base, size, resize), 2, 0)
+                ours = np.moveaxis(resize_kernel(base, size, resize=resize), 2, 0)
                 pairs.append((ours, expected[:, 0]))
         return largest(pairs)
+
+
+def _table_matrix(size, patch, cells):
+    """Matrix (patches, cells) from a position table to the patches of a spectrogram axis."""
+    axis = Axis(16, 16, cells=cells)
+    _, centers, extents = axis_grid(size, patch, axis=axis, remainder="crop", position="grid")
+    return table_weights(centers, extents, cells=cells)
 
 
 @case("FlexiAST: resized position tables", 1e-5)
@@ -119,11 +126,8 @@ def tables():
         table = arrays(file)["weights/pos_embed.pos_embed"][0]
         for (patch_f, patch_t), expected in by_size(file, "position").items():
             over_f, over_t = (
-                table_weights(*axis_grid(size, patch, axis, "crop", "grid")[1:], axis.cells)
-                for size, patch, axis in (
-                    (128, patch_f, Axis(16, 16, 8)),
-                    (256, patch_t, Axis(16, 16, 16)),
-                )
+                _table_matrix(size, patch, cells)
+                for size, patch, cells in ((128, patch_f, 8), (256, patch_t, 16))
             )
             ours = np.einsum("fi,tj,ijd->ftd", over_f, over_t, table[prefix:].reshape(8, 16, 48))
             pairs.append((np.concatenate([table[:prefix], ours.reshape(-1, 48)]), expected[0]))

@@ -1,5 +1,7 @@
 """Conversion: every name accounted for, the papers' initializations, and wrong files."""
 
+import dataclasses
+import inspect
 import json
 import pathlib
 import shutil
@@ -9,8 +11,11 @@ import pytest
 from helpers import pack_rows
 from safetensors.numpy import load_file, save_file
 
-from keras_flexast import convert_checkpoint, fixed_model
-from keras_flexast.conversion.convert import convert_run
+from keras_flexast import fixed_model
+from keras_flexast.conversion import convert_checkpoint, convert_run
+from keras_flexast.conversion.class_names import read_classes
+from keras_flexast.conversion.convert import Options
+from keras_flexast.runs import load_run
 from tf_data_pipelines import log_mel, patch_tokens
 from tf_data_pipelines.resize import bilinear_matrix
 
@@ -31,12 +36,12 @@ def save_npz(path, weights, meta):
     return path
 
 
-def vit(side=2, dim=6, patch=16, distilled=False, seed=0):
+def vit(side=2, distilled=False):
     """Weights of a one-block timm ViT or DeiT."""
-    rng = np.random.default_rng(seed)
+    rng, dim = np.random.default_rng(0), 6
     shapes = {
         "cls_token": (1, 1, dim), "pos_embed": (1, side**2 + 1 + distilled, dim),
-        "patch_embed.proj.weight": (dim, 3, patch, patch), "patch_embed.proj.bias": (dim,),
+        "patch_embed.proj.weight": (dim, 3, 16, 16), "patch_embed.proj.bias": (dim,),
         "blocks.0.norm1.weight": (dim,), "blocks.0.norm1.bias": (dim,),
         "blocks.0.attn.qkv.weight": (3 * dim, dim), "blocks.0.attn.qkv.bias": (3 * dim,),
         "blocks.0.attn.proj.weight": (dim, dim), "blocks.0.attn.proj.bias": (dim,),
@@ -92,7 +97,7 @@ def test_prefixes_and_stale_names_change_nothing(name, kind, tmp_path):
     done = convert_run(path, num_heads=3)
     assert set(done.used) == set(weights)
     assert set(done.ignored) == set(stale)
-    assert all("stale" in r or "ImageNet" in r for r in done.ignored.values())
+    assert all("unused" in r or "ImageNet" in r for r in done.ignored.values())
     if kind == "npz" or name != "elasticast":  # its epsilon and scale are the family's own
         assert done.run.model.norm_epsilon == 1e-6
     equal(done.run.model, convert_checkpoint(DATA / f"{name}.npz"))
@@ -117,23 +122,24 @@ def test_an_ssast_tells_its_size_and_leaves_its_pretraining_behind(tmp_path):
     assert done.family == "ssast" and set(done.ignored) == set(left)
     assert set(done.used) == {*renamed, *told}
     assert set(done.new) == {"head", "head_norm"}
-    assert (model.pooling, model.prefix_tokens, model.grid) == ("mean", 2, (8, 16))
+    assert (model.pooling_name, model.prefix_tokens, model.grid) == ("mean", 2, (8, 16))
     assert done.run.classes == tuple(f"class {k}" for k in range(5))
     as_cls = convert_checkpoint(path, family="ast", classes=5, num_heads=3)
-    assert as_cls.pooling == "cls_distillation"
+    assert as_cls.pooling_name == "cls_distillation"
 
 
 @pytest.mark.parametrize(
-    "count, mel_bins, base, found",
+    "count, base, found",
     [
-        (1212, 128, 16, ((12, 101), (10, 10), 1024)),
-        (600, 128, 16, ((12, 50), (10, 10), 512)),  # 8 rows would be 1,200 frames
-        (144, 128, 16, ((12, 12), (10, 10), 128)),
-        (512, 128, 16, ((8, 64), (16, 16), 1024)),
-        (2048, 128, 8, ((16, 128), (8, 8), 1024)),
+        (1212, 16, ((12, 101), (10, 10), 1024)),
+        (600, 16, ((12, 50), (10, 10), 512)),  # 8 rows would be 1,200 frames
+        (144, 16, ((12, 12), (10, 10), 128)),
+        (512, 16, ((8, 64), (16, 16), 1024)),
+        (88, 16, ((8, 11), (16, 16), 176)),  # no multiple of 128 frames
+        (2048, 8, ((16, 128), (8, 8), 1024)),
     ],
 )
-def test_the_grid_follows_from_the_table(count, mel_bins, base, found, tmp_path):
+def test_the_grid_follows_from_the_table(count, base, found, tmp_path):
     weights, _ = golden("flexiast_cls_dist")
     weights["v.pos_embed"] = np.zeros((1, count + 2, 48), "float32")
     weights["v.patch_embed.proj.weight"] = np.zeros((48, 1, base, base), "float32")
@@ -144,7 +150,7 @@ def test_the_grid_follows_from_the_table(count, mel_bins, base, found, tmp_path)
     grid, stride, frames = found
     assert (done.run.model.grid, done.run.model.stride) == (grid, stride)
     assert done.run.fbank.clip_frames == frames
-    assert any(f"told from {count} positions" in note for note in done.notes)
+    assert any(f"a position table of {count} cells" in note for note in done.notes)
 
 
 def test_settings_come_from_the_checkpoint(folder):
@@ -226,7 +232,7 @@ def test_a_flexiast_starts_from_an_ast_of_any_patch(patch, folder):
     assert (model.base_patch, model.stride, model.grid) == ((16, 16), (16, 16), (8, 16))
     assert not done.new and not done.ignored and done.run.fbank.clip_ms is None
 
-    ours = model.get_layer("patch_embed").get_weights()[0]
+    ours = model.backbone.patch_embed.get_weights()[0]
     picture = rng.normal(size=(8, 8))  # seen at either size it is embedded alike
     there, here = (
         bilinear_matrix(8, size) @ picture @ bilinear_matrix(8, size).T for size in (patch, 16)
@@ -240,36 +246,43 @@ def test_a_flexiast_starts_from_an_ast_of_any_patch(patch, folder):
         whole = np.kron(bilinear_matrix(32, 16), bilinear_matrix(32, 16))
         expected = np.linalg.pinv(whole.T) @ kernel.reshape(48, -1).T
         np.testing.assert_allclose(ours.reshape(256, 48), expected, atol=1e-4)
-    over_f, over_t = bilinear_matrix(grid[0], 8, True), bilinear_matrix(grid[1], 16, True)
+    over_f, over_t = (
+        bilinear_matrix(grid[0], 8, antialias=True),
+        bilinear_matrix(grid[1], 16, antialias=True),
+    )
     theirs = weights[table][0, 2:].reshape(*grid, 48)
     np.testing.assert_allclose(
-        model.get_layer("position_embed").get_weights()[0],
+        model.backbone.position_embed.get_weights()[0],
         np.einsum("if,jt,ftd->ijd", over_f, over_t, theirs), atol=1e-5,
     )  # fmt: skip
     tokens = [weights[f"{BODY}.embeddings.{n}_token"][0, 0] for n in ("cls", "distillation")]
     np.testing.assert_allclose(
-        model.get_layer("prefix_tokens").get_weights()[0], tokens + weights[table][0, :2], atol=1e-6
+        model.backbone.prefix.get_weights()[0], tokens + weights[table][0, :2], atol=1e-6
     )
 
 
 def test_an_elasticast_starts_from_an_ast():
     ast, done = convert_checkpoint(HUGGING_FACE), convert_run(HUGGING_FACE, to="elasticast")
     model = done.run.model
-    assert (model.pooling, model.prefix_tokens, model.attention_scale) == ("attention", 0, None)
+    assert (model.pooling_name, model.prefix_tokens, model.attention_scale) == (
+        "attention",
+        0,
+        None,
+    )
     assert (model.position, model.grid, model.stride) == ("physical", (8, 16), (16, 16))
     assert {name.split(".")[-1] for name in done.ignored} == {"cls_token", "distillation_token"}
-    assert set(done.new) == {"pooling's query"}  # the head is kept
-    blocks = [ast.get_layer(f"block_{k}").attention for k in range(2)]
+    assert set(done.new) == {"pooling query"}  # the head is kept
+    blocks = [block.self_attention for block in ast.backbone.blocks]
     for name in ("query_dense", "key_dense", "value_dense", "output_dense"):
-        ours = getattr(model.get_layer("pooling"), name).get_weights()
+        ours = getattr(model.pooling, name).get_weights()
         both = zip(*(getattr(block, name).get_weights() for block in blocks), strict=True)
         for array, pair in zip(ours, both, strict=True):
             np.testing.assert_allclose(array, np.mean(pair, 0), atol=1e-7)
 
     # A table that is a sum of two tables is kept as it is.
     flexiast = convert_checkpoint(HUGGING_FACE, to="flexiast")
-    joint = flexiast.get_layer("position_embed").get_weights()[0]
-    freq, time = model.get_layer("position_embed").get_weights()
+    joint = flexiast.backbone.position_embed.get_weights()[0]
+    freq, time = model.backbone.position_embed.get_weights()
     additive = joint.mean(1)[:, None] + joint.mean(0)[None] - joint.mean((0, 1))
     np.testing.assert_allclose(freq[:, None] + time[None], additive, atol=1e-6)
 
@@ -278,9 +291,9 @@ def test_an_elasticast_is_taken_to_longer_sounds():
     model = convert_checkpoint(DATA / "elasticast.npz", to="elasticast", frames=1024)
     short = convert_checkpoint(DATA / "elasticast.npz")
     assert (model.grid, short.grid, model.attention_scale) == ((8, 64), (8, 32), 1.0)
-    time, before = (one.get_layer("position_embed").get_weights()[1] for one in (model, short))
-    np.testing.assert_allclose(time, bilinear_matrix(32, 64, True) @ before, atol=1e-6)
-    equal(model.get_layer("pooling"), short.get_layer("pooling"))
+    time, before = (one.backbone.position_embed.get_weights()[1] for one in (model, short))
+    np.testing.assert_allclose(time, bilinear_matrix(32, 64, antialias=True) @ before, atol=1e-6)
+    equal(model.pooling, short.pooling)
 
 
 @pytest.mark.parametrize("table", ["ast", "resize"])
@@ -294,10 +307,10 @@ def test_an_image_model_becomes_a_flexiast(table, distilled, tmp_path):
     )  # fmt: skip
     model, prefix = done.run.model, 1 + distilled
     assert done.family == ("deit" if distilled else "vit")
-    assert model.pooling == ("cls_distillation" if distilled else "cls")
+    assert model.pooling_name == ("cls_distillation" if distilled else "cls")
     assert done.ignored == dict.fromkeys(["head.weight", "head.bias"], "ImageNet's classifier")
     np.testing.assert_allclose(
-        model.get_layer("patch_embed").get_weights()[0],
+        model.backbone.patch_embed.get_weights()[0],
         weights["patch_embed.proj.weight"].sum(1).transpose(1, 2, 0), atol=1e-5,
     )  # fmt: skip
     joint = weights["pos_embed"][0, prefix:].reshape(3, 3, 6)
@@ -305,7 +318,7 @@ def test_an_image_model_becomes_a_flexiast(table, distilled, tmp_path):
     # AST cuts 3 rows to their middle 2, from row 3 // 2 - 2 // 2 on.
     over_f = np.eye(3)[0:2] if table == "ast" else bilinear_matrix(3, 2, antialias=True)
     np.testing.assert_allclose(
-        model.get_layer("position_embed").get_weights()[0],
+        model.backbone.position_embed.get_weights()[0],
         np.einsum("if,jt,ftd->ijd", over_f, over_t, joint), atol=1e-5,
     )  # fmt: skip
 
@@ -315,19 +328,103 @@ def test_a_vit_becomes_an_elasticast(tmp_path):
     done = convert_run(tmp_path / "vit.safetensors", to="elasticast", classes=3, num_heads=2)
     assert done.run.model.grid == (8, 64) and done.run.model.norm_epsilon == 1e-6
     assert done.ignored["cls_token"] == "an ElasticAST has no prefix tokens"
-    assert set(done.new) == {"pooling's query", "head_norm", "head"}
+    assert set(done.new) == {"pooling query", "head_norm", "head"}
 
 
 def test_another_number_of_classes_starts_a_new_head():
     ast, done = convert_checkpoint(HUGGING_FACE), convert_run(HUGGING_FACE, classes=["cat", "dog"])
     assert done.new == {"head": "2 classes instead of the checkpoint's 7"}
     assert done.run.classes == ("cat", "dog") and done.run.model.num_classes == 2
-    for name in ("head_norm", "norm", "block_1"):
-        equal(done.run.model.get_layer(name), ast.get_layer(name))
+    equal(done.run.model.head_norm, ast.head_norm)
+    equal(done.run.model.backbone, ast.backbone)
     renamed = convert_run(HUGGING_FACE, classes=list("abcdefg"))
     assert renamed.run.classes == tuple("abcdefg") and not renamed.new
     equal(renamed.run.model, ast)
     assert convert_run(HUGGING_FACE, classes=7).run.classes[0] == "label 0"
+
+
+# === The folder of the run ===
+
+
+def test_a_run_is_written_with_the_account_of_the_names(tmp_path):
+    out, names = tmp_path / "run", tmp_path / "names.txt"
+    names.write_text("dog\n\n cat \n")
+    done = convert_run(HUGGING_FACE, out, to="elasticast", classes=names, ignore=["x"])
+    files = {"model.keras", "settings.json", "labels.txt", "conversion.json"}
+    assert {path.name for path in out.iterdir()} == files
+    assert json.loads((out / "conversion.json").read_text()) == done.to_dict()
+    assert len(done.used) == 41 and len(done.ignored) == 2
+
+    run = load_run(out)
+    equal(run.model, done.run.model)
+    assert run.classes == ("dog", "cat") and run.fbank == done.run.fbank
+    assert (run.patches, run.packing) == (done.run.patches, done.run.packing)
+    versions = run.made_by.pop("versions")
+    assert versions["keras_flexast"] and versions["keras"]
+    assert run.made_by == {
+        "command": "convert",
+        "source": str(HUGGING_FACE),
+        "family": "ast",
+        "options": {"to": "elasticast", "classes": str(names), "ignore": ["x"]},
+    }
+
+
+def test_nothing_is_written_over_what_is_there(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists already"):
+        convert_run(tmp_path / "absent.pth", tmp_path)  # refused before the source is read
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth does not exist"):
+        convert_run(tmp_path / "absent.pth", tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    done = convert_run(HUGGING_FACE, tmp_path / "run")
+    again = convert_run(HUGGING_FACE, tmp_path / "run", classes=2, overwrite=True)
+    assert done.run.classes != again.run.classes == load_run(tmp_path / "run").classes
+
+
+def test_options_have_the_defaults_of_the_call():
+    parameters = inspect.signature(convert_run).parameters
+    for field in dataclasses.fields(Options):
+        assert field.default == parameters[field.name].default, field.name
+    assert Options().chosen() == {}
+
+
+@pytest.mark.parametrize(
+    "name, text, expected",
+    [
+        ("names.txt", "a\nb c\n\n", ("a", "b c")),
+        ("names.txt", "\ufeffa\r\nb\r\n", ("a", "b")),
+        ("names.csv", 'index,mid,display_name\n0,/m/1,"Speech, male"\n1,/m/2,Dog\n',
+         ("Speech, male", "Dog")),
+    ],
+)  # fmt: skip
+def test_classes_are_named_by_a_file(name, text, expected, tmp_path):
+    (tmp_path / name).write_bytes(text.encode())
+    assert read_classes(tmp_path / name) == read_classes(str(tmp_path / name)) == expected
+
+
+def test_classes_are_a_number_or_names():
+    assert read_classes(None) is None
+    assert read_classes(11) == read_classes("11") == 11
+    assert read_classes(["a", 2]) == ("a", "2")
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("absent.txt", None, "is neither a number nor a file"),
+        ("names.txt", b"\n", "holds no names"),
+        ("names.txt", b"a\nb\na\n", "holds 'a' more than once"),
+        ("names.txt", b"\xff\xfe\x00", "is not a file of class names"),
+        ("names.csv", b"index,name\n0,a\n", "has no column display_name"),
+        ("names.csv", b"index,display_name\n0,a\n1\n", "row 2 has no display_name"),
+    ],
+)
+def test_damaged_files_of_classes_are_named(name, content, message, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        convert_run(HUGGING_FACE, classes=tmp_path / name)
+    assert name in str(error.value)
 
 
 # === Wrong files ===
@@ -345,7 +442,8 @@ def test_another_number_of_classes_starts_a_new_head():
         ("encoder.layer.0.output.dense.weight", np.zeros((48, 47)), r"{} has shape \(48, 47\)"),
         ("layernorm.bias", np.full(48, np.nan), "{} holds NaN"),
         ("encoder.layer.0.gamma", np.ones(48), "without a place in the model: {}"),
-        ("embeddings.position_embeddings", np.zeros((1, 301, 48)), "2 . 299 positions fits none"),
+        ("embeddings.position_embeddings", np.zeros((1, 301, 48)), "299 cells .* fits none"),
+        ("embeddings.position_embeddings", np.zeros((1, 2, 48)), "2 positions for 2 prefix tokens"),
         ("embeddings.patch_embeddings.projection.weight", np.zeros((48, 3, 16, 16)), "3 input ch"),
     ],
 )  # fmt: skip
@@ -365,23 +463,25 @@ def test_an_unknown_weight_can_be_left_out(folder):
     weights = load_file(folder / "model.safetensors")
     save_file({**weights, "extra.scale": np.ones(3, "float32")}, folder / "model.safetensors")
     done = convert_run(folder, ignore=[r"extra\."])
-    assert done.ignored == {"extra.scale": "as asked for"}
+    assert done.ignored == {"extra.scale": "left out by choice"}
+    with pytest.raises(ValueError, match=r"without a place in the model: extra\.scale"):
+        convert_run(folder, ignore="scale")  # one pattern, not one for each letter
 
 
 @pytest.mark.parametrize(
     "file, values, message",
     [
-        ("config.json", {"hidden_size": 64}, "hidden_size=64, the weights 48"),
-        ("config.json", {"num_hidden_layers": 3}, "num_hidden_layers=3, the weights 2"),
-        ("config.json", {"intermediate_size": 96}, "intermediate_size=96, the weights 192"),
-        ("config.json", {"patch_size": 8}, "patch_size=8, the weights 16"),
+        ("config.json", {"hidden_size": 64}, "hidden_size=64, the weights say 48"),
+        ("config.json", {"num_hidden_layers": 3}, "num_hidden_layers=3, the weights say 2"),
+        ("config.json", {"intermediate_size": 96}, "intermediate_size=96, the weights say 192"),
+        ("config.json", {"patch_size": 8}, "patch_size=8, the weights say 16"),
         ("config.json", {"time_stride": 16}, "fits none of the grids"),
         ("config.json", {"max_length": 512}, "fits none of the grids"),
         ("config.json", {"num_attention_heads": 5}, "48 is not a multiple of num_heads=5"),
-        ("config.json", {"id2label": {"0": "a", "1": "b"}}, "num_labels=2, the weights 7"),
+        ("config.json", {"id2label": {"0": "a", "1": "b"}}, "num_labels=2, the weights say 7"),
         ("config.json", {"hidden_act": "relu"}, "hidden_act='relu' is not supported"),
-        ("preprocessor_config.json", {"num_mel_bins": 64}, "num_mel_bins=64, config.json 128"),
-        ("preprocessor_config.json", {"max_length": 1024}, "max_length=1024, config.json 256"),
+        ("preprocessor_config.json", {"num_mel_bins": 64}, "num_mel_bins=64, config.json says 128"),
+        ("preprocessor_config.json", {"max_length": 1024}, "max_length=1024, config.json says 256"),
     ],
 )
 def test_a_configuration_that_contradicts_the_weights(file, values, message, folder):
@@ -404,9 +504,11 @@ def test_a_configuration_that_contradicts_the_weights(file, values, message, fol
         ("hf_ast_plain", {"family": "bert"}, "family='bert' is unknown"),
         ("hf_ast_plain", {"to": "vit"}, "to='vit' is unknown"),
         ("hf_ast_plain", {"table": "ast"}, "give to='flexiast'"),
-        ("hf_ast_plain", {"classes": ["a", "a"]}, "must be different names"),
+        ("hf_ast_plain", {"classes": ["a", "a"]}, "classes holds 'a' more than once"),
+        ("hf_ast_plain", {"classes": []}, "classes holds no names"),
         ("hf_ast_plain", {"classes": 0}, "classes=0 must be a positive number"),
         ("hf_ast_plain", {"to": "flexiast", "frames": 8}, "8 frames holds no patch of 16x16"),
+        ("hf_ast_plain", {"frames": 0}, "frames=0 must be a positive number"),
         ("hf_ast_plain", {"num_heads": 7}, "not a multiple of num_heads=7"),
         ("hf_ast_plain", {"ignore": ["("]}, "is no regular expression"),
     ],
@@ -419,7 +521,7 @@ def test_wrong_options(source, options, message):
 def test_what_no_file_says_has_to_be_given(tmp_path):
     weights, _ = golden("flexiast_cls")
     save_file(weights, tmp_path / "flexiast.safetensors")
-    with pytest.raises(ValueError, match="how many attention heads its width of 48"):
+    with pytest.raises(ValueError, match="how many attention heads a model of width 48"):
         convert_checkpoint(tmp_path / "flexiast.safetensors")
     save_file(vit(), tmp_path / "vit.safetensors")
     with pytest.raises(ValueError, match=r"has no classifier\. Give classes="):

@@ -1,4 +1,4 @@
-"""The published models' own numbers, within the bounds of the table in README.md."""
+"""The published models' own numbers, within the bounds of the table in examples/parity.md."""
 
 import parity
 import pytest

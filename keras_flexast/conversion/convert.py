@@ -1,69 +1,58 @@
-"""Published checkpoints as our models: the same numbers first, then any patch size and length."""
+"""Published checkpoints as runs: the same numbers first, then any patch size and length."""
 
 import dataclasses
+import json
+import os
 
 import keras
-import numpy as np
 
 from keras_flexast.conversion.checkpoints import read_checkpoint
-from keras_flexast.conversion.weight_names import FAMILIES, IMAGES, Names, family_of, read_model
-from keras_flexast.models import PREFIX_TOKENS, PackedAST
-from keras_flexast.runs import Run
-from tf_data_pipelines.resize import bilinear_matrix, resize_kernel, token_count
+from keras_flexast.conversion.class_names import fit_classes, read_classes
+from keras_flexast.conversion.front_end import AUDIOSET_CLASSES, front_end
+from keras_flexast.conversion.initialization import initialize
+from keras_flexast.conversion.model_parts import read_parts
+from keras_flexast.conversion.weight_names import IMAGE_FAMILIES, WeightNames, family_of
+from keras_flexast.files import atomic_folder, atomic_write, refuse_overwrite
+from keras_flexast.models import PackedAST
+from keras_flexast.runs import Run, save_run, versions
+from keras_flexast.settings import FAMILIES, TABLE_RULES, TARGETS
+from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import (
     BASE_PATCH,
     RESIZES,
-    FbankSettings,
     PackSettings,
     check_choice,
     check_positive,
     patch_pair,
 )
 
-TARGETS = ("flexiast", "elasticast")
-TABLE_RULES = ("ast", "resize")
-FRAMES = 1024  # about ten seconds, the papers' default
-
-# Mean and std of the papers' data sets, by family and number of classes.
-_STATISTICS = {
-    "elasticast": {
-        527: ("AudioSet", -4.414, 4.905),
-        309: ("VGGSound", -5.08, 4.453),
-        1251: ("VoxCeleb1", -5.842545, 3.88305),
-    },
-    "": {
-        527: ("AudioSet", -4.2677393, 4.5689974),
-        309: ("VGGSound", -5.0767093, 4.4533687),
-        50: ("ESC-50", -6.6268077, 5.358466),
-        35: ("Speech Commands v2", -6.845978, 5.5654526),
-        1251: ("VoxCeleb1", -3.7614744, 4.2011642),
-    },
-}
-AUDIOSET_CLASSES = 527  # the one of these whose clips have several labels
+# Size of the spectrograms of a model that starts from an image model, as in the papers.
+IMAGE_MEL_BINS, IMAGE_FRAMES = 128, 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """A converted checkpoint and the account of its names.
+    """A converted checkpoint, and the account of its names.
 
     Args:
-        run: Run, as if trained here.
-        family: what the checkpoint was taken for.
-        used: source names that became weights, or told a size.
-        ignored: {source name: reason}.
-        new: {layer: reason} of layers that the source has no weights for.
-        notes: what was assumed where the source does not say.
+        run: Run with the packed model and its settings.
+        family: family of the checkpoint.
+        used: published names that became weights, or gave a size.
+        ignored: {published name: reason} of the others.
+        new: {layer: reason} of layers that the checkpoint has no weights for.
+        notes: sentences on what was assumed where the checkpoint does not say.
     """
 
     run: Run
     family: str
+    _: dataclasses.KW_ONLY
     used: tuple
     ignored: dict
     new: dict
     notes: tuple
 
     def to_dict(self):
-        """The account, for JSON."""
+        """The account, as a dictionary for JSON."""
         return {
             "family": self.family,
             "used": list(self.used),
@@ -73,18 +62,68 @@ class Conversion:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of `convert_run` that say what to convert, with the same defaults."""
+
+    _: dataclasses.KW_ONLY
+    family: str | None = None
+    to: str | None = None
+    classes: object = None
+    num_heads: int | None = None
+    mel_bins: int | None = None
+    frames: int | None = None
+    stride: int | tuple | None = None
+    base_patch: int | tuple | None = None
+    table: str | None = None
+    resize: str = "pi"
+    mean: float | None = None
+    std: float | None = None
+    ignore: tuple = ()
+    seed: int = 1337
+
+    def __post_init__(self):
+        if isinstance(self.classes, os.PathLike):
+            object.__setattr__(self, "classes", os.fspath(self.classes))
+        elif not isinstance(self.classes, (str, int, type(None))):
+            object.__setattr__(self, "classes", tuple(map(str, self.classes)))
+        ignore = (self.ignore,) if isinstance(self.ignore, str) else tuple(self.ignore)
+        object.__setattr__(self, "ignore", ignore)
+        check_choice("family", self.family, (None, *FAMILIES))
+        check_choice("to", self.to, (None, *TARGETS))
+        check_choice("table", self.table, (None, *TABLE_RULES))
+        check_choice("resize", self.resize, RESIZES)
+        for name in ("num_heads", "mel_bins", "frames"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name), int)
+
+    def chosen(self):
+        """{name: value} of the options that are not at their default, for JSON."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value != defaults[name]}
+
+
 def convert_checkpoint(source, family=None, **options):
-    """The packed model of a published checkpoint. See `convert_run`.
+    """The packed model of a published checkpoint.
+
+    Args:
+        source, family, **options: as in `convert_run`.
+
+    Returns:
+        PackedAST.
 
     Example:
         model = convert_checkpoint("MIT/ast-finetuned-audioset-10-10-0.4593")
         fixed = fixed_model(model, patch_size=24, frames=1024)
     """
-    return convert_run(source, family, **options).run.model
+    return convert_run(source, family=family, **options).run.model
 
 
 def convert_run(
     source,
+    out=None,
+    *,
     family=None,
     to=None,
     classes=None,
@@ -99,261 +138,189 @@ def convert_run(
     std=None,
     ignore=(),
     seed=1337,
+    overwrite=False,
 ):
-    """A published checkpoint as a run: the same numbers, or a new model initialized from it.
+    """Convert a published checkpoint to a run: the same numbers, or the start of a new model.
 
     Args:
         source: file, folder, hub name or KerasHub backbone, see `read_checkpoint`.
+        out: folder for the run, and for conversion.json, which says what became of every
+            published name; None to write nothing.
         family: "ast" (Hugging Face's or the authors'), "ssast", "flexiast", "elasticast",
-            "vit" or "deit"; None to tell from the names. A fine-tuned SSAST is named like
-            an AST but averages its patches: say "ssast".
-        to: None keeps the model as published (an image model becomes a "flexiast").
-            "flexiast" and "elasticast" initialize such a model as the papers do: patches
-            side by side, the table resized to their grid; an ElasticAST's pooling is the
-            mean of the encoder's attention, its tables the additive part of the joint one.
-        classes: names of the classes, or their number. As many as the checkpoint's head
-            has name them; another number starts a new head. None keeps the checkpoint's.
-        num_heads: None for the configuration's, or width / 64.
-        mel_bins, frames: of the spectrogram: the checkpoint's where the file does not say;
-            with `to` the new model's. None for the checkpoint's, or 128 and 1,024 for image
-            models.
-        stride: int or (frequency, time) of the checkpoint; None to tell from the table.
-        base_patch: of the initialized model; None for 16. The kernel is resized.
-        table: how a position table is brought to another grid: "ast" cuts its middle or
-            stretches it without antialias, "resize" always resizes it, antialiased. None
-            for "ast" with image models, else "resize", as the papers.
-        resize: "pi" or "bilinear", for the kernel here and in the model.
-        mean, std: of log-mel; None for the checkpoint's, or its data set's.
-        ignore: regular expressions of further source names to leave out.
-        seed: of new weights.
+            "vit" or "deit"; None to recognize it by the names of the weights. A fine-tuned
+            SSAST has the names of an AST, but averages its patches: give "ssast".
+        to: model to start from the checkpoint, "flexiast" or "elasticast", as the papers do:
+            patches side by side, and the position table resized to their grid. An ElasticAST's
+            pooling is the mean of the encoder's attention layers, and its two tables are the
+            additive part of the joint one. None keeps the model as published; an image model
+            then starts a FlexiAST.
+        classes: names of the classes; or their number; or path of a file that names them, one
+            a line or as AudioSet's class_labels_indices.csv. The head is kept if its number of
+            outputs fits, else it starts anew. None keeps the checkpoint's classes.
+        num_heads: number of attention heads; None for the configuration's, or dim / 64.
+        mel_bins, frames: size of the spectrograms. With `to` it is that of the new model,
+            without it that of the checkpoint, where its files do not say. None for the
+            checkpoint's; with image models 128 and 1,024.
+        stride: int or (frequency, time): bins and frames from one patch of the checkpoint to
+            the next; None to find it from the position table.
+        base_patch: int or (frequency, time): bins and frames of the new model's kernel, with
+            `to`; None for 16.
+        table: rule for the position table, with `to`. "ast" cuts out its middle, or stretches
+            it without antialiasing; "resize" resizes it with antialiasing. None for the
+            papers' choice: "ast" with image models, else "resize".
+        resize: "pi" or "bilinear": how the kernel is resized, here and in the model.
+        mean, std: mean and standard deviation of log-mel over the training data; None for the
+            checkpoint's, or those of its data set.
+        ignore: regular expressions of published names to leave out, beside the known ones.
+        seed: random seed of new weights.
+        overwrite: whether to replace what `out` holds.
 
     Returns:
         Conversion.
 
     Raises:
-        ValueError: a name is missing, misshapen or unknown; the family, the configuration
-            or an option contradicts the weights. Else as `read_checkpoint`.
+        FileExistsError: `out` exists and overwrite is False.
+        ValueError: a name is missing, misshapen or unknown; or the family, the configuration
+            or an option contradicts the weights. Other errors as in `read_checkpoint`.
+
+    Example:
+        convert_run("MIT/ast-finetuned-audioset-10-10-0.4593", "runs/ast")
+        convert_run("ast.pth", "runs/start", to="elasticast", classes=["cat", "dog"])
 
     Reference: AST, arXiv:2104.01778; SSAST, arXiv:2110.09784; FlexiAST, arXiv:2307.09286;
         ElasticAST, arXiv:2407.08691; ViT, arXiv:2010.11929; DeiT, arXiv:2012.12877.
     """
-    for name, value, choices in (
-        ("family", family, (None, *FAMILIES)), ("to", to, (None, *TARGETS)),
-        ("table", table, (None, *TABLE_RULES)), ("resize", resize, RESIZES),
-    ):  # fmt: skip
-        check_choice(name, value, choices)
+    if out is not None:
+        refuse_overwrite(out, overwrite)
+    options = Options(
+        family=family, to=to, classes=classes, num_heads=num_heads, mel_bins=mel_bins,
+        frames=frames, stride=stride, base_patch=base_patch, table=table, resize=resize,
+        mean=mean, std=std, ignore=ignore, seed=seed,
+    )  # fmt: skip
+    conversion = _convert(source, options)
+    if out is not None:
+        account = json.dumps(conversion.to_dict(), indent=2)
+        with atomic_folder(out, overwrite) as folder:
+            save_run(conversion.run, folder)
+            atomic_write(folder / "conversion.json", account + "\n")
+    return conversion
+
+
+def _convert(source, options):
+    """Conversion of a checkpoint, without writing it."""
+    class_names = read_classes(options.classes)
     checkpoint = read_checkpoint(source)
-    family = family_of(checkpoint, family)
-    if family in IMAGES and to is None:
-        to = "flexiast"
-    names = Names(checkpoint, family)
-    own = (None, None) if to else (mel_bins, frames)
-    parts, options = read_model(names, family, num_heads, *own, stride)
-    ignored = {**checkpoint.ignored, **names.leftover(ignore)}
-    trained_frames, new = options.pop("frames"), {}
-    if to is not None:
-        if family in IMAGES:
-            frames, mel_bins, table = frames or FRAMES, mel_bins or 128, table or "ast"
-        frames = frames or trained_frames or _span(options, 1)
-        mel_bins, table = mel_bins or options["mel_bins"], table or "resize"
-        base_patch = patch_pair(base_patch or BASE_PATCH, "base_patch")
-        ignored.update(
-            _initialize(parts, options, names, to, base_patch, mel_bins, frames, table, resize)
-        )
-        trained_frames = None
-    elif base_patch is not None or table is not None:
+    names = WeightNames(checkpoint, family_of(checkpoint, options.family))
+    parts = _read_or_start(names, options)
+    classes, new_head = fit_classes(parts, checkpoint, class_names)
+    fbank = front_end(parts, names, mean=options.mean, std=options.std)
+
+    keras.utils.set_random_seed(options.seed)
+    model = PackedAST(len(classes), resize=options.resize, remainder="crop", **parts.options)
+    new = {**_assign(model, parts.weights), **new_head}
+    patches, frames = model.patch_settings(), parts.frames or parts.span(1)
+    run = Run(
+        model,
+        fbank,
+        patches=patches,
+        packing=_packing(model, patches, frames),
+        classes=classes,
+        multi_label=_is_multi_label(checkpoint, classes),
+        clip_seconds=round(frames * fbank.frame_shift_ms / 1000, 3),
+        made_by={
+            "command": "convert",
+            "source": checkpoint.origin,
+            "family": names.family,
+            "options": options.chosen(),
+            "versions": versions(),
+        },
+    )
+    return Conversion(
+        run,
+        names.family,
+        used=tuple(sorted(names.used)),
+        ignored=names.ignored,
+        new=new,
+        notes=tuple(names.notes),
+    )
+
+
+def _read_or_start(names, options):
+    """ModelParts of the published model, or of the one that starts from it."""
+    is_image = names.family in IMAGE_FAMILIES
+    to = "flexiast" if options.to is None and is_image else options.to
+    if to is None and (options.base_patch is not None or options.table is not None):
         raise ValueError(
-            "base_patch and table are for initializing another model; give to='flexiast' or "
+            "base_patch and table are for the start of another model; give to='flexiast' or "
             "to='elasticast' too."
         )
-    labels = _labels(checkpoint, parts, classes, new)
-    keras.utils.set_random_seed(seed)
-    model = PackedAST(len(labels), resize=resize, remainder="crop", **options)
-    _assign(model, parts, new)
-    fbank = _front_end(names, family, parts, model.mel_bins, trained_frames, mean, std)
-    patches = model.patch_settings()
-    frames = trained_frames or _span(options, 1)
-    tokens = int(token_count(frames, model.mel_bins, model.base_patch, patches))
-    row_length = max(256, -(-tokens // 64) * 64)
-    packing = PackSettings(max(1, 4096 // row_length), row_length, model.segments)
-    run = Run(
-        model, fbank, patches, packing, labels, _multi_label(checkpoint, labels),
-        clip_seconds=round(frames * fbank.frame_shift_ms / 1000, 3),
-    )  # fmt: skip
-    return Conversion(run, family, tuple(sorted(names.used)), ignored, new, tuple(names.notes))
+    sizes = {} if to else {"mel_bins": options.mel_bins, "frames": options.frames}
+    parts = read_parts(names, num_heads=options.num_heads, stride=options.stride, **sizes)
+    names.ignore_rest(options.ignore)
+    if to is None:
+        return parts
+    usual_mel_bins, usual_frames = parts.options["mel_bins"], parts.frames or parts.span(1)
+    if is_image:
+        usual_mel_bins, usual_frames = IMAGE_MEL_BINS, IMAGE_FRAMES
+    return initialize(
+        parts,
+        names,
+        to=to,
+        base_patch=patch_pair(options.base_patch or BASE_PATCH, "base_patch"),
+        mel_bins=options.mel_bins or usual_mel_bins,
+        frames=options.frames or usual_frames,
+        table=options.table or ("ast" if is_image else "resize"),
+        resize=options.resize,
+    )
 
 
-# === Initializing another model ===
-
-
-def _span(options, axis):
-    """Bins or frames that a grid covers."""
-    stride = (options.get("stride") or options["base_patch"])[axis]
-    return (options["grid"][axis] - 1) * stride + options["base_patch"][axis]
-
-
-def _initialize(parts, options, names, to, base_patch, mel_bins, frames, rule, resize):
-    """Turn the parts of one model into the start of another, as the papers do.
+def _assign(model, weights):
+    """Put weights into the layers of a PackedAST.
 
     Returns:
-        {source name: reason} of what the other model has no place for.
+        {layer: reason} of layers that keep their new weights.
     """
-    dropped = {}
-    kernel, grid = parts["kernel"], (mel_bins // base_patch[0], frames // base_patch[1])
-    if min(grid) < 1:
-        raise ValueError(
-            f"a spectrogram of {mel_bins} mel bins and {frames} frames holds no patch of "
-            f"{base_patch[0]}x{base_patch[1]}."
-        )
-    parts["kernel"] = resize_kernel(kernel, base_patch, resize).astype("float32")
-    if "joint" in parts:
-        over_f, over_t = (
-            _table_matrix(before, after, rule)
-            for before, after in zip(parts["joint"].shape, grid, strict=False)
-        )
-        parts["joint"] = np.einsum("if,jt,ftd->ijd", over_f, over_t, parts["joint"])
-    else:
-        for axis, name in enumerate(("freq", "time")):
-            matrix = _table_matrix(len(parts[name]), grid[axis], rule)
-            parts[name] = matrix @ parts[name]
-    options.update(grid=grid, base_patch=base_patch, stride=None, mel_bins=mel_bins)
-    if to == "flexiast":
-        if "prefix" not in parts:
-            raise ValueError(
-                f"{names.checkpoint.origin} is an ElasticAST, without the [CLS] token that a "
-                f"FlexiAST starts from. Use to='elasticast'."
-            )
-        prefix = len(parts["prefix"])
-        pooling = {count: name for name, count in PREFIX_TOKENS.items() if count}[prefix]
-        options.update(pooling=pooling, position="grid")
-        return dropped
-    options.update(pooling="attention", prefix_tokens=0, position="physical")
-    if "joint" in parts:
-        joint = parts.pop("joint")
-        mean = joint.mean((0, 1))  # counted once: half of it in either table
-        parts["freq"], parts["time"] = joint.mean(1) - mean / 2, joint.mean(0) - mean / 2
-        del parts["prefix"]
-        for name in ("cls_token", "dist_token"):
-            if names.has(name):
-                dropped[names.theirs(name)] = "an ElasticAST has no prefix tokens"
-                names.used.discard(names.theirs(name))
-    if "pool" not in parts:
-        layers = [block["attention"] for block in parts["blocks"]]
-        parts["pool"] = [
-            [np.mean(arrays, 0) for arrays in zip(*projections, strict=True)]
-            for projections in zip(*layers, strict=True)
-        ]
-    return dropped
-
-
-def _table_matrix(before, after, rule):
-    """Matrix (after, before) that brings one axis of a position table to another size."""
-    if rule == "resize":
-        return bilinear_matrix(before, after, antialias=True)
-    if after > before:
-        return bilinear_matrix(before, after)
-    start = before // 2 - after // 2
-    return np.eye(before)[start : start + after]
-
-
-# === Our model ===
-
-
-def _labels(checkpoint, parts, classes, new):
-    """Names of the classes; notes in `new`, and drops, a head that does not fit them."""
-    rows = parts["head"][0].shape[1] if "head" in parts else None
-    if isinstance(classes, int):
-        check_positive("classes", classes, int)
-        classes = [f"class {index}" for index in range(classes)] if classes != rows else None
-    if classes is not None:
-        classes = tuple(map(str, classes))
-        if len(set(classes)) != len(classes) or not classes:
-            raise ValueError(f"classes={classes!r} must be different names, at least one.")
-        if rows is not None and len(classes) != rows:
-            new["head"] = f"{len(classes)} classes instead of the checkpoint's {rows}"
-            del parts["head"]
-        return classes
-    if rows is None:
-        raise ValueError(
-            f"{checkpoint.origin} has no classifier. Give classes= (--classes), their names or "
-            f"number, for a new one."
-        )
-    labels = checkpoint.config.get("id2label")
-    if labels is None:
-        return tuple(f"class {index}" for index in range(rows))
-    return tuple(str(labels[key]) for key in sorted(labels, key=int))
-
-
-def _assign(model, parts, new):
-    """Put the parts into the model's layers; what is missing stays new."""
-
-    def put(layer, *values):
-        model.get_layer(layer).set_weights(values)
-
-    def put_attention(layer, projections):
-        names = ("query", "key", "value", "output")
-        for name, values in zip(names, projections, strict=True):
-            getattr(layer, f"{name}_dense").set_weights(values)
-
-    put("patch_embed", parts["kernel"], parts["kernel_bias"])
-    if "joint" in parts:
-        put("position_embed", parts["joint"])
-    else:
-        put("position_embed", parts["freq"], parts["time"])
-    if model.prefix_tokens:
-        put("prefix_tokens", parts["prefix"])
-    for index, part in enumerate(parts["blocks"]):
-        block = model.get_layer(f"block_{index}")
-        put_attention(block.attention, part["attention"])
+    backbone, new = model.backbone, {}
+    backbone.patch_embed.set_weights([weights["kernel"], weights["kernel_bias"]])
+    tables = ("joint",) if "joint" in weights else ("freq", "time")
+    backbone.position_embed.set_weights([weights[name] for name in tables])
+    if backbone.prefix is not None:
+        backbone.prefix.set_weights([weights["prefix"]])
+    for block, arrays in zip(backbone.blocks, weights["blocks"], strict=True):
+        _assign_attention(block.self_attention, arrays["self_attention"])
         for name in ("attention_norm", "mlp_norm", "mlp_hidden", "mlp_output"):
-            getattr(block, name).set_weights(part[name])
-    put("norm", *parts["norm"])
-    if model.pooling == "attention":
-        put_attention(model.get_layer("pooling"), parts["pool"])
-        if "query" in parts:
-            model.get_layer("pooling").query.assign(parts["query"])
+            getattr(block, name).set_weights(arrays[name])
+    backbone.norm.set_weights(weights["norm"])
+    if model.pooling_name == "attention":
+        _assign_attention(model.pooling, weights["pooling"])
+        if "pooling_query" in weights:
+            model.pooling.query.assign(weights["pooling_query"])
         else:
-            new["pooling's query"] = "the source pools otherwise"
+            new["pooling query"] = "the published model has another pooling"
     for name in ("head_norm", "head"):
-        if name in parts:
-            put(name, *parts[name])
-        elif name not in new:
-            new[name] = "the source has no classifier of sounds"
-
-
-def _front_end(names, family, parts, mel_bins, frames, mean, std):
-    """FbankSettings that the checkpoint was trained with."""
-    features = {} if family in IMAGES else names.checkpoint.features
-    values = {"mel_bins": mel_bins}
-    if features:
-        normalized = features.get("do_normalize", True)
-        values.update(
-            mean=features.get("mean", FbankSettings.mean) if normalized else 0.0,
-            std=features.get("std", FbankSettings.std) if normalized else 0.5,
-            sample_rate=features.get("sampling_rate", FbankSettings.sample_rate),
-            remove_clip_mean=False,  # Hugging Face's extractor does not
-        )
-    elif mean is None or std is None:
-        known = _STATISTICS.get(family, _STATISTICS[""])
-        rows = parts["head"][0].shape[1] if "head" in parts else 527
-        if rows in known:
-            name, values["mean"], values["std"] = known[rows]
-            names.notes.append(f"mean and std of log-mel are {name}'s")
+        if name in weights:
+            getattr(model, name).set_weights(weights[name])
         else:
-            names.notes.append(
-                "mean and std of log-mel are AudioSet's; --mean and --std give the training "
-                "data's own, which flexast stats measures"
-            )
-    values.update({k: v for k, v in (("mean", mean), ("std", std)) if v is not None})
-    fbank = FbankSettings(**values)
-    if frames is None:
-        return fbank
-    return dataclasses.replace(fbank, clip_ms=frames * fbank.frame_shift_ms)
+            new[name] = "the checkpoint has no classifier of sounds"
+    return new
 
 
-def _multi_label(checkpoint, labels):
-    """Whether the scores are sigmoid, each label on its own."""
+def _assign_attention(layer, projections):
+    for name, arrays in zip(("query", "key", "value", "output"), projections, strict=True):
+        getattr(layer, f"{name}_dense").set_weights(arrays)
+
+
+def _packing(model, patches, frames):
+    """PackSettings with rows that hold a clip of so many frames."""
+    tokens = token_count(frames, model.mel_bins, patch_size=model.base_patch, settings=patches)
+    row_length = max(256, -(-int(tokens) // 64) * 64)
+    rows = max(1, 4096 // row_length)
+    return PackSettings(rows, row_length, segments=model.segments)
+
+
+def _is_multi_label(checkpoint, classes):
+    """Whether each class has a score of its own: sigmoid, not softmax."""
     problem = checkpoint.config.get("problem_type")
     if problem is not None:
         return problem == "multi_label_classification"
-    return len(labels) == AUDIOSET_CLASSES
+    return len(classes) == AUDIOSET_CLASSES  # its clips have several labels
