@@ -170,7 +170,7 @@ def convert(
             out,
             family=family,
             to=to,
-            classes=int(classes) if classes and classes.isdigit() else classes,
+            classes=classes,
             num_heads=num_heads,
             mel_bins=mel_bins,
             frames=frames,

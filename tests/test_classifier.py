@@ -1,4 +1,4 @@
-"""One face: a run and all that is exported from it give the same scores, in memory and from files."""
+"""One face: a run and what is exported from it give the same scores, in memory and from files."""
 
 import dataclasses
 import json

@@ -2,11 +2,14 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
 import soundfile
+from helpers import run_python
 from typer.testing import CliRunner
 
 from keras_flexast import cli
@@ -64,6 +67,10 @@ def test_a_run_has_model_settings_labels_and_logs(trained):
     assert names == {"model.keras", "settings.json", "labels.txt", "logs"}
     assert not trained.with_name("run.partial").exists()
     assert (trained / "labels.txt").read_text().split() == ["high", "low", "middle"]
+    made_by = json.loads((trained / "settings.json").read_text())["made_by"]
+    assert (made_by["command"], made_by["data"]) == ("train", "sounds")
+    assert made_by["settings"]["epochs"] == 12 and made_by["model_options"]["size"] == "nano"
+    assert made_by["versions"]["backend"] == keras.backend.backend()
     assert any(path.is_file() for path in (trained / "logs").rglob("*"))
 
 
@@ -95,10 +102,8 @@ def test_predict_names_the_class_and_the_bad_file(trained, sounds, tmp_path):
 
 def test_predict_takes_another_frame_shift_and_a_long_file(trained, tmp_path):
     write_tone(tmp_path / "long.ogg", PITCHES["middle"], 6.0, np.random.default_rng(1))
-    for shift in (0, 20):
-        code, out, message = run(
-            "predict", trained, tmp_path / "long.ogg", "--frame-shift-ms", shift, "--json"
-        )
+    for shift in ((), ("--frame-shift-ms", 20)):
+        code, out, message = run("predict", trained, tmp_path / "long.ogg", *shift, "--json")
         assert code == 0, message
         assert json.loads(out)[0]["top"][0]["label"] == "middle"
 
@@ -166,11 +171,10 @@ def test_training_starts_from_a_converted_checkpoint(sounds, tmp_path):
     before, after = load_run(start), load_run(out)
     assert after.classes == ("high", "low", "middle") and after.model.position == "physical"
     assert not after.fbank.remove_clip_mean and after.fbank.mean != before.fbank.mean
-    for layer in after.model.layers:
-        if layer.name != "head":  # three classes instead of two
-            old = before.model.get_layer(layer.name).get_weights()
-            for ours, theirs in zip(layer.get_weights(), old, strict=True):
-                np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    for part in ("backbone", "pooling", "head_norm"):  # the head has three classes instead of two
+        old = getattr(before.model, part).get_weights()
+        for ours, theirs in zip(getattr(after.model, part).get_weights(), old, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_multi_label_manifests_train_and_score_by_map(sounds, tmp_path):
@@ -235,6 +239,38 @@ def test_wrong_uses_end_in_one_error_and_write_nothing(trained, sounds, tmp_path
 def test_unknown_options_end_in_usage(arguments):
     code, _, message = run(*arguments)
     assert code == 2 and "Usage" in message
+
+
+def test_names_in_brackets_are_text(trained, sounds, tmp_path):
+    path = tmp_path / "[red]a[/b].ogg"
+    path.write_bytes((sounds / "low" / "1.ogg").read_bytes())
+    code, out, message = run("predict", trained, path)
+    assert code == 0, message
+    assert "[red]a[/b].ogg" in "".join(out.split())
+
+
+def test_help_is_there_within_a_second_and_shows_the_defaults():
+    program = pathlib.Path(sys.executable).with_name("flexast")
+    code = """
+        import subprocess, sys, time
+        done = subprocess.run([sys.argv[1], "train", "--help"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        print(done.stdout)
+        sys.argv = ["flexast", "--help"]
+        import keras_flexast, keras_flexast.cli
+        heavy = {"keras", "tensorflow", "jax", "matplotlib"} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    out = run_python(code, program, backend=keras.backend.backend())
+    for text in ("8,10,12,16,20,24,30,32,40,48", "cover", "0.001", "mixed_bfloat16"):
+        assert text in out.replace("\n", "")
+
+
+def test_no_command_shows_tensorflows_own_lines(sounds):
+    program = pathlib.Path(sys.executable).with_name("flexast")
+    done = subprocess.run([program, "stats", sounds, "--json"], capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)["clips"] == 3 * CLIPS
+    assert done.stderr == ""
 
 
 def test_main_prints_one_line_without_a_traceback(monkeypatch, capsys, tmp_path):

@@ -25,12 +25,16 @@ from tf_data_pipelines.fbank import features, log_mel_at, normalize
 from tf_data_pipelines.packing import batch_rows, pack
 from tf_data_pipelines.patches import patch_tokens
 from tf_data_pipelines.resize import token_count
-from tf_data_pipelines.settings import AugmentSettings, PackSettings
+from tf_data_pipelines.settings import (
+    MAX_ROW_LENGTH,
+    AugmentSettings,
+    PackSettings,
+    round_row_length,
+    training_row_length,
+)
 from tf_data_pipelines.sources import WaveformSource
 
 CACHE_SECONDS = 4 * 3600  # decoded clips up to 4 hours (0.9 GB of float32) stay in memory
-MAX_ROW_LENGTH = 8192  # tokens; dense attention over more needs over 3 GB a layer
-TRAINING_ROW_LENGTHS = (256, 4096)  # shortest and longest rows that `training_packing` chooses
 
 
 def training_batches(data, fbank, *, patches, packing, seed=1337, augment=None):
@@ -320,7 +324,7 @@ def training_packing(
         patches: PatchSettings.
         batch_tokens: number of tokens in a batch; a batch has at least one row.
         row_length: number of tokens in a row. None makes rows long enough for the longest
-            clip of any split, within TRAINING_ROW_LENGTHS.
+            clip of any split, see `training_row_length`.
         segments: number of clip slots in a row.
         overlong: rule for a clip with more tokens than a row, see PackSettings.
 
@@ -328,9 +332,9 @@ def training_packing(
         PackSettings.
     """
     if row_length is None:
-        most = max(int(clip_tokens(split, fbank, patches).max()) for split in splits)
-        shortest, longest = TRAINING_ROW_LENGTHS
-        row_length = min(longest, max(shortest, round_row_length(most)))
+        row_length = training_row_length(
+            max(int(clip_tokens(split, fbank, patches).max()) for split in splits)
+        )
     rows = max(1, batch_tokens // row_length)
     return PackSettings(rows, row_length, segments, overlong=overlong)
 
@@ -386,12 +390,3 @@ def overlong_reason(name, seconds, *, fbank, patches):
         f"{name} ({seconds:.1f} s) has {tokens:,} tokens, more than {MAX_ROW_LENGTH:,}. Use a "
         f"larger patch size, a timeline (--timeline), or cut the recording into shorter files."
     )
-
-
-def round_row_length(tokens):
-    """Tokens rounded up to one of 20 row lengths under 8,192.
-
-    They are multiples of 128 up to 1,024, then of a quarter of the power of two below.
-    """
-    step = max(128, 2 ** (int(tokens - 1).bit_length() - 3))
-    return int(-(-tokens // step) * step)

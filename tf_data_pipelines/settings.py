@@ -16,6 +16,8 @@ POSITIONS = ("grid", "physical")
 RESIZES = ("pi", "bilinear")
 OVERLONGS = ("error", "crop")
 PATCH_SIZES = (8, 10, 12, 16, 20, 24, 30, 32, 40, 48)  # FlexiAST's sampling set
+MAX_ROW_LENGTH = 8192  # tokens; dense attention over more needs over 3 GB a layer
+TRAINING_ROW_LENGTHS = (256, 4096)  # tokens of the shortest and the longest training rows
 BASE_PATCH = 16  # bins and frames of the papers' kernel
 
 
@@ -279,6 +281,21 @@ class PackSettings(Settings):
         for name in ("rows", "row_length", "segments", "buffer_size"):
             check_positive(name, getattr(self, name), int)
         check_choice("overlong", self.overlong, OVERLONGS)
+
+
+def round_row_length(tokens):
+    """Tokens rounded up to one of 20 row lengths under 8,192.
+
+    They are multiples of 128 up to 1,024, then of a quarter of the power of two below.
+    """
+    step = max(128, 2 ** (int(tokens - 1).bit_length() - 3))
+    return int(-(-tokens // step) * step)
+
+
+def training_row_length(tokens):
+    """Number of tokens in a training row for clips of up to so many tokens."""
+    shortest, longest = TRAINING_ROW_LENGTHS
+    return min(longest, max(shortest, round_row_length(tokens)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from keras_flexast.conversion.weight_names import IMAGE_FAMILIES, WeightNames, f
 from keras_flexast.files import atomic_folder, atomic_write, refuse_overwrite
 from keras_flexast.models import PackedAST
 from keras_flexast.runs import Run, save_run, versions
-from keras_flexast.settings import FAMILIES, TABLE_RULES, TARGETS
+from keras_flexast.settings import FAMILIES, TABLE_RULES, TARGETS, TrainSettings
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import (
     BASE_PATCH,
@@ -24,6 +24,7 @@ from tf_data_pipelines.settings import (
     check_choice,
     check_positive,
     patch_pair,
+    training_row_length,
 )
 
 # Size of the spectrograms of a model that starts from an image model, as in the papers.
@@ -313,9 +314,9 @@ def _assign_attention(layer, projections):
 def _packing(model, patches, frames):
     """PackSettings with rows that hold a clip of so many frames."""
     tokens = token_count(frames, model.mel_bins, patch_size=model.base_patch, settings=patches)
-    row_length = max(256, -(-int(tokens) // 64) * 64)
-    rows = max(1, 4096 // row_length)
-    return PackSettings(rows, row_length, segments=model.segments)
+    row_length = training_row_length(int(tokens))
+    rows = max(1, TrainSettings.batch_tokens // row_length)
+    return PackSettings(rows, row_length, model.segments)
 
 
 def _is_multi_label(checkpoint, classes):

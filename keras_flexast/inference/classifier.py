@@ -270,13 +270,11 @@ class ArtifactClassifier(Classifier):
         return self.artifact.scores(list(waveforms))
 
     def predict_files(self, paths, progress=False):
-        paths = [os.fspath(path) for path in paths]
         return file_scores(self.artifact, paths, "Classifying" if progress else None)
 
     def embed_files(self, paths, progress=False):
-        paths = [os.fspath(path) for path in paths]
-        text = "Embedding" if progress else None
-        return FileEmbeddings(*file_embeddings(self.artifact, paths, text))
+        found = file_embeddings(self.artifact, paths, "Embedding" if progress else None)
+        return FileEmbeddings(found.scores, found.paths, found.rejected)
 
     def timeline(self, path, *, window=None, hop=None, progress=False):
         return artifact_timeline(self.artifact, path, window=window, hop=hop, progress=progress)
