@@ -24,10 +24,12 @@ from typer.testing import CliRunner
 
 from keras_flexast import ElasticAST, cli
 from keras_flexast.inference.artifacts import (
+    artifact_texts,
     file_scores,
     is_artifact,
     load_artifact,
     load_artifacts,
+    read_texts,
 )
 from keras_flexast.inference.timeline import artifact_timeline, cut_windows, run_timeline
 from keras_flexast.runs import Run, load_run, save_run
@@ -37,10 +39,10 @@ from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSetting
 RATE, SECONDS = 16000, 0.5
 EXPORT = """
     import sys
-    from keras_flexast.export.tflite import write_tflite
+    from keras_flexast.export import write_tflite
     from keras_flexast.runs import load_run
     run = load_run(sys.argv[1] + "/run")
-    write_tflite(run, sys.argv[1] + "/16.tflite", 16)
+    write_tflite(run, sys.argv[1] + "/16.tflite", patch_size=16)
 """
 
 
@@ -76,7 +78,7 @@ def real(tmp_path_factory):
     (folder / "run").mkdir()
     patches, fbank = PatchSettings((8, 16)), FbankSettings(mean=-8.0, std=4.0)
     packing = PackSettings(rows=2, row_length=256)
-    run = Run(model, fbank, patches, packing, CLASSES, clip_seconds=SECONDS)
+    run = Run(model, fbank, patches=patches, packing=packing, classes=CLASSES, clip_seconds=SECONDS)
     save_run(run, folder / "run")
     run_python(EXPORT, folder, backend="tensorflow")
     rng = np.random.default_rng(4)
@@ -137,6 +139,33 @@ def test_an_artifact_says_what_it_is(tiny):
     for name, known in {"one.tflite": True, "serving": True, "no.onnx": True, ".": False}.items():
         assert is_artifact(tiny / name) == known
     assert not is_artifact(tiny / "no") and not is_artifact(tiny / "x.wav")
+
+
+def test_texts_are_read_as_they_were_written():
+    classes, description = ("a b", "Büro", "ç,d"), {"multi_label": None, "patch_sizes": {}}
+    texts = artifact_texts(classes, description)
+    assert list(texts) == ["labels.txt", "artifact.json"]
+    assert read_texts({**texts, "other.txt": "x"}) == (classes, description)
+    assert read_texts({}) == ((), {})
+    for damaged in ("{", "[]"):
+        with pytest.raises(ValueError, match=r"artifact\.json in the artifact is damaged"):
+            read_texts({**texts, "artifact.json": damaged})
+
+
+def test_files_that_have_no_scores_are_named(tiny, tmp_path):
+    artifact = load_artifact(tiny / "serving")
+    (tmp_path / "bad.wav").write_bytes(b"loud")
+    for name, length in (("fine", SAMPLES), ("long", SAMPLES + 1)):
+        soundfile.write(tmp_path / f"{name}.wav", noise(length)[0], RATE, subtype="FLOAT")
+    paths = [tmp_path / f"{name}.wav" for name in ("long", "bad", "fine")]
+    found = file_scores(artifact, paths)
+    assert found.paths == [str(paths[2])]
+    assert [path for path, _ in found.rejected] == [str(path) for path in paths[:2]]
+    assert "more than 1000 samples." in found.rejected[0][1]
+    np.testing.assert_allclose(found.scores, artifact.scores(noise(SAMPLES)), atol=1e-6)
+    assert file_scores(artifact, paths[:2]).scores.shape == (0, 3)
+    with pytest.raises(ValueError, match=r"serving_default\) has no embeddings"):
+        artifact.embeddings(noise(SAMPLES))
 
 
 def test_signatures_are_chosen_by_name(tiny):
@@ -261,7 +290,7 @@ def test_predict_prints_an_artifacts_own_scores(real, tiny):
 def test_evaluate_measures_the_artifact_itself(real, tiny, tmp_path):
     files = sorted((real / "sounds").iterdir())
     artifact = load_artifact(tiny / "two.tflite", "patch_8")
-    best = file_scores(artifact, files)[0].argmax(1)
+    best = file_scores(artifact, files).scores.argmax(1)
     best[[2, 5]] = (best[[2, 5]] + 1) % 3  # two that it gets wrong
     for file, label in zip(files, best, strict=True):
         (tmp_path / "data" / CLASSES[label]).mkdir(parents=True, exist_ok=True)
@@ -288,9 +317,9 @@ def test_evaluate_measures_the_artifact_itself(real, tiny, tmp_path):
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        (["predict", "{tiny}/one.tflite", "{wav}", "--resize", "pi"], "--resize is settled"),
-        (["predict", "{tiny}/one.tflite", "{wav}", "--full-length"], "--full-length is settled"),
-        (["evaluate", "{tiny}/one.tflite", "{real}", "--frame-shift-ms", "20"], "settled"),
+        (["predict", "{tiny}/one.tflite", "{wav}", "--resize", "pi"], "is settled"),
+        (["predict", "{tiny}/one.tflite", "{wav}", "--full-length"], "is settled"),
+        (["evaluate", "{tiny}/one.tflite", "{real}", "--frame-shift-ms", "20"], "is settled"),
         (["predict", "{tiny}/two.tflite", "{wav}"], "several signatures"),
         (["predict", "{tiny}/two.tflite", "{wav}", "--patch-size", "9"], "no patch size 9; it has"),
         (["evaluate", "{tiny}/two.tflite", "{real}", "--patch-sizes", "8,9"], "no patch size 9"),
@@ -378,8 +407,8 @@ def test_an_artifacts_timeline_has_its_own_windows(real, tmp_path):
 
 def test_several_labels_are_heard_anywhere_and_a_short_recording_is_one_window(real):
     run = dataclasses.replace(load_run(real / "run"), multi_label=True)
-    line = run_timeline(run, real / "sounds" / "3.ogg", 16, window=0.5, hop=0.25)
+    line = run_timeline(run, real / "sounds" / "3.ogg", patch_size=16, window=0.5, hop=0.25)
     np.testing.assert_array_equal(line.overall(), line.scores.max(0))
     assert len(line.starts) == 6
-    short = run_timeline(run, real / "sounds" / "3.ogg", 16, window=5.0)
+    short = run_timeline(run, real / "sounds" / "3.ogg", patch_size=16, window=5.0)
     assert short.starts.tolist() == [0] and short.ends[0] == pytest.approx(1.7, abs=1e-3)

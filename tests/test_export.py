@@ -1,5 +1,6 @@
 """The exported folder: one command from a run to what another team deploys, measured on itself."""
 
+import dataclasses
 import json
 import os
 
@@ -10,18 +11,21 @@ import soundfile
 from typer.testing import CliRunner
 
 from keras_flexast import ElasticAST, cli
-from keras_flexast.export.folder import export_folder
+from keras_flexast.export import export_run
+from keras_flexast.export.folder import calibration_waveforms
 from keras_flexast.export.model_card import read_card
-from keras_flexast.inference.artifacts import load_artifact, load_artifacts
+from keras_flexast.inference.artifacts import file_scores, load_artifact, load_artifacts
 from keras_flexast.inference.scoring import fixed_scores
 from keras_flexast.runs import Run, load_run, save_run
+from tf_data_pipelines.decode import read_audio, read_waveforms
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
+from tf_data_pipelines.sources import read_data
 
 RATE, SECONDS, SAMPLES = 16000, 0.4, 6400
 CLASSES = ("high", "low")
 FILES = {  # of the folder, beside the SavedModel's own
     "README.md", "card.json", "points.png", "serving/models.config", "serving/batching.config",
-    "serving/1/saved_model.pb", "serving/1/assets/labels.txt", "serving/1/assets/card.json",
+    "serving/1/saved_model.pb", "serving/1/assets/labels.txt", "serving/1/assets/artifact.json",
     "serving/1/assets.extra/tf_serving_warmup_requests",
     "mobile/out_16_float32.tflite", "mobile/out_16_int8.tflite", "mobile/out_24x32_float32.tflite",
     "mobile/out_24x32_int8.tflite", "mobile/out_multi_float32.tflite",
@@ -42,8 +46,8 @@ def folder(tmp_path_factory):
                 soundfile.write(folder / "sounds" / split / name / f"{clip}.wav", tone, RATE)
     keras.utils.set_random_seed(0)
     run = Run(
-        ElasticAST(2, "nano", depth=1, grid=(8, 64)), FbankSettings(), PatchSettings(),
-        PackSettings(), CLASSES, clip_seconds=SECONDS,
+        ElasticAST(2, "nano", depth=1, grid=(8, 64)), FbankSettings(), patches=PatchSettings(),
+        packing=PackSettings(), classes=CLASSES, clip_seconds=SECONDS,
     )  # fmt: skip
     (folder / "run").mkdir()
     save_run(run, folder / "run")
@@ -111,11 +115,12 @@ def test_the_card_measures_the_artifacts_themselves(folder):
 
 def test_overwriting_keeps_the_servers_versions(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    (written,) = export_folder("run", "out2", [16], ["serving"], max_seconds=1.0)
+    options = {"patch_sizes": [16], "formats": ["serving"]}
+    (written,) = export_run("run", "out2", max_seconds=1.0, **options)
     assert str(written) == "out2/serving/1"
     before = (folder / "out2/serving/1/saved_model.pb").read_bytes()
-    written = export_folder(
-        folder / "run", folder / "out2", [16], ["serving"], frame_shift_ms=20.0, overwrite=True
+    written = export_run(
+        folder / "run", folder / "out2", frame_shift_ms=20.0, overwrite=True, **options
     )
     assert written == [folder / "out2/serving/2"]
     assert (folder / "out2/serving/1/saved_model.pb").read_bytes() == before
@@ -132,30 +137,70 @@ def test_overwriting_keeps_the_servers_versions(folder, monkeypatch):
         ({"formats": ["apk"]}, ValueError, "formats='apk' is unknown"),
         ({"precisions": ["int4"]}, ValueError, "precisions='int4' is unknown"),
         ({"input": "mp3"}, ValueError, "input='mp3' is unknown"),
-        ({"precisions": ["int8"]}, ValueError, "Give them with --data"),
+        ({"precisions": ["int8"]}, ValueError, "Give data"),
         ({"data": "sounds", "input": "features"}, ValueError, "cannot be measured"),
         ({"patch_sizes": []}, ValueError, "patch_sizes is empty"),
+        ({"formats": ()}, ValueError, "formats is empty"),
+        ({"run": "no"}, FileNotFoundError, "no does not exist"),
+        ({"run": PackSettings()}, ValueError, "run is a PackSettings; expected the folder"),
         ({"patch_sizes": [129], "formats": ["serving"]}, ValueError, "129"),
         ({"patch_sizes": [48], "formats": ["mobile"]}, ValueError, "larger than"),
-        ({"data": "nowhere"}, (OSError, ValueError), "nowhere"),
+        ({"data": "nowhere"}, FileNotFoundError, "nowhere"),
     ],
 )
 def test_errors_leave_nothing_behind(folder, monkeypatch, options, kind, message):
     monkeypatch.chdir(folder)
     before = sorted(os.listdir(folder))
     with pytest.raises(kind, match=message):
-        export_folder("run", **{"out": "new", **options})
+        export_run(**{"run": "run", "out": "new", **options})
     assert sorted(os.listdir(folder)) == before
 
 
 def test_features_in_and_onnx(folder):
     pytest.importorskip("tf2onnx")
     runtime = pytest.importorskip("onnxruntime")
-    written = export_folder(
-        folder / "run", folder / "features", [16], ["mobile", "onnx"], ["float32"],
-        input="features",
+    written = export_run(
+        folder / "run", folder / "features", patch_sizes=[16], formats=["mobile", "onnx"],
+        precisions=["float32"], input="features",
     )  # fmt: skip
     assert [path.name for path in written] == ["features_16_float32.tflite", "features_16.onnx"]
     session = runtime.InferenceSession(written[1], providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape[1:] == [38, 128]
     assert (folder / "features/onnx/features_16.labels.txt").read_text() == "high\nlow\n"
+
+
+def test_a_run_at_8_khz_is_heard_at_8_khz_everywhere(folder, monkeypatch):
+    pytest.importorskip("tf2onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(folder)
+    run = load_run("run")
+    run = dataclasses.replace(run, fbank=dataclasses.replace(run.fbank, sample_rate=8000))
+    os.makedirs("run8", exist_ok=True)
+    save_run(run, "run8")
+    (written,) = export_run("run8", patch_sizes=[16, (16, 16)], formats=["onnx"], data="sounds")
+    assert str(written) == "saved_models/run8/onnx/run8_16.onnx"
+    artifact = load_artifact(written)
+    assert (artifact.sample_rate, artifact.samples) == (8000, round(SECONDS * 8000))
+    paths = sorted((folder / "sounds/test").rglob("*.wav"))
+    waveforms = read_waveforms(paths, artifact.samples, 8000)
+    expected = fixed_scores(run, 16, waveforms)
+    found = file_scores(artifact, paths)
+    assert found.paths == list(map(str, paths)) and not found.rejected
+    np.testing.assert_allclose(found.scores, expected, rtol=0, atol=1e-4)
+    card = read_card("saved_models/run8")
+    command = "export_run('run8', patch_sizes=[16, (16, 16)], formats=['onnx'], data='sounds')"
+    assert card["model"]["command"] == command
+    assert card["points"][0]["precision"] == "float32"
+
+
+def test_calibration_is_read_at_the_sample_rate_of_the_run(folder):
+    run = load_run(folder / "run")
+    run = dataclasses.replace(run, fbank=dataclasses.replace(run.fbank, sample_rate=8000))
+    data = read_data(folder / "sounds", run.fbank, classes=CLASSES, split="train")
+    waveforms = calibration_waveforms(run, data)
+    assert waveforms.shape == (12, round(SECONDS * 8000))
+    for waveform, clip in zip(waveforms, data.source.clips, strict=True):
+        sound = read_audio(clip.path, 8000)
+        np.testing.assert_array_equal(waveform[: len(sound)], sound)
+        assert not waveform[len(sound) :].any()
+    assert calibration_waveforms(run, data, 0.1).shape == (12, 800)

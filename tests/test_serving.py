@@ -12,8 +12,8 @@ import soundfile
 from helpers import pack_rows, randomize, run_python
 
 from keras_flexast import ElasticAST, FlexiAST
-from keras_flexast.evaluation import MAX_ROW_LENGTH
 from keras_flexast.export.serving import _Serving, write_serving
+from keras_flexast.inference.artifacts import file_embeddings, load_artifact, load_artifacts
 from keras_flexast.inference.scoring import fixed_scores
 from keras_flexast.models import embedding_model
 from keras_flexast.runs import Run, load_run, save_run
@@ -39,10 +39,12 @@ WRITE = """
     folder, runs, errors = pathlib.Path(sys.argv[1]), {}, {}
     for name, sizes in json.loads(sys.argv[2]).items():
         runs[name] = load_run(folder / name)
-        runs[name].model.get_layer("block_1").attention.by_clip = True  # as after a long training
-        path = write_serving(runs[name], folder / "models" / name, sizes, max_seconds=3)
+        before = runs[name].model.get_config()
+        path = write_serving(
+            runs[name], folder / "models" / name, patch_sizes=sizes, max_seconds=3
+        )
         assert path == folder / "models" / name / "1"
-        assert runs[name].model.get_layer("block_1").attention.by_clip
+        assert runs[name].model.get_config() == before
 
     def listing():
         return sorted(str(path) for path in folder.rglob("*"))
@@ -93,8 +95,8 @@ def folder(tmp_path_factory):
     ):
         randomize(model)
         run = Run(
-            model, FbankSettings(**options), model.patch_settings(), PackSettings(), CLASSES,
-            multi_label=name == "flexi",
+            model, FbankSettings(**options), patches=model.patch_settings(),
+            packing=PackSettings(), classes=CLASSES, multi_label=name == "flexi",
         )  # fmt: skip
         (folder / name).mkdir()
         save_run(run, folder / name)
@@ -137,13 +139,13 @@ def batch(clips, filler=0.0):
 
 def by_pipeline(run, clips, size, model=None):
     """What the packed model makes of clips that share their rows with others."""
-    from tf_data_pipelines.fbank import log_mel, normalize
+    from tf_data_pipelines.fbank import features
     from tf_data_pipelines.patches import patch_tokens
 
     rows = []
     for clip in clips:
-        features = normalize(log_mel(clip, run.fbank), run.fbank)
-        tokens, positions = patch_tokens(features, run.patches_at([size]))
+        log_mel = features(clip, run.fbank)
+        tokens, positions = patch_tokens(log_mel, run.patches_at([size]))
         rows.append([(tokens.numpy() + 1, positions), (tokens, positions)])
     # One length for all of them, which JAX compiles once.
     outputs = (model or run.model)(pack_rows(rows, 420))
@@ -183,7 +185,7 @@ def test_scores_are_those_in_memory(folder, serve, clips, name, size):
     signature = f"patch_{size}" if isinstance(size, int) else "patch_16x24"
     answer = serve(name, signature, **batch(clips, np.nan))
     assert answer["error"].tolist() == [b""] * 3
-    packed = run.scores(by_pipeline(run, clips, size, pack_rows))
+    packed = run.scores(by_pipeline(run, clips, size))
     np.testing.assert_allclose(answer["scores"], packed, rtol=0, atol=1e-5)
     fixed = fixed_scores(run, size, clips[0][None])
     np.testing.assert_allclose(answer["scores"][:1], fixed, rtol=0, atol=1e-5)
@@ -205,23 +207,43 @@ def test_the_default_is_the_first_patch_size(serve, clips):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_features_and_embeddings_are_those_in_memory(folder, serve, clips, name):
-    from tf_data_pipelines.fbank import log_mel, normalize
+    from tf_data_pipelines.fbank import features as log_mel_of
 
     run = load_run(folder / name)
     silent = np.zeros(5000, "float32")
     features = serve(name, "features", **batch([*clips, silent], np.nan))
     vectors = serve(name, "embed", **batch([*clips, silent], np.nan))
-    expected = by_pipeline(run, clips, 16, pack_rows, embedding_model(run.model))
+    expected = by_pipeline(run, clips, 16, embedding_model(run.model))
     np.testing.assert_allclose(vectors["embedding"][:3], expected, rtol=0, atol=1e-5)
     for index, clip in enumerate(clips):
         frames = features["frames"][index]
-        expected = normalize(log_mel(clip, run.fbank), run.fbank).numpy()
+        expected = log_mel_of(clip, run.fbank).numpy()
         assert frames == len(expected)
         np.testing.assert_allclose(features["log_mel"][index, :frames], expected, atol=1e-4)
         assert not features["log_mel"][index, frames:].any()
     assert features["frames"][3] == 0
     for key, outputs in (("log_mel", features), ("embedding", vectors)):
         assert not outputs[key][3].any() and b"silent" in outputs["error"][3]
+
+
+def test_an_artifact_gives_embeddings(folder, clips, tmp_path):
+    run = load_run(folder / "elastic")
+    expected = by_pipeline(run, clips, 16, embedding_model(run.model))
+    path = folder / "models" / "elastic"
+    artifact = load_artifact(path)
+    assert (artifact.patch_size, artifact.dim, artifact.multi_label) == ("16", 24, False)
+    np.testing.assert_allclose(artifact.embeddings(clips), expected, rtol=0, atol=1e-5)
+    assert artifact.embeddings([]).shape == (0, 24)
+    with pytest.raises(ValueError, match=r"refused clip 1: .* silent"):
+        artifact.embeddings([clips[0], np.zeros(5000, "float32")])
+    embedding = {name for name, one in load_artifacts(path).items() if one.embed}
+    assert embedding == {"serving_default", "patch_16"}  # of one patch size
+    for number, clip in enumerate(clips):
+        soundfile.write(tmp_path / f"{number}.wav", clip, RATE, subtype="FLOAT")
+    paths = [tmp_path / f"{number}.wav" for number in range(4)]
+    embeddings, usable, rejected = file_embeddings(artifact, paths)
+    np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-5)
+    assert usable == list(map(str, paths[:3])) and "does not exist" in dict(rejected)[str(paths[3])]
 
 
 @pytest.mark.parametrize("signature", ["patch_16", "patch_8", "embed"])
@@ -279,6 +301,8 @@ def test_the_shortest_and_the_longest_clip_are_scored(serve):
 
 
 def test_clips_are_no_longer_than_their_tokens_allow(folder):
+    from tf_data_pipelines.pipeline import MAX_ROW_LENGTH
+
     run = load_run(folder / "elastic")
     (limit,) = _Serving(run, [1], 60.0, None).limits.values()  # 128 tokens a frame
     assert run.fbank.frames(limit) == MAX_ROW_LENGTH // 128 == run.fbank.frames(limit + 1) - 1
@@ -374,6 +398,7 @@ def test_folder_of_a_model(folder):
     files = {str(path.relative_to(elastic)) for path in elastic.rglob("*") if path.is_file()}
     assert files >= {
         *("1/saved_model.pb", "1/variables/variables.index", "1/assets/labels.txt"),
+        "1/assets/artifact.json",
         *("1/assets.extra/tf_serving_warmup_requests", "models.config", "batching.config"),
     }
     assert sorted(path.name for path in flexi.iterdir()) == [
@@ -455,7 +480,7 @@ def test_tensorflow_serving_reads_the_files(folder):
     [
         ("exists", "1 exists already"),
         ("version", "version=0 must be a positive number"),
-        ("name", "name='my model' cannot stand in a URL"),
+        ("name", "name='my model' cannot be part of a URL"),
         ("no sizes", "patch_sizes is empty"),
         ("high patch", "patch_size is 129 along frequency, larger than the spectrogram's 86"),
         ("tokens", "patch_size=1 makes more than 8,192 tokens"),

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import sys
 
 import keras
 import numpy as np
@@ -11,11 +10,11 @@ from helpers import run_python
 
 from keras_flexast import ElasticAST
 from keras_flexast.conversion.convert import convert_run
-from keras_flexast.export.tflite import write_multi_tflite, write_onnx, write_tflite
+from keras_flexast.export import write_multi_tflite, write_tflite
 from keras_flexast.export.tflite_metadata import read_metadata
 from keras_flexast.inference.scoring import fixed_scores
 from keras_flexast.runs import Run, load_run, save_run
-from tf_data_pipelines.fbank import log_mel, normalize
+from tf_data_pipelines.fbank import features
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
 
 SECONDS, SAMPLES = 0.5, 8000
@@ -35,7 +34,7 @@ WRITE = """
     import json, os, pathlib, sys
     import numpy as np
     import keras_flexast.export.tflite as mobile
-    from keras_flexast.export.tflite import write_multi_tflite, write_onnx, write_tflite
+    from keras_flexast.export import FixedOptions, write_multi_tflite, write_tflite
     from keras_flexast.runs import load_run
     folder = pathlib.Path(sys.argv[1])
     runs = {name: load_run(folder / name) for name in ("run", "ast")}
@@ -43,15 +42,17 @@ WRITE = """
     for name, (run, patch_size, shift, options) in json.loads(sys.argv[2]).items():
         options["calibration"] = iter(sound) if name == "int8" else None
         path = folder / f"{name}.tflite"
-        assert write_tflite(
-            runs[run], path, patch_size, frame_shift_ms=shift, **options
-        ) == path
+        options = FixedOptions(frame_shift_ms=shift, **options)
+        assert write_tflite(runs[run], path, patch_size=patch_size, options=options) == path
     run = runs["run"]
-    write_multi_tflite(run, folder / "multi.tflite", json.loads(sys.argv[3]))
+    write_multi_tflite(run, folder / "multi.tflite", patch_sizes=json.loads(sys.argv[3]))
 
-    def refuse(patch_size, file="new.tflite", **options):
+    def refuse(patch_size, file="new.tflite", overwrite=False, **options):
         try:
-            write_tflite(run, folder / file, patch_size, **options)
+            options = FixedOptions(**options)
+            write_tflite(
+                run, folder / file, patch_size=patch_size, options=options, overwrite=overwrite
+            )
         except Exception as error:
             return [type(error).__name__, str(error)]
 
@@ -93,7 +94,12 @@ def folder(tmp_path_factory, sound):
     kernel = model.get_layer("head").kernel
     kernel.assign(4 * kernel)  # scores far apart, as of a trained model
     run = Run(
-        model, FbankSettings(), PatchSettings(), PackSettings(), CLASSES, clip_seconds=SECONDS
+        model,
+        FbankSettings(),
+        patches=PatchSettings(),
+        packing=PackSettings(),
+        classes=CLASSES,
+        clip_seconds=SECONDS,
     )
     for name, one in (("run", run), ("ast", convert_run(AST).run)):
         (folder / name).mkdir()
@@ -120,7 +126,7 @@ def scores_of(path, inputs):
 
 def in_memory(folder, name, waveforms):
     run, patch_size, shift, _ = OUTPUTS[name]
-    return fixed_scores(load_run(folder / run), patch_size, waveforms, shift)
+    return fixed_scores(load_run(folder / run), patch_size, waveforms, frame_shift_ms=shift)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +144,7 @@ def test_scores_equal_those_in_memory(folder, sound, name, most):
 
 def test_features_in(folder, sound):
     fbank = FbankSettings(frame_shift_ms=20.0)
-    features = normalize(log_mel(sound, fbank), fbank).numpy()
-    scores = scores_of(folder / "features.tflite", features)
+    scores = scores_of(folder / "features.tflite", features(sound, fbank).numpy())
     np.testing.assert_allclose(scores, in_memory(folder, "features", sound), rtol=0, atol=1e-4)
 
 
@@ -193,13 +198,13 @@ def test_one_file_of_several_patch_sizes_shares_weights(folder, sound):
 def test_metadata(folder):
     found = read_metadata((folder / "int8.tflite").read_bytes())
     assert tuple(found["labels"]) == CLASSES
-    assert found["card"]["precision"] == "int8"
-    assert found["card"]["samples"] == SAMPLES
-    assert FbankSettings.from_dict(found["card"]["fbank"]) == FbankSettings()
+    assert found["artifact"]["precision"] == "int8"
+    assert found["artifact"]["samples"] == SAMPLES
+    assert FbankSettings.from_dict(found["artifact"]["fbank"]) == FbankSettings()
     assert found["subgraphs"][0]["input"]["sample_rate"] == 16000
     found = read_metadata((folder / "multi.tflite").read_bytes())
     assert [graph["name"] for graph in found["subgraphs"]] == list(MULTI)
-    assert found["card"]["patch_sizes"]["patch_16x24"] == [16, 24]
+    assert found["artifact"]["patch_sizes"]["patch_16x24"] == [16, 24]
 
 
 @pytest.mark.parametrize(
@@ -224,39 +229,12 @@ def test_errors_leave_nothing_behind(folder, case, kind, message):
     assert message in text
 
 
-@pytest.mark.parametrize("write", [write_tflite, write_multi_tflite])
-def test_other_backends_are_refused(folder, monkeypatch, write):
+@pytest.mark.parametrize(
+    "write, size", [(write_tflite, "patch_size"), (write_multi_tflite, "patch_sizes")]
+)
+def test_other_backends_are_refused(folder, monkeypatch, write, size):
     run = load_run(folder / "run")
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(RuntimeError, match="needs the TensorFlow backend, and Keras runs on jax"):
-        write(run, folder / "new.tflite", [16])
+        write(run, folder / "new.tflite", **{size: [16]})
     assert not list(folder.glob("new*"))
-
-
-def test_onnx(folder, sound):
-    runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("tf2onnx")
-    code = """
-        import pathlib, sys
-        from keras_flexast.export.tflite import write_onnx
-        from keras_flexast.runs import load_run
-        folder = pathlib.Path(sys.argv[1])
-        run = load_run(folder / "run")
-        write_onnx(run, folder / "waveform.onnx", (16, 24))
-        write_onnx(run, folder / "features.onnx", (16, 24), input="features")
-    """
-    run_python(code, folder, backend="tensorflow")
-    expected = fixed_scores(load_run(folder / "run"), (16, 24), sound)
-    fbank = FbankSettings()
-    given = {"waveform": sound, "features": normalize(log_mel(sound, fbank), fbank).numpy()}
-    for name, inputs in given.items():
-        session = runtime.InferenceSession(str(folder / f"{name}.onnx"))
-        for clips in (3, 1):
-            (scores,) = session.run(["scores"], {name: inputs[:clips]})
-            np.testing.assert_allclose(scores, expected[:clips], rtol=0, atol=1e-4)
-
-
-def test_onnx_says_what_is_missing(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tf2onnx", None)
-    with pytest.raises(ImportError, match=r'pip install "keras-flexast\[onnx\]"'):
-        write_onnx(load_run(folder / "run"), folder / "new.onnx", 16)

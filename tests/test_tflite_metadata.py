@@ -8,8 +8,9 @@ import pytest
 
 from keras_flexast.export.tflite_metadata import attach_metadata, read_metadata
 
-SAMPLES, LABELS = 1600, ["Büro", "Hund, groß", "three"]
-CARD = {"fbank": {"mean": -4.5}, "patch_sizes": {"serving_default": [16, 24]}}
+SAMPLES, LABELS = 1600, ("Büro", "Hund, groß", "three")
+ARTIFACT = {"fbank": {"mean": -4.5}, "patch_sizes": {"serving_default": [16, 24]}}
+GIVEN = {"artifact": ARTIFACT, "sample_rate": 8000}
 WORDS = {
     "name": "ears",
     "description": "hears three things",
@@ -36,7 +37,7 @@ def plain():
 
 @pytest.fixture(scope="module")
 def described(plain):
-    return attach_metadata(plain, LABELS, 8000, CARD, **WORDS)
+    return attach_metadata(plain, LABELS, **GIVEN, **WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_what_is_attached_is_read_back(described):
     found = read_metadata(described)
     assert {name: found[name] for name in WORDS} == WORDS
     assert found["labels"] == LABELS
-    assert found["card"] == CARD
+    assert found["artifact"] == ARTIFACT
     assert found["min_parser_version"] == "1.3.0"  # AudioProperties came with it
     (graph,) = found["subgraphs"]
     assert graph["input"]["name"] == "waveform"
@@ -68,7 +69,7 @@ def test_what_is_attached_is_read_back(described):
 
 
 def test_features_are_no_audio(plain):
-    found = read_metadata(attach_metadata(plain, LABELS, 8000, CARD, input="features"))
+    found = read_metadata(attach_metadata(plain, LABELS, **GIVEN, input="features"))
     (graph,) = found["subgraphs"]
     assert graph["input"]["name"] == "features"
     assert "sample_rate" not in graph["input"]
@@ -81,14 +82,14 @@ def test_interpreters_do_not_mind(plain, described, waveform):
 
 def test_the_tail_is_a_zip_of_stored_files(described):
     with zipfile.ZipFile(io.BytesIO(described)) as archive:
-        assert archive.namelist() == ["labels.txt", "card.json"]
+        assert archive.namelist() == ["labels.txt", "artifact.json"]
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
-        assert archive.read("labels.txt").decode().splitlines() == LABELS
+        assert tuple(archive.read("labels.txt").decode().splitlines()) == LABELS
 
 
 def test_attached_again_it_replaces(plain, described):
-    other = attach_metadata(plain, ["a", "b", "c"], 44100, {})
-    assert attach_metadata(other, LABELS, 8000, CARD, **WORDS) == described
+    other = attach_metadata(plain, ["a", "b", "c"], artifact={}, sample_rate=44100)
+    assert attach_metadata(other, LABELS, **GIVEN, **WORDS) == described
 
 
 def test_buffers_are_aligned(described):
@@ -107,8 +108,8 @@ def test_errors(plain, described):
     with pytest.raises(
         ValueError, match=r"\[\[1, 3\]\]; expected one input, and one output \(1, 2"
     ):
-        attach_metadata(plain, LABELS[:2], 8000, CARD)
-    for function in (read_metadata, lambda content: attach_metadata(content, LABELS, 8000, CARD)):
+        attach_metadata(plain, LABELS[:2], **GIVEN)
+    for function in (read_metadata, lambda content: attach_metadata(content, LABELS, **GIVEN)):
         with pytest.raises(ValueError, match=r"not a TFLite model: bytes 4 to 8 are b'loud', not"):
             function(b"not loud")
     with pytest.raises(ValueError, match="no metadata"):
@@ -140,7 +141,7 @@ def test_media_pipe_reads_every_field(described):
     assert tables.ModelMetadata.ModelMetadataBufferHasIdentifier(content, 0)
     found = tables.ModelMetadataT.InitFromPackedBuf(content, 0)
     assert {name: getattr(found, name).decode() for name in WORDS} == WORDS
-    assert [file.name for file in found.associatedFiles] == [b"card.json"]
+    assert [file.name for file in found.associatedFiles] == [b"artifact.json"]
     (graph,) = found.subgraphMetadata
     (given,), (result,) = graph.inputTensorMetadata, graph.outputTensorMetadata
     assert vars(given.content.contentProperties) == {"sampleRate": 8000, "channels": 1}

@@ -26,19 +26,23 @@ def build(folder, precisions, size):
     import keras
 
     from keras_flexast import ElasticAST
-    from keras_flexast.export.tflite import write_tflite
+    from keras_flexast.export import FixedOptions, write_tflite
     from keras_flexast.runs import Run
     from tf_data_pipelines import FbankSettings, PackSettings, PatchSettings
 
     keras.utils.set_random_seed(SEED)
     names = tuple(f"class {index}" for index in range(CLASSES))
     model = ElasticAST(CLASSES, size)
-    run = Run(model, FbankSettings(), PatchSettings(), PackSettings(), names, True, SAMPLES / 16000)
+    run = Run(
+        model, FbankSettings(), patches=PatchSettings(), packing=PackSettings(), classes=names,
+        multi_label=True, clip_seconds=SAMPLES / 16000,
+    )  # fmt: skip
     noise = np.random.default_rng(SEED).normal(scale=0.1, size=(4, SAMPLES)).astype("float32")
     for precision in precisions:
+        options = FixedOptions(precision=precision, calibration=noise)
         for patch in PATCHES:
             path = folder / f"{precision}, patch {patch}.tflite"
-            write_tflite(run, path, patch, precision, calibration=noise)
+            write_tflite(run, path, patch_size=patch, options=options)
 
 
 def tflite(path, threads):
@@ -57,7 +61,7 @@ def peer(size, threads):
     import torch
     from transformers import ASTConfig, ASTForAudioClassification
 
-    from keras_flexast.models import SIZES
+    from keras_flexast.settings import SIZES
 
     torch.set_num_threads(threads)
     torch.manual_seed(SEED)

@@ -1,12 +1,14 @@
-"""A run as a folder that another team can deploy, and what each artifact in it is worth.
+"""A run as a folder to deploy, with a model card in which every artifact is measured on itself.
 
 OUT/serving/      for TensorFlow Serving: <version>/, models.config, batching.config
 OUT/mobile/       OUT_16_int8.tflite and so on; OUT_multi_float32.tflite holds every patch size
 OUT/onnx/         OUT_16.onnx and so on
-OUT/README.md     model card; with card.json and points.png, where test clips were given
+OUT/README.md     model card, with card.json and points.png; only where test clips are given
 """
 
-import functools
+import builtins
+import dataclasses
+import inspect
 import json
 import os
 import pathlib
@@ -14,185 +16,259 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 
 import keras
-import numpy as np
 from rich.progress import track
 
-from keras_flexast.export.tflite import (
-    INPUTS,
-    PRECISIONS,
-    write_multi_tflite,
-    write_onnx,
-    write_tflite,
-)
+from keras_flexast.export.common import FixedOptions
+from keras_flexast.export.model_card import describe_run, operating_points, write_card
+from keras_flexast.export.onnx import write_onnx
+from keras_flexast.export.serving import write_serving
+from keras_flexast.export.tflite import write_multi_tflite, write_tflite
 from keras_flexast.files import atomic_folder, refuse_overwrite
 from keras_flexast.runs import load_run
+from keras_flexast.settings import (
+    EXPORT_PATCH_SIZES,
+    FORMATS,
+    INPUTS,
+    MAX_SERVED_SECONDS,
+    PRECISIONS,
+)
 from tf_data_pipelines.settings import check_choice, patch_name, patch_pair
 
-FORMATS = ("serving", "mobile", "onnx")
-MOBILE_PATCHES = (8, 16, 24, 32, 48)
 CALIBRATION_CLIPS = 100
 
 
-def export_folder(
-    folder, out, patch_sizes=MOBILE_PATCHES, formats=("serving", "mobile"), precisions=None,
-    data=None, seconds=None, frame_shift_ms=None, resize=None, input="waveform",
-    max_seconds=60.0, overwrite=False,
-):  # fmt: skip
-    """Export a run, on any backend, with progress bars; with `data`, measured on test clips.
+def export_run(
+    run,
+    out=None,
+    *,
+    patch_sizes=EXPORT_PATCH_SIZES,
+    formats=("serving", "mobile"),
+    precisions=None,
+    data=None,
+    seconds=None,
+    frame_shift_ms=None,
+    resize=None,
+    input="waveform",
+    max_seconds=MAX_SERVED_SECONDS,
+    overwrite=False,
+    command=None,
+):
+    """Export a run as a folder to deploy, with progress bars.
 
-    On another backend than TensorFlow a process of its own does it.
+    On another backend than TensorFlow, a TensorFlow process of its own does the work.
 
     Args:
-        folder: of the run.
-        out: folder that appears whole or not at all. Its name is the model's.
-        patch_sizes: ints or (frequency, time) pairs.
-        formats: of "serving" (one SavedModel with a signature for each patch size), "mobile"
-            (a `.tflite` for each patch size and precision, and one of all patch sizes) and "onnx".
-        precisions: of "float32", "float16", "dynamic" and "int8", for mobile; None for all
-            of them, without int8 where there is no `data`.
-        data: folder or manifest as for training: its train split gives int8 its scales, its
-            test split measures every artifact. None for no model card.
-        seconds: length of every clip of mobile and onnx; None for the longest training clip,
-            or what a converted checkpoint cuts its clips to.
-        frame_shift_ms: milliseconds; None for that of training. 20 halves the cost.
-        resize: "pi" or "bilinear"; None for the run's own.
-        input: "waveform" or "features" (normalized log-mel), of mobile and onnx.
-        max_seconds: of the longest clip that serving accepts.
-        overwrite: replace what is there; the versions in OUT/serving stay, beside a new one.
+        run: folder of the run.
+        out: folder that appears whole or not at all; its name becomes the name of the model.
+            None for saved_models/NAME OF THE RUN.
+        patch_sizes: list of ints or (frequency, time) pairs.
+        formats: list of "serving" (one SavedModel with a signature for each patch size),
+            "mobile" (a `.tflite` for each patch size and precision, and one of all patch
+            sizes) and "onnx" (an `.onnx` for each patch size).
+        precisions: list of precisions of the `.tflite` files, see `FixedOptions`. None for all
+            of them; int8 is left out where there is no data.
+        data: folder or manifest, as for training. Its training clips give int8 its scales, and
+            its test clips measure every artifact for the model card. None for no model card.
+        seconds: length of every clip of mobile and onnx; None for the length of the longest
+            training clip, or for the length to which a converted checkpoint brings its clips.
+        frame_shift_ms: frame shift in milliseconds; None for that of training.
+        resize: method of the patch resize, "pi" or "bilinear"; None for the run's own.
+        input: input of mobile and onnx, "waveform" or "features" (normalized log-mel).
+        max_seconds: length of the longest clip that serving accepts.
+        overwrite: whether to replace an existing folder. The versions in OUT/serving stay,
+            and a new one is added to them.
+        command: text that the model card names as the command that made it; None for this
+            call.
 
     Returns:
         list of pathlib.Path: the artifacts.
 
     Raises:
-        ValueError: an unknown format, precision or input, int8 without data, or a patch larger than
-            the clip's spectrogram.
-        FileExistsError: `out` exists.
-        RuntimeError: the other process was stopped.
-    """
-    precisions = precisions or (PRECISIONS if data else PRECISIONS[:3])
-    for name, chosen, known in (
-        ("formats", formats, FORMATS),
-        ("precisions", precisions, PRECISIONS),
-        ("input", [input], INPUTS),
-    ):
-        for one in chosen:
-            check_choice(name, one, known)
-    if not patch_sizes:
-        raise ValueError("patch_sizes is empty; give at least one size, such as [16].")
-    if "int8" in precisions and "mobile" in formats and data is None:
-        raise ValueError(
-            "precisions: int8 measures its scales on training clips. Give them with --data, or "
-            "leave int8 out; dynamic needs none."
-        )
-    if data and input == "features":
-        raise ValueError("input='features' cannot be measured on sound files; leave data out.")
-    out = pathlib.Path(out)
-    refuse_overwrite(out, overwrite)
-    if keras.backend.backend() != "tensorflow":
-        sizes = [patch_pair(size) for size in patch_sizes]
-        return _in_tensorflow_process(
-            folder=str(folder), out=str(out), patch_sizes=sizes, formats=formats,
-            precisions=precisions, data=data and str(data), seconds=seconds,
-            frame_shift_ms=frame_shift_ms, resize=resize, input=input, max_seconds=max_seconds,
-            overwrite=overwrite,
-        )  # fmt: skip
-    from keras_flexast.export.model_card import describe_run, operating_points, write_card
+        FileNotFoundError: the run or the data does not exist.
+        FileExistsError: the folder `out` exists.
+        ValueError: a format, precision or input is unknown, int8 has no data, or a patch is
+            larger than the clip's spectrogram.
+        RuntimeError: the other process failed.
 
-    run = load_run(folder)
-    run = run.resized(resize) if resize else run
-    train, test = _splits(data, run) if data else (None, None)
+    Example:
+        export_run("digits", patch_sizes=[16, 32], precisions=["dynamic"], data="sounds")
+    """
+    arguments = _plain(locals())
+    if not isinstance(run, (str, os.PathLike)):
+        raise ValueError(
+            f"run is a {type(run).__name__}; expected the folder of a run. `save_run` writes one."
+        )
+    if precisions is None:
+        precisions = [name for name in PRECISIONS if data or name != "int8"]
+    _check(arguments, precisions)
+    sizes = {patch_name(patch_pair(size)): patch_pair(size) for size in arguments["patch_sizes"]}
+    out = pathlib.Path(out or pathlib.Path("saved_models", pathlib.Path(run).resolve().name))
+    refuse_overwrite(out, overwrite)
+    command = command or _call_text(arguments)
+    if keras.backend.backend() != "tensorflow":
+        arguments |= {"patch_sizes": list(sizes.values()), "command": command}
+        return _in_tensorflow_process(arguments)
+
+    plan = _Plan(
+        out.name,
+        sizes,
+        formats=formats,
+        precisions=precisions,
+        options=FixedOptions(seconds, frame_shift_ms, input=input),
+        max_seconds=max_seconds,
+    )
+    loaded = load_run(run)
+    loaded = loaded.resized(resize) if resize else loaded
+    train, test = _splits(data, loaded) if data else (None, None)
     with atomic_folder(out, overwrite) as building:
         if (out / "serving").exists():
             shutil.copytree(out / "serving", building / "serving")
-        writers = _writers(
-            run, building, out.name, patch_sizes, formats, precisions, train, seconds,
-            frame_shift_ms, input, max_seconds,
-        )  # fmt: skip
-        written = [write() for write in track(writers, "Exporting")]
+        writers = _writers(loaded, building, plan, train)
+        written = [
+            write(loaded, path, **keywords) for write, path, keywords in track(writers, "Exporting")
+        ]
         if test:
             points = operating_points(written, test, progress=True)
-            command = f"flexast export {folder} --out {out} --data {data}"
             facts = {"data": f"the test split of {pathlib.Path(data).name}", "command": command}
-            write_card(building, points, {**describe_run(run, out.name), **facts})
+            write_card(building, points, {**describe_run(loaded, out.name), **facts})
     return [out / path.absolute().relative_to(building.absolute()) for path in written]
 
 
-def _writers(
-    run, folder, name, patch_sizes, formats, precisions, train, seconds, frame_shift_ms, input,
-    max_seconds,
-):  # fmt: skip
-    """Functions that each write one artifact and return its path."""
-    from keras_flexast.export.serving import write_serving
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is exported: under which name, at which {name: patch size}, in which formats."""
 
-    sizes = {patch_name(patch_pair(size)): patch_pair(size) for size in patch_sizes}
-    fixed = {"seconds": seconds, "frame_shift_ms": frame_shift_ms, "input": input}
-    writers = []
-    if "serving" in formats:
-        writers.append(
-            lambda: write_serving(
-                run, folder / "serving", tuple(sizes.values()), max_seconds=max_seconds,
-                frame_shift_ms=frame_shift_ms, name=name,
-            )
-        )  # fmt: skip
-    if "mobile" in formats:
+    name: str
+    sizes: dict
+    _: dataclasses.KW_ONLY
+    formats: list
+    precisions: list
+    options: FixedOptions
+    max_seconds: float
+
+
+def _writers(run, folder, plan, train):
+    """What writes each artifact: list of (function, path in the folder, keyword arguments)."""
+    writers, options, sizes = [], plan.options, plan.sizes
+    if "serving" in plan.formats:
+        keywords = {
+            "patch_sizes": list(sizes.values()),
+            "max_seconds": plan.max_seconds,
+            "frame_shift_ms": options.frame_shift_ms,
+            "name": plan.name,
+        }
+        writers.append((write_serving, folder / "serving", keywords))
+    if "mobile" in plan.formats:
         (folder / "mobile").mkdir()
-        sound = None
-        if "int8" in precisions:
-            sound = _calibration(
-                train, round((seconds or run.clip_seconds) * run.fbank.sample_rate)
-            )
-        for precision in precisions:
-            options = {**fixed, "precision": precision}
-            if precision == "int8":
-                options["calibration"] = sound
+        waveforms = None
+        if "int8" in plan.precisions:
+            waveforms = calibration_waveforms(run, train, options.seconds)
+        for precision in plan.precisions:
+            chosen = dataclasses.replace(options, precision=precision, calibration=waveforms)
             for label, size in sizes.items():
-                path = folder / "mobile" / f"{name}_{label}_{precision}.tflite"
-                writers.append(functools.partial(write_tflite, run, path, size, **options))
-            if precision == precisions[0] and len(sizes) > 1:
-                path = folder / "mobile" / f"{name}_multi_{precision}.tflite"
-                writers.append(
-                    functools.partial(write_multi_tflite, run, path, sizes.values(), **options)
-                )
-    if "onnx" in formats:
+                path = folder / "mobile" / f"{plan.name}_{label}_{precision}.tflite"
+                writers.append((write_tflite, path, {"patch_size": size, "options": chosen}))
+            if precision == plan.precisions[0] and len(sizes) > 1:
+                path = folder / "mobile" / f"{plan.name}_multi_{precision}.tflite"
+                keywords = {"patch_sizes": list(sizes.values()), "options": chosen}
+                writers.append((write_multi_tflite, path, keywords))
+    if "onnx" in plan.formats:
         (folder / "onnx").mkdir()
         for label, size in sizes.items():
-            path = folder / "onnx" / f"{name}_{label}.onnx"
-            writers.append(functools.partial(write_onnx, run, path, size, **fixed))
+            path = folder / "onnx" / f"{plan.name}_{label}.onnx"
+            writers.append((write_onnx, path, {"patch_size": size, "options": options}))
     return writers
 
 
-def _splits(data, run):
-    """scanned sources of the train and the test clips."""
-    from tf_data_pipelines.sources import load_source, scan_source
+def calibration_waveforms(run, data, seconds=None):
+    """Clips on which int8 measures its scales, taken evenly from all of the data.
 
-    found = scan_source(load_source(data, classes=run.classes), run.fbank, progress=True)
+    Args:
+        run: Run.
+        data: ScannedSource of training clips.
+        seconds: length of every waveform: longer clips are cut, shorter ones end in zeros.
+            None for the run's own.
+
+    Returns:
+        float32 (clips, samples) at the run's sample rate.
+    """
+    from tf_data_pipelines.decode import read_waveforms
+
+    sample_rate = run.fbank.sample_rate
+    samples = round((seconds or run.clip_seconds) * sample_rate)
+    every = max(1, len(data.source) // CALIBRATION_CLIPS)
+    clips = data.source.clips[::every][:CALIBRATION_CLIPS]
+    return read_waveforms([clip.path for clip in clips], samples, sample_rate)
+
+
+def _splits(data, run):
+    """ScannedSource of the training clips, and of the test clips."""
+    from tf_data_pipelines.sources import read_data
+
+    found = read_data(data, run.fbank, classes=run.classes, progress=True)
     return found.split("train"), found.split("test")
 
 
-def _calibration(train, samples):
-    """Training clips from the whole split, cut or filled up: float32 (clips, samples)."""
-    from tf_data_pipelines.decode import read_audio
+def _check(arguments, precisions):
+    """Raise ValueError for choices of `export_run` that are unknown or do not fit together."""
+    chosen = {"formats": arguments["formats"], "precisions": precisions}
+    for name, values in {**chosen, "patch_sizes": arguments["patch_sizes"]}.items():
+        if not values:
+            raise ValueError(f"{name} is empty; give at least one.")
+    for name, values, known in (
+        ("formats", chosen["formats"], FORMATS),
+        ("precisions", chosen["precisions"], PRECISIONS),
+        ("input", [arguments["input"]], INPUTS),
+    ):
+        for value in values:
+            check_choice(name, value, known)
+    data = arguments["data"]
+    if "int8" in precisions and "mobile" in chosen["formats"] and data is None:
+        raise ValueError(
+            "precisions: int8 measures its scales on training clips. Give data (--data) that has "
+            "them, or leave int8 out; dynamic needs none."
+        )
+    if data and arguments["input"] == "features":
+        raise ValueError("input='features' cannot be measured on sound files; leave data out.")
 
-    every = max(1, len(train.source) // CALIBRATION_CLIPS)
-    clips = train.source.clips[::every][:CALIBRATION_CLIPS]
-    waveforms = np.zeros((len(clips), samples), "float32")
-    for row, clip in zip(waveforms, clips, strict=True):
-        waveform = read_audio(clip.path)[:samples]
-        row[: len(waveform)] = waveform
-    return waveforms
+
+def _plain(arguments):
+    """Arguments as JSON can hold them: paths as text, tuples and views as lists."""
+    plain = {}
+    for name, value in arguments.items():
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        elif isinstance(value, Iterable) and not isinstance(value, str):
+            value = list(value)
+        plain[name] = value
+    return plain
 
 
-def _in_tensorflow_process(**arguments):
-    """`export_folder` where Keras runs on TensorFlow; its bars are shown here."""
+def _call_text(arguments):
+    """The call of `export_run` as text, without arguments that have their default."""
+    parameters = inspect.signature(export_run).parameters
+    defaults = _plain({name: one.default for name, one in parameters.items()})
+    texts = [repr(arguments["run"])]
+    for name, value in arguments.items():
+        if name != "run" and value != defaults[name]:
+            texts.append(f"{name}={value!r}")
+    return f"export_run({', '.join(texts)})"
+
+
+def _in_tensorflow_process(arguments):
+    """`export_run` where Keras runs on TensorFlow; its progress bars are shown here."""
     code = """
 import json, sys
-from keras_flexast.export.folder import export_folder
+from keras_flexast.export import export_run
 try:
-    answer = {"paths": [str(path) for path in export_folder(**json.loads(sys.argv[1]))]}
+    answer = {"paths": [str(path) for path in export_run(**json.loads(sys.argv[1]))]}
 except (ValueError, OSError, ImportError) as error:
-    answer = {"error": str(error)}
+    kinds = (FileNotFoundError, FileExistsError, OSError, ImportError, ValueError)
+    kind = next(kind for kind in kinds if isinstance(error, kind))
+    answer = {"error": str(error), "kind": kind.__name__}
 with open(sys.argv[2], "w") as file:
     json.dump(answer, file)
 """
@@ -207,5 +283,5 @@ with open(sys.argv[2], "w") as file:
             )
         answer = json.loads(path.read_text())
     if "error" in answer:
-        raise ValueError(answer["error"])
+        raise getattr(builtins, answer["kind"])(answer["error"])
     return [pathlib.Path(path) for path in answer["paths"]]

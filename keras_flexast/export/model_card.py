@@ -1,4 +1,4 @@
-"""What exported artifacts can do, measured on themselves: model card, and the choice by budget."""
+"""The model card of exported artifacts, measured on themselves, and the choice within a budget."""
 
 import datetime
 import json
@@ -11,61 +11,31 @@ import time
 import numpy as np
 from rich.progress import Progress
 
-from keras_flexast.evaluation import score_clips
+from keras_flexast.evaluation import measure, share_text
 from keras_flexast.figures import points_figure
 from keras_flexast.files import atomic_write
-from keras_flexast.inference.artifacts import file_scores, load_artifact, scoring_artifacts
+from keras_flexast.inference.artifacts import load_artifact, scoring_artifacts
 
-BOUNDS = {"float16": 0.5, "dynamic": 0.5, "int8": 2.0}  # points that may be lost to float32
+BOUNDS = {"float16": 0.5, "dynamic": 0.5, "int8": 2.0}  # points below float32; more is reported
 REASONS = {
     "float16": "the weights have 11 significant bits instead of 24",
     "dynamic": "the weights are rounded to 255 steps",
-    "int8": "weights and activations are rounded to 255 steps, set by the calibration clips",
+    "int8": "weights and inputs of dense layers are rounded to 255 steps, which the calibration "
+    "clips set",
 }
 WARM_ROUNDS = 3
 
 
-def measure(artifact, data, description=None):
-    """What an artifact itself scores on clips, decoded from their files.
-
-    Args:
-        artifact: Artifact.
-        data: ScannedSource of the clips; its classes are the artifact's.
-        description: text beside a progress bar; None shows none.
-
-    Returns:
-        {`metric`: "accuracy" or "mAP", `value`, `standard_error` (None for mAP), `clips`}.
-
-    Raises:
-        ValueError: other classes, or a clip that the artifact refuses.
-    """
-    source = data.source
-    if source.classes != artifact.classes:
-        raise ValueError(
-            f"the data has the classes {', '.join(source.classes)}, {artifact.path} the labels "
-            f"{', '.join(artifact.classes)}. Load the data with classes=artifact.classes."
-        )
-    scores, _, rejected = file_scores(artifact, [c.path for c in source.clips], description)
-    if rejected:
-        raise ValueError(
-            f"{artifact.path} ({artifact.signature}) cannot score {len(rejected)} of "
-            f"{len(source)} clips: {rejected[0][1]}"
-        )
-    metric, value = score_clips(source, scores)
-    error = _standard_error(value, len(source)) if metric == "accuracy" else None
-    return {"metric": metric, "value": value, "standard_error": error, "clips": len(source)}
-
-
-def latencies(artifacts, threads=(1, 2), rounds=20, seconds=10.0, progress=False):
-    """Milliseconds that one clip takes, the median of warm calls, all taking turns.
+def latencies(artifacts, threads=(1, 2), *, rounds=20, seconds=10.0, progress=False):
+    """Milliseconds that one clip takes: the median of warm calls, with all artifacts in turns.
 
     Args:
         artifacts: list of Artifact; each is run on noise.
-        threads: numbers of threads. TensorFlow's are set before it starts, so a SavedModel
-            is timed once, with as many as there are cores.
-        rounds: timed calls of each.
-        seconds: length of the clip where an artifact takes any.
-        progress: show a bar.
+        threads: list of numbers of threads. TensorFlow fixes its own before it starts, so a
+            SavedModel is timed once, with as many threads as there are cores.
+        rounds: number of timed calls of each artifact.
+        seconds: length of the clip where an artifact takes any length.
+        progress: whether to show a progress bar.
 
     Returns:
         list of {threads: milliseconds}, in the order of the artifacts.
@@ -95,17 +65,17 @@ def latencies(artifacts, threads=(1, 2), rounds=20, seconds=10.0, progress=False
 
 
 def operating_points(paths, data, threads=(1, 2), progress=False):
-    """Measure every signature of exported artifacts: accuracy, latency, size.
+    """Accuracy, latency and size of every signature of exported artifacts.
 
     Args:
-        paths: of the artifacts.
+        paths: list of the artifacts' paths.
         data: ScannedSource of the clips, such as the test split.
-        threads: numbers of threads to time with.
-        progress: show bars.
+        threads: list of numbers of threads to time with.
+        progress: whether to show progress bars.
 
     Returns:
         list of points for `write_card`. An artifact that takes any length is timed at the
-        longest fixed length of the others, or else at the clips' median.
+        longest fixed length of the others, or at the median length of the clips.
     """
     artifacts = [one for path in paths for one in scoring_artifacts(path).values()]
     lengths = [one.samples / one.sample_rate for one in artifacts if one.samples]
@@ -135,7 +105,7 @@ def describe_run(run, name):
 
     Args:
         run: Run.
-        name: of the model.
+        name: name of the model.
 
     Returns:
         dictionary for `write_card`.
@@ -145,7 +115,7 @@ def describe_run(run, name):
         "classes": list(run.classes),
         "multi_label": run.multi_label,
         "parameters": run.model.count_params(),
-        "pooling": run.model.pooling,
+        "pooling": run.model.pooling_name,
         "sample_rate": run.fbank.sample_rate,
         "mel_bins": run.fbank.mel_bins,
         "frame_shift_ms": run.fbank.frame_shift_ms,
@@ -159,25 +129,25 @@ def write_card(folder, points, run_info):
     """Write `card.json`, `points.png` and the model card `README.md`.
 
     Args:
-        folder: that they appear in; full paths below it are written relative to it.
-        points: of `operating_points`, or of a card.
-        run_info: of `describe_run`; more keys are kept, and `data` (which clips) and
-            `command` are told in the README.
+        folder: folder of the three files; paths below it are written relative to it.
+        points: list of points, from `operating_points` or from a card.
+        run_info: dictionary of `describe_run`. More keys are kept; `data` (which clips) and
+            `command` appear in the README.
 
     Returns:
-        the card, as card.json holds it:
+        the card as a dictionary, the content of card.json:
 
         model        run_info
         points       list, one operating point each:
             name, path, signature, format    the artifact; path relative to the folder
-            patch_size, precision            "16x24", "int8"; null where it does not say
-            metric, value, clips             "accuracy" or "mAP", 0 to 1, of how many clips
+            patch_size, precision            "16x24", "int8"; null if unknown
+            metric, value, clips             "accuracy" or "mAP", 0 to 1, number of clips
             standard_error                   of the accuracy, 0 to 1; null for mAP
-            loss_points                      100 x (float32 of that patch size - this); null
-                                             for float32, and without such a point
+            loss_points                      100 x (value of float32 at this patch size - value);
+                                             null for float32 and where there is no such point
             latency_ms                       {threads: milliseconds}, median, one clip
             seconds                          length of that clip
-            megabytes                        of the file, which its signatures share
+            megabytes                        size of the file, which its signatures share
         measured     date, cores, machine, python
     """
     folder = pathlib.Path(folder)
@@ -194,16 +164,17 @@ def write_card(folder, points, run_info):
     card = {"model": dict(run_info), "points": points, "measured": measured}
     atomic_write(folder / "card.json", json.dumps(card, indent=2) + "\n")
     threads = thread_counts(points)[0]
-    points_figure(points, folder / "points.png", run_info["name"], threads)
+    points_figure(points, folder / "points.png", title=run_info["name"], threads=threads)
     atomic_write(folder / "README.md", _readme(card))
     return card
 
 
 def read_card(folder):
-    """The card in a folder.
+    """The card in a folder, as `write_card` returns it.
 
     Raises:
-        FileNotFoundError, ValueError: it has none, or a damaged one.
+        FileNotFoundError: the folder has no card.json.
+        ValueError: card.json is damaged or has no points.
     """
     path = pathlib.Path(folder, "card.json")
     if not path.exists():
@@ -222,7 +193,7 @@ def read_card(folder):
 
 
 def thread_counts(points):
-    """Numbers of threads that points were timed with, ascending."""
+    """Numbers of threads with which points were timed, ascending."""
     return sorted({int(count) for point in points for count in point["latency_ms"]})
 
 
@@ -230,14 +201,14 @@ def choose_point(points, budget_ms=None, max_mb=None, threads=1):
     """The best operating point within a budget.
 
     Args:
-        points: of a card.
-        budget_ms: milliseconds for one clip; None for any.
-        max_mb: size in MB; None for any.
-        threads: with how many threads the clip is classified.
+        points: list of points of a card.
+        budget_ms: largest number of milliseconds for one clip; None for any.
+        max_mb: largest size in MB; None for any.
+        threads: number of threads that classify the clip.
 
     Returns:
-        (the most accurate point within, of several the fastest, or None if there is none;
-        the point that is nearest to the budget, by its largest excess over it as a ratio).
+        (best, nearest): the most accurate point within the budget, the fastest of several, or
+        None; and the point whose largest ratio to the budget is smallest.
 
     Raises:
         ValueError: no point was timed with that number of threads.
@@ -245,7 +216,9 @@ def choose_point(points, budget_ms=None, max_mb=None, threads=1):
     timed = [point for point in points if str(threads) in point["latency_ms"]]
     if not timed:
         counts = ", ".join(map(str, thread_counts(points)))
-        raise ValueError(f"threads={threads}: no operating point was timed so, only with {counts}.")
+        raise ValueError(
+            f"threads={threads}: no operating point was timed with it, only with {counts}."
+        )
 
     def latency(point):
         return point["latency_ms"][str(threads)]
@@ -259,20 +232,14 @@ def choose_point(points, budget_ms=None, max_mb=None, threads=1):
     return best, min(timed, key=excess)
 
 
-def _standard_error(share, clips):
-    """Of a share (Agresti and Coull: two hits and two misses more), so that 100 % has one too."""
-    share = (share * clips + 2) / (clips + 4)
-    return float(np.sqrt(share * (1 - share) / (clips + 4)))
-
-
 def _relative(path, folder):
-    """A full path below the folder as it is seen from there; others unchanged."""
+    """A path below the folder, relative to it; any other path unchanged."""
     path, folder = pathlib.Path(path), folder.resolve()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def _loss(point, points):
-    """Points of accuracy lost to float32 at the same patch size, in the same format if there."""
+    """Points below float32 at the same patch size, of the same format where there is one."""
     references = [
         other["value"]
         for other in sorted(points, key=lambda other: other["format"] != point["format"])
@@ -285,13 +252,59 @@ def _loss(point, points):
 
 def _readme(card):
     model, points, measured = card["model"], card["points"], card["measured"]
-    metric, threads = points[0]["metric"], thread_counts(points)
-    errors = points[0]["standard_error"]
+    metric, errors = points[0]["metric"], points[0]["standard_error"]
     labels = model["classes"]
     named = ", ".join(labels[:50]) + (f" and {len(labels) - 50} more" if len(labels) > 50 else "")
-    several = "any number of labels a clip" if model["multi_label"] else "one label a clip"
+    several = "any number of labels for a clip" if model["multi_label"] else "one label for a clip"
+    seconds = sorted({point["seconds"] for point in points})
+    lengths = f"{seconds[0]:g}" if len(seconds) == 1 else f"{seconds[0]:g} to {seconds[-1]:g}"
+    command = f" Command: `{model['command']}`." if model.get("command") else ""
+    return "\n".join(
+        [
+            "---",
+            "library_name: keras",
+            "pipeline_tag: audio-classification",
+            "---",
+            "",
+            f"# {model['name']}",
+            "",
+            f"Audio classifier with {several}: {model['parameters']:,} parameters, "
+            f"{model['pooling']} pooling. Waveform in, scores out; the front end is inside.",
+            "",
+            f"**Labels** ({len(labels)}): {named}.",
+            "",
+            f"**Sound**: mono at {model['sample_rate']} Hz, float32 in [-1, 1]. Log-mel as in "
+            f"Kaldi: {model['mel_bins']} bins, windows of {model['window_ms']:g} ms every "
+            f"{model['frame_shift_ms']:g} ms; normalized by mean {model['mean']:.4f} and standard "
+            f"deviation {model['std']:.4f}.",
+            "",
+            "## Operating points",
+            "",
+            *_table(points),
+            "",
+            "![accuracy against latency](points.png)",
+            "",
+            f"The {metric} is in percent{' ± one standard error' * bool(errors)}. *lost*: points "
+            f"below float32 at the same patch size.",
+            "",
+            *_losses(points),
+            "## How it was measured",
+            "",
+            f"Every artifact scored {points[0]['clips']} clips"
+            f"{' of ' + model['data'] if model.get('data') else ''} in its own runtime. Times are "
+            f"medians of warm calls on one clip of {lengths} s; all artifacts took turns in one "
+            f"process. {measured['machine']}, {measured['cores']} cores, Python "
+            f"{measured['python']}, {measured['date']}.{command}",
+            "",
+        ]
+    )
+
+
+def _table(points):
+    """Lines of the Markdown table of operating points."""
+    threads = thread_counts(points)
     times = [f"ms, {count} thread{'s' * (count > 1)}" for count in threads]
-    header = ["artifact", "patch", "precision", metric, "lost", *times, "MB"]
+    header = ["artifact", "patch", "precision", points[0]["metric"], "lost", *times, "MB"]
     rows = [
         [
             f"`{point['name']}`",
@@ -304,67 +317,23 @@ def _readme(card):
         ]
         for point in points
     ]
-    table = [header, ["---"] * len(header), *rows]
-    seconds = sorted({point["seconds"] for point in points})
-    lengths = f"{seconds[0]:g}" if len(seconds) == 1 else f"{seconds[0]:g} to {seconds[-1]:g}"
-    beyond = [
+    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def _losses(points):
+    """Lines about the artifacts that lost more than BOUNDS; none where all are float32."""
+    quantized = [point for point in points if point["precision"] in BOUNDS]
+    if not quantized:
+        return []
+    present = {point["precision"] for point in quantized}
+    lines = [
         f"- `{point['name']}` lost {point['loss_points']:.1f} points, more than "
         f"{BOUNDS[point['precision']]:g}: {REASONS[point['precision']]}."
-        for point in points
-        if point["precision"] in BOUNDS and (point["loss_points"] or 0) > BOUNDS[point["precision"]]
+        for point in quantized
+        if (point["loss_points"] or 0) > BOUNDS[point["precision"]]
     ]
-    lost = beyond or [
-        "No artifact lost more than "
-        + ", ".join(f"{bound:g} points ({name})" for name, bound in BOUNDS.items())
-        + "."
-    ]
-    return "\n".join(
-        [
-            "---",
-            "library_name: keras",
-            "pipeline_tag: audio-classification",
-            "---",
-            "",
-            f"# {model['name']}",
-            "",
-            f"Audio classifier, {several}: {model['parameters']:,} parameters, "
-            f"{model['pooling']} pooling. Waveform in, scores out; the front end is inside.",
-            "",
-            f"**Labels** ({len(labels)}): {named}.",
-            "",
-            f"**Sound**: mono at {model['sample_rate']} Hz, float32 in [-1, 1]. Log-mel as Kaldi: "
-            f"{model['mel_bins']} bins, {model['window_ms']:g} ms every "
-            f"{model['frame_shift_ms']:g} ms; normalized by mean {model['mean']:.4f} and standard "
-            f"deviation {model['std']:.4f}.",
-            "",
-            "## Operating points",
-            "",
-            *("| " + " | ".join(row) + " |" for row in table),
-            "",
-            "![accuracy against latency](points.png)",
-            "",
-            f"The {metric} is in percent{' ± one standard error' * bool(errors)}. *lost*: points "
-            f"below float32 at the same patch size.",
-            "",
-            *(lost if any(point["precision"] in BOUNDS for point in points) else []),
-            "",
-            "## How it was measured",
-            "",
-            f"Every artifact itself scored {points[0]['clips']} clips"
-            f"{' of ' + model['data'] if model.get('data') else ''}. Times are medians of warm "
-            f"calls on one clip of {lengths} s; all artifacts took turns in one process. "
-            f"{measured['machine']}, {measured['cores']} cores, Python {measured['python']}, "
-            f"{measured['date']}."
-            + (f" Command: `{model['command']}`." if model.get("command") else ""),
-            "",
-        ]
-    )
-
-
-def share_text(point):
-    """ "97.0 ± 0.7": a metric in percent, with its standard error where there is one."""
-    error = point.get("standard_error")
-    return f"{100 * point['value']:.1f}" + (f" ± {100 * error:.1f}" if error else "")
+    bounds = ", ".join(f"{BOUNDS[name]:g} points ({name})" for name in BOUNDS if name in present)
+    return [*(lines or [f"No artifact lost more than {bounds}."]), ""]
 
 
 def _number(value):

@@ -1,12 +1,13 @@
 """A run as a model folder for TensorFlow Serving: named signatures over one set of weights.
 
-FOLDER/<version>/         SavedModel, assets/labels.txt and warm-up requests in assets.extra
+FOLDER/<version>/         SavedModel, with labels.txt and artifact.json in assets and warm-up
+                          requests in assets.extra
 FOLDER/models.config      for --model_config_file
 FOLDER/batching.config    for --batching_parameters_file
 
-Every clip is tokenized on its own and has a row of its own, so neither the clips beside it
-nor what fills up its waveform can move its scores. Needs the TensorFlow backend to write and
-TensorFlow alone to run. With FOLDER mounted at /models/NAME the server starts as
+Every clip is tokenized on its own and has a row of its own, so neither the other clips of a batch
+nor the padding of its waveform can change its scores. Writing needs the TensorFlow backend, running
+needs TensorFlow alone. With FOLDER mounted at /models/NAME the server starts as
 
     tensorflow_model_server --rest_api_port=8501 \\
         --model_config_file=/models/NAME/models.config \\
@@ -15,86 +16,83 @@ TensorFlow alone to run. With FOLDER mounted at /models/NAME the server starts a
 """
 
 import contextlib
-import json
 import math
 import pathlib
 import re
-import struct
 
-import keras
 import numpy as np
 
-from keras_flexast.evaluation import MAX_ROW_LENGTH
+from keras_flexast.export.common import check_backend
+from keras_flexast.export.serving_files import batching_config, models_config, write_warm_up
 from keras_flexast.files import atomic_folder, atomic_write, refuse_overwrite
-from keras_flexast.inference.scoring import artifact_card, front_end
+from keras_flexast.inference.artifacts import artifact_texts, describe_artifact
 from keras_flexast.models import embedding_model
+from keras_flexast.settings import MAX_SERVED_SECONDS
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import check_positive, patch_name, patch_pair
 
-TOP = 5  # labels that come with their names
-BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # of the server's batches; it refuses a request of more clips
-WAIT_MICROS = 2000  # that a request waits for company
-MAX_PEAK = 16.0  # of a waveform whose full scale is 1; more are integers, not divided
-WARM_UP_SECONDS = 1.0
-WARM_UP_RATE = 44100  # Hz, so that the resampler is warm too
+TOP = 5  # labels that an answer names
+MAX_PEAK = 16.0  # of a waveform whose full scale is 1; a higher one holds undivided integers
 
 
 def write_serving(
-    run, folder, patch_sizes=(16,), version=None, max_seconds=60.0, overwrite=False, name=None,
+    run,
+    folder,
+    *,
+    patch_sizes=(16,),
+    version=None,
+    max_seconds=MAX_SERVED_SECONDS,
     frame_shift_ms=None,
-):  # fmt: skip
+    name=None,
+    overwrite=False,
+):
     """Write a run as a new version of a TensorFlow Serving model.
 
-    Signatures, the batch always the first axis:
+    The signatures, with the batch always in the first axis:
 
-        serving_default   waveform float32 (batch, samples) at the run's sample rate, length
+        serving_default   waveform float32 (batch, samples) at the run's sample rate and length
                           int32 (batch,), the samples that count -> scores float32 (batch,
                           classes), top_labels string and top_scores float32 (batch, up to
                           5), error string (batch,)
-        patch_8, ...      the same at each patch size; serving_default is the first
-        classify_wav      wav_bytes string (batch,), 16-bit PCM WAV of any usual rate -> as
-                          serving_default
+        patch_8, ...      the same at each patch size; serving_default is the first of them
+        classify_wav      wav_bytes string (batch,), 16-bit PCM WAV of any usual rate -> the
+                          answer of serving_default
         features          waveform, length -> log_mel float32 (batch, frames, mel_bins),
-                          normalized as the model sees it and filled up with zeros; frames int32
+                          normalized as the model needs it and padded with zeros; frames int32
                           (batch,); error
         embed             waveform, length -> embedding float32 (batch, dim), error
 
-    A clip that cannot be used (NaN, silent, integers, too short or long, a length that does not
-    fit, not such a WAV) gets zeros, empty labels and a sentence in `error`, "" for all others.
+    A clip that cannot be used (NaN, silent, integers, too short, too long, a length that does
+    not fit, not such a WAV) gets zeros, empty labels and a sentence in `error`. The `error` of
+    all other clips is "".
 
     Args:
         run: Run.
-        folder: of the model; existing versions stay. models.config is written again,
+        folder: folder of the model. Existing versions stay; models.config is written again,
             batching.config only where it is missing.
-        patch_sizes: ints or (frequency, time) pairs.
-        version: positive int; None for one more than the highest there.
-        max_seconds: the longest clip that is accepted; at small patch sizes it may be less,
-            because a clip has at most 8,192 tokens.
-        overwrite: replace the version if it exists.
-        name: of the model in requests; None for the folder's name.
-        frame_shift_ms: milliseconds; None for that of training.
+        patch_sizes: list of ints or (frequency, time) pairs.
+        version: positive int; None for one more than the highest version there.
+        max_seconds: length of the longest clip that is accepted. It may be shorter at small
+            patch sizes, because a clip has at most 8,192 tokens.
+        frame_shift_ms: frame shift in milliseconds; None for that of training.
+        name: name of the model in requests; None for the name of the folder.
+        overwrite: whether to replace an existing version.
 
     Returns:
         pathlib.Path of the version's folder, which appears whole or not at all.
 
     Raises:
         RuntimeError: Keras runs on another backend than TensorFlow.
-        ValueError: no patch size or one that does not fit, or a number, version or name that
-            cannot be used.
+        ValueError: a patch size, max_seconds, the version or the name cannot be used.
         FileExistsError: the version exists.
     """
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            f"A serving export needs the TensorFlow backend, and Keras runs on "
-            f"{keras.backend.backend()}. Save the run, and load it where "
-            f"KERAS_BACKEND=tensorflow."
-        )
+    check_backend()
     check_positive("max_seconds", max_seconds)
     folder = pathlib.Path(folder).absolute()
     name = folder.name if name is None else name
     if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
         raise ValueError(
-            f"name={name!r} cannot stand in a URL. Use letters, digits, '_', '-' and '.', or "
+            f"name={name!r} cannot be part of a URL. Use letters, digits, '_', '-' and '.', or "
             f"rename the folder."
         )
     versions = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
@@ -109,23 +107,23 @@ def write_serving(
             module.write(partial, name)
     except BaseException:
         if created:
-            with contextlib.suppress(OSError):  # not empty: another export writes there too
+            with contextlib.suppress(OSError):  # not empty if another export writes there too
                 folder.rmdir()
         raise
-    atomic_write(folder / "models.config", _models_config(name, max([version, *versions])))
+    atomic_write(folder / "models.config", models_config(name, max([version, *versions])))
     if not (folder / "batching.config").exists():
-        atomic_write(folder / "batching.config", _batching_config())
+        atomic_write(folder / "batching.config", batching_config())
     return target
 
 
 class _Serving:
-    """The functions that are served, as plain TensorFlow."""
+    """The signatures of a SavedModel as plain TensorFlow functions."""
 
     def __init__(self, run, patch_sizes, max_seconds, frame_shift_ms):
         import tensorflow as tf
 
         self.run = run
-        self.fbank, self.frame_shift_scale = front_end(run, frame_shift_ms)
+        self.fbank, self.frame_shift_scale = run.front_end(frame_shift_ms)
         self.max_seconds = max_seconds
         self.patches = {}  # name: PatchSettings
         for pair in map(patch_pair, patch_sizes):
@@ -139,7 +137,7 @@ class _Serving:
             "segment_ids": tf.TensorSpec([None, None], tf.int32),
         }
 
-        # Functions of their own, so that every signature calls one copy of the encoder.
+        # Two tf.functions, so that the graph holds one copy of the encoder for all signatures.
         @tf.function(input_signature=[rows], autograph=False)
         def logits(rows):
             return _row_by_row(run.model, rows, len(run.classes))
@@ -154,6 +152,8 @@ class _Serving:
 
     def _limit(self, name):
         """Samples of the longest clip at a patch size: max_seconds, or what its tokens allow."""
+        from tf_data_pipelines.pipeline import MAX_ROW_LENGTH
+
         fbank, patches = self.fbank, self.patches[name]
         (pair,) = patches.patch_sizes
         limit = round(self.max_seconds * fbank.sample_rate)
@@ -164,7 +164,7 @@ class _Serving:
             )
         frames = np.arange(1, fbank.frames(limit) + 1)
         if fbank.clip_ms is not None:
-            frames = np.array([fbank.clip_frames])  # of every clip, so all of them fit or none
+            frames = np.array([fbank.clip_frames])  # every clip has as many: all fit, or none
         fits = np.flatnonzero(token_count(frames, fbank.mel_bins, pair, patches) <= MAX_ROW_LENGTH)
         if not len(fits):
             raise ValueError(
@@ -176,7 +176,7 @@ class _Serving:
         return limit
 
     def write(self, folder, name):
-        """Write the SavedModel, its labels and its warm-up requests into an empty folder."""
+        """Write the SavedModel, its texts and its warm-up requests into an empty folder."""
         import tensorflow as tf
 
         first = next(iter(self.patches))
@@ -194,28 +194,30 @@ class _Serving:
             "features": (lambda waveform, length: self.features(waveform, length, first), sounds),
             "embed": (lambda waveform, length: self.embed(waveform, length, first), sounds),
         }
-        # Not by ExportArchive, which keeps every weight twice.
+        # An ExportArchive would hold every weight twice.
         module, signatures = tf.Module(), {}
         module.weights = [weight.value for weight in self.run.model.weights]
-        with _dense_attention(self.run.model):
-            for endpoint, (function, signature) in endpoints.items():
-                traced = tf.function(function, input_signature=signature, autograph=False)
-                signatures[endpoint] = traced.get_concrete_function()
+        for endpoint, (function, signature) in endpoints.items():
+            traced = tf.function(function, input_signature=signature, autograph=False)
+            signatures[endpoint] = traced.get_concrete_function()
         tf.saved_model.save(module, str(folder), signatures)
-        labels = "".join(f"{label}\n" for label in self.run.classes)
-        atomic_write(folder / "assets" / "labels.txt", labels)
-        sizes = {f"patch_{patch}": one.patch_sizes[0] for patch, one in self.patches.items()}
-        card = artifact_card(self.run, self.fbank, sizes)
-        atomic_write(folder / "assets" / "card.json", json.dumps(card, indent=2) + "\n")
-        extra = folder / "assets.extra"
-        extra.mkdir()
-        examples = self._examples(min(self.limits.values()))
-        with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as records:
-            for endpoint, (_, signature) in endpoints.items():
-                inputs = {spec.name: examples[spec.name] for spec in signature}
-                records.write(_prediction_log(name, endpoint, inputs))
+        pairs = {f"patch_{patch}": one.patch_sizes[0] for patch, one in self.patches.items()}
+        default = self.patches[first].patch_sizes[0]
+        names = ("serving_default", "classify_wav", "embed")
+        description = describe_artifact(
+            self.run, self.fbank, patch_sizes={**pairs, **dict.fromkeys(names, default)}
+        )
+        for file, text in artifact_texts(self.run.classes, description).items():
+            atomic_write(folder / "assets" / file, text)
+        requests = {
+            endpoint: [spec.name for spec in specs] for endpoint, (_, specs) in endpoints.items()
+        }
+        limit = min(self.limits.values()) / self.fbank.sample_rate
+        write_warm_up(
+            folder, name, requests=requests, sample_rate=self.fbank.sample_rate, seconds=limit
+        )
 
-    # === What is served ===
+    # === Signatures ===
 
     def classify(self, waveform, length, patch):
         import tensorflow as tf
@@ -267,10 +269,10 @@ class _Serving:
         embedding = self._embedding(self._rows(waveform, length, patch))
         return {"embedding": tf.where(usable[:, None], embedding, 0.0), "error": error}
 
-    # === Their parts ===
+    # === Parts of the signatures ===
 
     def _checked(self, waveform, length, limit):
-        """(error, usable, length); the length of a clip with an error becomes 0."""
+        """(error, usable, length); the length becomes 0 where a clip has an error."""
         import tensorflow as tf
 
         from tf_data_pipelines.decode import first_problem
@@ -313,15 +315,14 @@ class _Serving:
         """(waveform, length) of one clip -> normalized float32 (frames, mel_bins)."""
         import tensorflow as tf
 
-        from tf_data_pipelines.fbank import log_mel, normalize
+        from tf_data_pipelines.fbank import features
 
         waveform, length = clip
-        fbank = self.fbank
-        features = normalize(log_mel(waveform[:length], fbank), fbank)
-        return tf.ensure_shape(features, [None, fbank.mel_bins])
+        log_mel = features(waveform[:length], self.fbank)
+        return tf.ensure_shape(log_mel, [None, self.fbank.mel_bins])
 
     def _rows(self, waveform, length, patch):
-        """Packed rows of one clip each, padded to the longest."""
+        """Packed rows with one clip in each, padded to the longest."""
         import tensorflow as tf
 
         from tf_data_pipelines.patches import patch_tokens
@@ -343,38 +344,16 @@ class _Serving:
             "segment_ids": segment_ids,
         }
 
-    def _examples(self, limit):
-        """One tone as every input, for the warm-up."""
-        import tensorflow as tf
-
-        fbank = self.fbank
-        rate = {"waveform": fbank.sample_rate, "wav_bytes": WARM_UP_RATE}
-        seconds = min(WARM_UP_SECONDS, limit / fbank.sample_rate)
-        tones = {
-            name: np.sin(np.arange(int(seconds * rate[name])) * (440 * 2 * np.pi / rate[name]))
-            for name in rate
-        }
-        waveform = tones["waveform"].astype("float32")
-        pcm16 = (tones["wav_bytes"] * 2**14).astype("<i2").tobytes()
-        header = struct.pack(
-            "<4sI4s4sIHHIIHH4sI",
-            *(b"RIFF", 36 + len(pcm16), b"WAVE"),
-            *(b"fmt ", 16, 1, 1, WARM_UP_RATE, 2 * WARM_UP_RATE, 2, 16),
-            *(b"data", len(pcm16)),
-        )
-        return {
-            "waveform": tf.make_tensor_proto(waveform[None]),
-            "length": tf.make_tensor_proto(np.array([len(waveform)], "int32")),
-            "wav_bytes": tf.make_tensor_proto([header + pcm16]),
-        }
-
 
 def _row_by_row(model, rows, width):
     """The first slot's output of every row, float32 (rows, width).
 
-    As many rows at a time as attention has memory for: MAX_ROW_LENGTH squared pairs of tokens.
+    Attention has memory for MAX_ROW_LENGTH squared pairs of tokens, and so many rows at a time
+    go through the model.
     """
     import tensorflow as tf
+
+    from tf_data_pipelines.pipeline import MAX_ROW_LENGTH
 
     count, length = tf.unstack(tf.shape(rows["segment_ids"]))
     group = tf.maximum(1, MAX_ROW_LENGTH**2 // tf.maximum(1, length * length))
@@ -389,65 +368,6 @@ def _row_by_row(model, rows, width):
         step,
         (0, tf.zeros([0, width])),
         (tf.TensorShape([]), tf.TensorShape([None, width])),
-        parallel_iterations=1,  # or the memory is that of ten groups
+        parallel_iterations=1,  # more would need the memory of as many groups
     )
     return done
-
-
-@contextlib.contextmanager
-def _dense_attention(model):
-    """While it lasts the blocks attend under a dense mask: by clip needs a static length."""
-    layers = [model.get_layer(f"block_{index}").attention for index in range(model.depth)]
-    before = [layer.by_clip for layer in layers]
-    for layer in layers:
-        layer.by_clip = False
-    try:
-        yield
-    finally:
-        for layer, by_clip in zip(layers, before, strict=True):
-            layer.by_clip = by_clip
-
-
-def _prediction_log(name, signature, inputs):
-    """Bytes of a tensorflow.serving.PredictionLog with one predict request.
-
-    Written field by field: the package with these messages is large and not needed otherwise.
-
-    Source: TensorFlow Serving, apis/prediction_log.proto, predict.proto and model.proto.
-    """
-    spec = _field(1, name.encode()) + _field(3, signature.encode())  # name, signature_name
-    request = _field(1, spec)
-    for key, tensor in inputs.items():  # a map is a repeated message of key and value
-        request += _field(2, _field(1, key.encode()) + _field(2, tensor.SerializeToString()))
-    return _field(6, _field(1, request))  # predict_log, its request
-
-
-def _field(number, payload):
-    """One length-delimited field of a protocol buffer."""
-    size, prefix = len(payload), bytearray([number << 3 | 2])
-    while size > 127:
-        prefix.append(size & 127 | 128)
-        size >>= 7
-    return bytes(prefix) + bytes([size]) + payload
-
-
-def _models_config(name, version):
-    # Two versions, so that a new one is loaded before the label moves to it.
-    return f"""model_config_list {{
-  config {{
-    name: "{name}"
-    base_path: "/models/{name}"
-    model_platform: "tensorflow"
-    model_version_policy {{ latest {{ num_versions: 2 }} }}
-    version_labels {{ key: "stable" value: {version} }}
-  }}
-}}
-"""
-
-
-def _batching_config():
-    sizes = "".join(f"allowed_batch_sizes: {size}\n" for size in BATCH_SIZES)
-    return f"""max_batch_size {{ value: {BATCH_SIZES[-1]} }}
-batch_timeout_micros {{ value: {WAIT_MICROS} }}
-{sizes}pad_variable_length_inputs: true
-"""

@@ -1,14 +1,13 @@
-"""TFLite Metadata of an audio classifier: what it hears, its labels and a card, in one file.
+"""TFLite Metadata of an audio classifier: its input, its labels and its description in one file.
 
 The `.tflite` carries a flatbuffer that describes its tensors (MediaPipe and the Task Library
-read it), and ends in a ZIP with `labels.txt` and `card.json`: `unzip model.tflite` takes them
-out, and interpreters do not read that far.
+read it), and ends in a ZIP with `labels.txt` and `artifact.json`: `unzip model.tflite` extracts
+them, and interpreters ignore them.
 
 Source: metadata_schema.fbs of tflite-support and MediaPipe, version 1.5.0.
 """
 
 import io
-import json
 import zipfile
 
 import flatbuffers
@@ -16,35 +15,46 @@ import numpy as np
 from flatbuffers import number_types
 from flatbuffers.table import Table
 
+from keras_flexast.inference.artifacts import artifact_texts, read_texts
+from keras_flexast.inference.runtimes import DESCRIPTION, LABELS
+
 ENTRY = "TFLITE_METADATA"
 IDENTIFIER = b"M001"
-LABELS, CARD = "labels.txt", "card.json"
-# Of the schema's enumerations. AudioProperties came with 1.3.0.
+# Numbers in the schema's enumerations. AudioProperties came with 1.3.0.
 DESCRIPTIONS, TENSOR_AXIS_LABELS = np.int8(1), np.int8(2)
 FEATURE_PROPERTIES, AUDIO_PROPERTIES = np.uint8(1), np.uint8(4)
 PARSER_VERSIONS = {"waveform": "1.3.0", "features": "1.0.0"}
 
 
 def attach_metadata(
-    content, labels, sample_rate, card, input="waveform", name="keras_flexast",
-    description="", version="", author="", license="",
-):  # fmt: skip
-    """A `.tflite` with metadata; that which it had is replaced. Needs TensorFlow.
+    content,
+    labels,
+    *,
+    artifact,
+    sample_rate,
+    input="waveform",
+    name="keras_flexast",
+    description="",
+    version="",
+    author="",
+    license="",
+):
+    """Give a `.tflite` metadata, in place of any that it has. It needs TensorFlow.
 
     Args:
         content: bytes of a model whose subgraphs have one input and one output (1, classes).
         labels: class names in the order of the scores.
-        sample_rate: Hz, of the waveform, or of the sound that the features are of.
-        card: dictionary that `json.dumps` takes: whatever else there is to know.
+        artifact: dictionary of `describe_artifact`, the content of artifact.json.
+        sample_rate: sample rate of the sound in Hz, also where the input is "features".
         input: "waveform", mono in [-1, 1]; or "features", a normalized log-mel spectrogram.
-        name, description, version, author, license: of the model.
+        name, description, version, author, license: texts about the model.
 
     Returns:
         bytes.
 
     Raises:
-        ValueError: not a TFLite model, of other inputs or outputs, or of another number of
-            classes than labels.
+        ValueError: content is no TFLite model, has other inputs or outputs, or another number
+            of classes than labels.
     """
     model = unpack_model(content)
     for graph in model.subgraphs:
@@ -55,32 +65,15 @@ def attach_metadata(
                 f"shapes {outputs}; expected one input, and one output (1, {len(labels)}) for "
                 f"{len(labels)} labels."
             )
-    audio = {0: np.uint32(sample_rate), 1: np.uint32(1)}  # one channel
-    contents = {
-        "waveform": {0: AUDIO_PROPERTIES, 1: audio},
-        "features": {0: FEATURE_PROPERTIES, 1: {}},
-    }
-    labels_file = {0: LABELS, 1: "Class names in the order of the scores.", 2: TENSOR_AXIS_LABELS}
-    scores = {
-        0: "scores",
-        1: "Score of each class, 0 to 1.",
-        3: {0: FEATURE_PROPERTIES, 1: {}},
-        5: {0: np.ones(1, "float32"), 1: np.zeros(1, "float32")},  # most, least
-        6: [labels_file],
-    }
-    heard = {
-        "waveform": f"Mono sound at {sample_rate} Hz, -1 to 1.",
-        "features": "Log-mel spectrogram, normalized as card.json says: (1, frames, mel bins).",
-    }
-    given = {0: input, 1: heard[input], 3: contents[input]}
+    tensors = {2: [_input_fields(input, sample_rate)], 3: [_output_fields()]}
     root = {
         0: name,
         1: description,
         2: version,
-        3: [{0: _text(graph.name), 2: [given], 3: [scores]} for graph in model.subgraphs],
+        3: [{0: _text(graph.name), **tensors} for graph in model.subgraphs],
         4: author,
         5: license,
-        6: [{0: CARD, 1: "How the model hears and what it was made from.", 2: DESCRIPTIONS}],
+        6: [{0: DESCRIPTION, 1: "Filterbank, patch sizes and precision.", 2: DESCRIPTIONS}],
         7: PARSER_VERSIONS[input],
     }
     builder = flatbuffers.Builder(1024)
@@ -88,27 +81,50 @@ def attach_metadata(
     set_entry(model, ENTRY, builder.Output())
     tail = io.BytesIO()
     tail.write(pack_model(model))
-    with zipfile.ZipFile(tail, "a") as archive:  # stored, as MediaPipe maps it; dated 1980
-        archive.writestr(zipfile.ZipInfo(LABELS), "".join(f"{label}\n" for label in labels))
-        archive.writestr(zipfile.ZipInfo(CARD), json.dumps(card, indent=2) + "\n")
+    with zipfile.ZipFile(tail, "a") as archive:  # not compressed, for MediaPipe maps it; dated 1980
+        for file, text in artifact_texts(labels, artifact).items():
+            archive.writestr(zipfile.ZipInfo(file), text)
     return tail.getvalue()
 
 
+def _input_fields(input, sample_rate):
+    """TensorMetadata of the input, {field: value}."""
+    if input == "waveform":
+        audio = {0: np.uint32(sample_rate), 1: np.uint32(1)}  # one channel
+        text, content = f"Mono sound at {sample_rate} Hz, -1 to 1.", {0: AUDIO_PROPERTIES, 1: audio}
+    else:
+        text = f"Log-mel spectrogram, normalized as in {DESCRIPTION}: (1, frames, mel_bins)."
+        content = {0: FEATURE_PROPERTIES, 1: {}}
+    return {0: input, 1: text, 3: content}
+
+
+def _output_fields():
+    """TensorMetadata of the scores, {field: value}."""
+    labels = {0: LABELS, 1: "Class names in the order of the scores.", 2: TENSOR_AXIS_LABELS}
+    return {
+        0: "scores",
+        1: "Score of each class, 0 to 1.",
+        3: {0: FEATURE_PROPERTIES, 1: {}},
+        5: {0: np.ones(1, "float32"), 1: np.zeros(1, "float32")},  # largest, smallest
+        6: [labels],
+    }
+
+
 def read_metadata(content):
-    """What `attach_metadata` wrote; needs flatbuffers only.
+    """Read what `attach_metadata` wrote. It needs no TensorFlow.
 
     Args:
         content: bytes of a `.tflite`.
 
     Returns:
         dictionary of `name`, `description`, `version`, `author`, `license`,
-        `min_parser_version`, `labels` (list), `card` (dictionary) and `subgraphs`: for each
-        one its `name`, and its `input` and `output`, with `name`, `description` and, of a
-        waveform, `sample_rate` (Hz) and `channels`; of scores `labels`, the name of their
-        file, `min` and `max`.
+        `min_parser_version`, `labels` (tuple), `artifact` (dictionary, from artifact.json) and
+        `subgraphs`: for each one its `name`, and its `input` and `output` with `name` and
+        `description`. The input of a waveform also has `sample_rate` (Hz) and `channels`; the
+        output has `labels`, the name of their file, `min` and `max`.
 
     Raises:
-        ValueError: not a TFLite model, or one without this metadata.
+        ValueError: content is no TFLite model, or has no such metadata.
     """
     _check_model(content)
     model = _Reader.root(content)
@@ -126,7 +142,8 @@ def read_metadata(content):
         )
     root = _Reader.root(described)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        labels, card = archive.read(LABELS).decode(), json.loads(archive.read(CARD))
+        texts = {file: archive.read(file).decode() for file in (LABELS, DESCRIPTION)}
+    labels, artifact = read_texts(texts)
     return {
         "name": root.text(0),
         "description": root.text(1),
@@ -134,8 +151,8 @@ def read_metadata(content):
         "author": root.text(4),
         "license": root.text(5),
         "min_parser_version": root.text(7),
-        "labels": labels.splitlines(),
-        "card": card,
+        "labels": labels,
+        "artifact": artifact,
         "subgraphs": [
             {
                 "name": graph.text(0),
@@ -148,7 +165,7 @@ def read_metadata(content):
 
 
 def unpack_model(content):
-    """Bytes of a `.tflite` as TensorFlow's ModelT, without what is appended to them."""
+    """Bytes of a `.tflite` as TensorFlow's ModelT, without the ZIP at their end."""
     from tensorflow.lite.python import schema_py_generated as schema
 
     _check_model(content)
@@ -166,7 +183,7 @@ def pack_model(model):
 
 
 def set_entry(model, name, content):
-    """Put bytes under a name into a ModelT's own metadata, in place of those there."""
+    """Put bytes under a name into the metadata of a ModelT, in place of those there."""
     from tensorflow.lite.python import schema_py_generated as schema
 
     content = np.frombuffer(content, "uint8")
@@ -183,9 +200,9 @@ def set_entry(model, name, content):
 
 
 def _pack_buffer(builder, buffer):
-    """A Buffer whose bytes start at a multiple of 16, as schema.fbs asks.
+    """A Buffer whose bytes start at a multiple of 16, as schema.fbs requires.
 
-    The generated Pack does not align them, and kernels on ARM may count on it.
+    The generated Pack does not align them, and kernels on ARM may rely on it.
     """
     from tensorflow.lite.python import schema_py_generated as schema
 
@@ -216,7 +233,7 @@ def _write(builder, value):
         np.uint8: builder.PrependUint8Slot,
         np.uint32: builder.PrependUint32Slot,
     }
-    # Children come first: a flatbuffer does not nest what it builds.
+    # Children first: a flatbuffer cannot build a table inside another one.
     placed = {
         field: one if type(one) in scalars else _write(builder, one) for field, one in value.items()
     }
@@ -228,7 +245,7 @@ def _write(builder, value):
 
 
 class _Reader:
-    """A table of a flatbuffer, its fields by number."""
+    """A table of a flatbuffer; its fields are read by number."""
 
     def __init__(self, content, position):
         self.table = Table(content, position)
@@ -238,7 +255,7 @@ class _Reader:
         return cls(content, int.from_bytes(content[:4], "little"))
 
     def _place(self, field):
-        """Position of a field's value; None if it is not there."""
+        """Position of a field's value; None if the field is missing."""
         offset = self.table.Offset(4 + 2 * field)
         return self.table.Pos + offset if offset else None
 

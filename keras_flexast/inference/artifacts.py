@@ -1,22 +1,97 @@
 """Exported artifacts as classifiers: waveforms of any length in, scores out.
 
-A SavedModel is run by TensorFlow, a `.tflite` by LiteRT or TensorFlow's interpreter, an
-`.onnx` by onnxruntime. Labels come from the artifact itself.
+TensorFlow runs a SavedModel, LiteRT or TensorFlow's interpreter a `.tflite`, and onnxruntime an
+`.onnx`. Every artifact describes itself by two texts:
+
+labels.txt      one class a line, in the order of the scores
+artifact.json   filterbank with its sample rate, patch sizes, precision, kind of labels
+
+`artifact_texts` writes them and `read_texts` reads them. A SavedModel holds them in its assets, a
+`.tflite` in the ZIP at its end, an `.onnx` in its metadata_props.
 """
 
 import dataclasses
 import json
 import pathlib
-import zipfile
 from collections.abc import Callable
 
 import numpy as np
 from rich.progress import Progress
 
+from keras_flexast.inference.runtimes import DESCRIPTION, LABELS, OPENERS
+from keras_flexast.runs import labels_text
 from tf_data_pipelines.settings import patch_name
 
-BATCH_SAMPLES = 60 * 16000  # padded samples that one call gets; a longer clip is alone
-SAMPLE_RATE = 16000  # Hz, where an artifact does not say
+BATCH_SAMPLES = 60 * 16000  # in one call, padding included; a longer clip has a call of its own
+SAMPLE_RATE = 16000  # Hz, of an artifact that does not name its rate
+
+
+# === The artifact's description of itself ===
+
+
+def describe_artifact(
+    run, fbank, *, patch_sizes, samples=None, precision="float32", input="waveform"
+):
+    """What an artifact says of itself: the content of artifact.json.
+
+    Args:
+        run: Run.
+        fbank: FbankSettings at the artifact's frame shift.
+        patch_sizes: dictionary of signature names to (frequency, time) pairs.
+        samples: number of samples of every clip; None for clips of any length.
+        precision: precision of the weights, one of PRECISIONS.
+        input: name of the input, one of INPUTS.
+
+    Returns:
+        dictionary for `artifact_texts`.
+    """
+    from keras_flexast import __version__
+
+    return {
+        "input": input,
+        "precision": precision,
+        "patch_sizes": patch_sizes,
+        "samples": samples,
+        "multi_label": run.multi_label,
+        "fbank": fbank.to_dict(),
+        "keras_flexast": __version__,
+    }
+
+
+def artifact_texts(classes, description):
+    """The texts that go into an artifact, {"labels.txt": text, "artifact.json": text}.
+
+    Args:
+        classes: class names in the order of the scores.
+        description: dictionary of `describe_artifact`, or any other that JSON can hold.
+    """
+    return {LABELS: labels_text(classes), DESCRIPTION: json.dumps(description, indent=2) + "\n"}
+
+
+def read_texts(texts):
+    """Class names and description from the texts of an artifact.
+
+    Args:
+        texts: {file name: text}, as `artifact_texts` gives it. Other files are ignored.
+
+    Returns:
+        tuple of class names, empty without labels.txt; and the description, an empty
+        dictionary without artifact.json.
+
+    Raises:
+        ValueError: artifact.json is not a JSON object.
+    """
+    classes = tuple(line for line in texts.get(LABELS, "").split("\n") if line)
+    try:
+        description = json.loads(texts.get(DESCRIPTION, "{}"))
+    except ValueError as error:
+        raise ValueError(f"{DESCRIPTION} in the artifact is damaged: {error}.") from None
+    if not isinstance(description, dict):
+        raise ValueError(f"{DESCRIPTION} in the artifact is damaged: it is no JSON object.")
+    return classes, description
+
+
+# === Artifacts ===
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,30 +100,36 @@ class Artifact:
 
     Args:
         path: the `.tflite` or `.onnx` file, or the SavedModel folder (of one version).
-        signature: its name inside the artifact.
-        classes: names in the order of the scores.
-        samples: that every clip has; None where clips have any length.
-        sample_rate: Hz of the waveforms.
-        multi_label: whether scores are independent (sigmoid); None where nothing says so.
-        patch_size: "16", "16x24"; None where nothing says so.
-        precision: "float32", "float16", "dynamic" or "int8"; None where nothing says so.
+        signature: name of the signature inside the artifact.
+        classes: class names in the order of the scores.
+        samples: number of samples of every clip; None where clips have any length.
+        sample_rate: sample rate of the waveforms in Hz.
+        multi_label: whether scores are independent (sigmoid); None if unknown.
+        patch_size: name of the patch size, such as "16" or "16x24"; None if unknown.
+        precision: "float32", "float16", "dynamic" or "int8"; None if unknown.
+        dim: width of the embeddings; None where the artifact has none.
         run: function from padded waveforms float32 (batch, samples) and lengths int32
-            (batch,) to scores float32 (batch, classes) and an error text for each clip.
+            (batch,) to scores float32 (batch, classes) and a list of error texts, one per clip.
+        embed: function like `run` that gives embeddings float32 (batch, dim) in place of the
+            scores; None where the artifact has none.
     """
 
     path: pathlib.Path
     signature: str
+    _: dataclasses.KW_ONLY
     classes: tuple[str, ...]
     samples: int | None
     sample_rate: int
     multi_label: bool | None
     patch_size: str | None
     precision: str | None
+    dim: int | None = None
     run: Callable = dataclasses.field(repr=False)
+    embed: Callable | None = dataclasses.field(default=None, repr=False)
 
     @property
     def name(self):
-        """The file's own name, and the signature where the file has several."""
+        """The file's own name, followed by the signature where the file has several."""
         stem = self.path.stem
         if self.path.is_dir() and stem.isdecimal():  # a version of TF Serving
             stem = self.path.parent.name
@@ -56,16 +137,16 @@ class Artifact:
 
     @property
     def size(self):
-        """Bytes of the file, or of the folder's files; its signatures share them."""
+        """Bytes of the file, or of all files in the folder; its signatures share them."""
         files = self.path.rglob("*") if self.path.is_dir() else [self.path]
         return sum(file.stat().st_size for file in files if file.is_file())
 
     def scores(self, waveforms):
         """Scores of clips of any lengths.
 
-        With a fixed number of samples, a shorter clip is filled up with zeros, and a longer
-        one is cut into windows that overlap by half, the last one up to the clip's end; its
-        scores are their mean.
+        An artifact for clips of one length gets a shorter clip with zeros at its end. A
+        longer clip is cut into windows that overlap by half, the last one ending with the
+        clip; its scores are the mean of theirs.
 
         Args:
             waveforms: list of float32 (samples,) in [-1, 1], at `sample_rate` Hz.
@@ -77,47 +158,95 @@ class Artifact:
             ValueError: the artifact refused a clip, or gave NaN.
         """
         scores, refused = self.answer(waveforms)
-        for number, reason in enumerate(refused):
-            if reason:
-                raise ValueError(f"{self.path} refused clip {number}: {reason}")
+        self._check_refused(refused)
         return scores
 
     def answer(self, waveforms):
-        """`scores`, and a text for each clip: why the artifact refused it, else ""."""
-        pieces = [
+        """`scores`, but a clip may be refused.
+
+        Args:
+            waveforms: as for `scores`.
+
+        Returns:
+            float32 (clips, classes), zeros for a refused clip; and a tuple with a text for
+            each clip: why the artifact refused it, or "".
+
+        Raises:
+            ValueError: the artifact gave NaN.
+        """
+        return self._mean_of_windows(self.run, waveforms, len(self.classes))
+
+    def embeddings(self, waveforms):
+        """Embeddings of clips of any lengths: one vector per clip, before the head.
+
+        Args:
+            waveforms: as for `scores`.
+
+        Returns:
+            float32 (clips, dim).
+
+        Raises:
+            ValueError: the artifact has no embeddings, refused a clip, or gave NaN.
+        """
+        embeddings, refused = self.answer_embeddings(waveforms)
+        self._check_refused(refused)
+        return embeddings
+
+    def answer_embeddings(self, waveforms):
+        """`embeddings`, but a clip may be refused, as in `answer`."""
+        if self.embed is None:
+            raise ValueError(
+                f"{self.path} ({self.signature}) has no embeddings. Use serving_default of a "
+                f"SavedModel that `flexast export` wrote."
+            )
+        return self._mean_of_windows(self.embed, waveforms, self.dim)
+
+    def _mean_of_windows(self, function, waveforms, width):
+        """Outputs (clips, width) of `run` or `embed`, and the reasons of refused clips."""
+        from tf_data_pipelines.decode import pad_waveforms
+
+        windows = [
             (clip, waveform[start : start + self.samples] if self.samples else waveform)
             for clip, waveform in enumerate(waveforms)
             for start in _starts(len(waveform), self.samples)
         ]
-        pieces.sort(key=lambda piece: len(piece[1]))  # alike lengths need little padding
-        scores = np.zeros((len(waveforms), len(self.classes)), "float32")
+        windows.sort(key=lambda window: len(window[1]))  # similar lengths need little padding
+        outputs = np.zeros((len(waveforms), width), "float32")
         counts, refused = np.zeros((len(waveforms), 1), "float32"), [""] * len(waveforms)
-        for clips, batch, lengths in _batches(pieces, self.samples):
-            given, reasons = self.run(batch, lengths)
+        for batch in _batches(windows, self.samples):
+            clips, pieces = (list(one) for one in zip(*batch, strict=True))
+            lengths = np.array([len(piece) for piece in pieces], "int32")
+            given, reasons = function(pad_waveforms(pieces, self.samples), lengths)
             if not np.isfinite(given).all():
-                raise ValueError(f"{self.path} ({self.signature}) gave NaN or infinite scores.")
-            np.add.at(scores, clips, given)
+                raise ValueError(f"{self.path} ({self.signature}) gave NaN or infinite numbers.")
+            np.add.at(outputs, clips, given)
             np.add.at(counts, clips, 1)
             for clip, reason in zip(clips, reasons, strict=True):
                 refused[clip] = refused[clip] or reason
-        return scores / counts, tuple(refused)
+        return outputs / counts, tuple(refused)
+
+    def _check_refused(self, refused):
+        for number, reason in enumerate(refused):
+            if reason:
+                raise ValueError(f"{self.path} refused clip {number}: {reason}")
 
 
 def load_artifact(path, signature=None, threads=2):
     """An exported classifier, ready to run.
 
     Args:
-        path: `.tflite`, `.onnx`, a SavedModel folder, or a TF Serving folder of versions
-            (its highest is taken).
-        signature: such as "patch_16"; None for `serving_default`, or the only one.
-        threads: of LiteRT or onnxruntime; TensorFlow takes all cores.
+        path: `.tflite` file, `.onnx` file, SavedModel folder, or TF Serving folder, of which
+            the highest version is taken.
+        signature: name of a signature, such as "patch_16"; None for `serving_default`, or
+            for the only one.
+        threads: number of threads of LiteRT or onnxruntime; TensorFlow takes all cores.
 
     Returns:
         Artifact.
 
     Raises:
-        FileNotFoundError, ValueError: no such artifact, damaged, of another kind, without
-            labels, or without that signature.
+        FileNotFoundError: the path does not exist.
+        ValueError: the path is damaged, no artifact, without labels or without that signature.
         ImportError: onnxruntime is not installed.
     """
     found = load_artifacts(path, threads)
@@ -134,9 +263,17 @@ def load_artifact(path, signature=None, threads=2):
 
 
 def load_artifacts(path, threads=2):
-    """{signature: Artifact} of everything in an artifact that scores waveforms.
+    """Every signature of an artifact that scores waveforms.
 
-    Args, Raises: as `load_artifact`.
+    Args:
+        path: as for `load_artifact`.
+        threads: as for `load_artifact`.
+
+    Returns:
+        {signature: Artifact}.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as for `load_artifact`.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -150,18 +287,30 @@ def load_artifacts(path, threads=2):
             f"{path} is neither a SavedModel folder nor a .tflite or .onnx file. `flexast export` "
             f"writes them."
         )
-    classes, card = _labels_and_card(version)
-    sample_rate = card.get("fbank", {}).get("sample_rate", SAMPLE_RATE)
+    signatures, texts = OPENERS[kind](version, threads)
+    classes, description = _classes_and_description(version, texts)
+    sizes = description.get("patch_sizes", {})
+    embed = signatures.pop("embed", None)
     artifacts = {}
-    for name, (samples, width, run) in OPENERS[kind](version, threads).items():
-        if width != len(classes):
-            raise ValueError(f"{version} has {width} scores and {len(classes)} labels.")
-        pair = card.get("patch_sizes", {}).get(name)
+    for name, one in signatures.items():
+        if one.width != len(classes):
+            raise ValueError(f"{version} has {one.width} scores and {len(classes)} labels.")
+        pair = sizes.get(name)
         named = name.removeprefix("patch_") if name.startswith("patch_") else None
+        embeds = embed and (name == "serving_default" or (pair and pair == sizes.get("embed")))
         artifacts[name] = Artifact(
-            version, name, classes, samples, sample_rate, card.get("multi_label"),
-            patch_name(pair) if pair else named, card.get("precision"), run,
-        )  # fmt: skip
+            version,
+            name,
+            classes=classes,
+            samples=one.samples,
+            sample_rate=description.get("fbank", {}).get("sample_rate", SAMPLE_RATE),
+            multi_label=description.get("multi_label"),
+            patch_size=patch_name(pair) if pair else named,
+            precision=description.get("precision"),
+            dim=embed.width if embeds else None,
+            run=one.run,
+            embed=embed.run if embeds else None,
+        )
     if not artifacts:
         raise ValueError(
             f"{version} has no signature from `waveform` (batch, samples) to `scores`. Export "
@@ -171,9 +320,10 @@ def load_artifacts(path, threads=2):
 
 
 def scoring_artifacts(path, threads=2):
-    """As `load_artifacts`, but each set of weights and patch size once.
+    """`load_artifacts`, but each patch size once.
 
-    A `serving_default` beside `patch_...` is one of them under another name.
+    `serving_default` is left out where signatures named `patch_...` stand beside it, because it
+    is one of them under another name.
     """
     found = load_artifacts(path, threads)
     sized = {name: one for name, one in found.items() if name.startswith("patch_")}
@@ -181,35 +331,73 @@ def scoring_artifacts(path, threads=2):
 
 
 def is_artifact(path):
-    """Whether a path is, or by its name would be, an exported artifact."""
+    """Whether a path is an exported artifact; a file is judged by its name alone."""
     path = pathlib.Path(path)
     return _version(path) is not None if path.is_dir() else path.suffix in OPENERS
 
 
+@dataclasses.dataclass(frozen=True)
+class FileScores:
+    """Scores of sound files.
+
+    Args:
+        scores: float32 (usable files, classes).
+        paths: list of the usable files' paths as str, in their order.
+        rejected: tuple of (path, reason) for each file that has no scores.
+    """
+
+    scores: np.ndarray
+    paths: list[str]
+    rejected: tuple[tuple[str, str], ...]
+
+
 def file_scores(artifact, paths, description=None):
-    """Scores of sound files of any format, rate and length.
+    """Scores of sound files of any format, sample rate and length.
 
     Args:
         artifact: Artifact.
-        paths: of the files.
-        description: text beside a progress bar; None shows none.
+        paths: list of file names.
+        description: text beside a progress bar; None shows no bar.
 
     Returns:
-        scores float32 (usable files, classes), the usable files' paths in their order, and
-        (path, reason) of each file that could not be decoded or that the artifact refused.
+        FileScores. A file is rejected when it cannot be decoded, or when the artifact
+        refuses it.
     """
+    return FileScores(*_file_outputs(artifact, paths, artifact.answer, description))
+
+
+def file_embeddings(artifact, paths, description=None):
+    """Embeddings of sound files, as `file_scores`.
+
+    Args:
+        artifact, paths, description: as for `file_scores`.
+
+    Returns:
+        embeddings float32 (usable files, dim), list of the usable files' paths, and tuple of
+        (path, reason) for each rejected file.
+
+    Raises:
+        ValueError: the artifact has no embeddings.
+    """
+    return _file_outputs(artifact, paths, artifact.answer_embeddings, description)
+
+
+def _file_outputs(artifact, paths, answer, description):
+    """What `answer` gives for sound files: (outputs, usable paths, rejected)."""
     from tf_data_pipelines.decode import AudioError, read_audio
 
-    scores, rejected, waiting = {}, {}, {}  # by the file's number; waiting: waveforms
+    paths = [str(path) for path in paths]
+    outputs, rejected, waiting = {}, {}, {}  # by the file's number; waiting holds waveforms
 
     def flush():
-        given, refused = artifact.answer(list(waiting.values()))
-        for number, score, reason in zip(waiting, given, refused, strict=True):
+        given, refused = answer(list(waiting.values()))
+        for number, output, reason in zip(waiting, given, refused, strict=True):
             if reason:
                 rejected[number] = f"{paths[number]}: {reason}"
             else:
-                scores[number] = score
+                outputs[number] = output
         waiting.clear()
+        return given[:0]
 
     with Progress(disable=description is None) as progress:
         for number, path in enumerate(progress.track(paths, description=description or "")):
@@ -219,34 +407,29 @@ def file_scores(artifact, paths, description=None):
                 rejected[number] = str(error)
             if sum(map(len, waiting.values())) > BATCH_SAMPLES:
                 flush()
-        flush()
-    table = np.zeros((len(scores), len(artifact.classes)), "float32")
-    table[:] = list(scores.values()) or table
+        none = flush()  # of the right width where no file is usable
     failed = tuple((paths[number], rejected[number]) for number in sorted(rejected))
-    return table, [paths[number] for number in scores], failed
+    table = np.stack(list(outputs.values())) if outputs else none
+    return table, [paths[number] for number in outputs], failed
 
 
 def _starts(length, window):
-    """Where the windows of a clip begin: half a window apart, the last up to its end."""
+    """First samples of a clip's windows: half a window apart, the last one ends with the clip."""
     if window is None or length <= window:
         return [0]
     return [*range(0, length - window, window // 2), length - window]
 
 
-def _batches(pieces, samples):
-    """(clips, float32 (batch, samples), int32 lengths) of pieces sorted by length."""
-    while pieces:
+def _batches(windows, samples):
+    """Lists of (clip, waveform) from a list sorted by length, each with BATCH_SAMPLES at most."""
+    while windows:
         count = 1
-        while count < len(pieces) and (
-            (count + 1) * (samples or len(pieces[count][1])) <= BATCH_SAMPLES
+        while count < len(windows) and (
+            (count + 1) * (samples or len(windows[count][1])) <= BATCH_SAMPLES
         ):
             count += 1
-        taken, pieces = pieces[:count], pieces[count:]
-        batch = np.zeros((count, samples or len(taken[-1][1])), "float32")
-        for row, (_, waveform) in zip(batch, taken, strict=True):
-            row[: len(waveform)] = waveform
-        lengths = np.array([len(waveform) for _, waveform in taken], "int32")
-        yield [clip for clip, _ in taken], batch, lengths
+        batch, windows = windows[:count], windows[count:]
+        yield batch
 
 
 def _version(folder):
@@ -261,107 +444,15 @@ def _version(folder):
     return max(versions, key=lambda child: int(child.name), default=None)
 
 
-def _labels_and_card(path):
-    """Class names, and what card.json says ({} without one): inside, or labels beside."""
-    texts = {}
-    if path.is_dir():
-        for name in ("labels.txt", "card.json"):
-            if (path / "assets" / name).exists():
-                texts[name] = (path / "assets" / name).read_text()
-    elif zipfile.is_zipfile(path):  # the tail that carries a .tflite's associated files
-        with zipfile.ZipFile(path) as archive:
-            for name in {"labels.txt", "card.json"} & set(archive.namelist()):
-                texts[name] = archive.read(name).decode()
-    place = path / "assets" / "labels.txt" if path.is_dir() else path.with_suffix(".labels.txt")
-    if "labels.txt" not in texts and place.exists():
-        texts["labels.txt"] = place.read_text()
-    if "labels.txt" not in texts:
-        raise ValueError(f"{path} has no labels. Write one class a line into {place}.")
-    classes = tuple(line for line in texts["labels.txt"].split("\n") if line)
-    return classes, json.loads(texts.get("card.json", "{}"))
-
-
-def _open_saved_model(path, threads):
-    """{signature: (samples, classes, run)}; `threads` is TensorFlow's own matter."""
-    import tensorflow as tf
-
-    loaded = tf.saved_model.load(str(path))
-    return {
-        name: _saved_model_signature(loaded, serve)
-        for name, serve in loaded.signatures.items()
-        if "waveform" in serve.structured_input_signature[1]
-        and "scores" in serve.structured_outputs
-    }
-
-
-def _saved_model_signature(loaded, serve):
-    import tensorflow as tf
-
-    given = serve.structured_input_signature[1]
-
-    def run(batch, lengths, loaded=loaded):  # the signature does not keep its model alive
-        inputs = {"waveform": tf.constant(batch)}
-        if "length" in given:
-            inputs["length"] = tf.constant(lengths)
-        outputs = serve(**inputs)
-        errors = outputs["error"].numpy() if "error" in outputs else [b""] * len(batch)
-        return outputs["scores"].numpy(), [error.decode() for error in errors]
-
-    return given["waveform"].shape[1], serve.structured_outputs["scores"].shape[-1], run
-
-
-def _open_tflite(path, threads):
+def _classes_and_description(path, texts):
+    """Class names and description from an artifact's texts, or from labels beside it."""
+    place = path / "assets" / LABELS if path.is_dir() else path.with_suffix(f".{LABELS}")
+    if LABELS not in texts and place.exists():
+        texts = {**texts, LABELS: place.read_text()}
     try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
-        import tensorflow as tf
-
-        Interpreter = tf.lite.Interpreter  # noqa: N806, a class
-
-    try:
-        interpreter = Interpreter(model_path=str(path), num_threads=threads)
+        classes, description = read_texts(texts)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be loaded: {error}") from None
-    runners = {
-        name: interpreter.get_signature_runner(name)
-        for name, sides in interpreter.get_signature_list().items()
-        if sides["inputs"] == ["waveform"] and "scores" in sides["outputs"]
-    }
-    return {name: _tflite_signature(runner) for name, runner in runners.items()}
-
-
-def _tflite_signature(runner):
-    def run(batch, lengths):
-        rows = [runner(waveform=waveform[None])["scores"][0] for waveform in batch]
-        return np.stack(rows), [""] * len(batch)
-
-    samples = runner.get_input_details()["waveform"]["shape"][-1]
-    return int(samples), int(runner.get_output_details()["scores"]["shape"][-1]), run
-
-
-def _open_onnx(path, threads):
-    try:
-        import onnxruntime
-    except ImportError:
-        raise ImportError(
-            f"{path} needs onnxruntime. Install it with `pip install onnxruntime`."
-        ) from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no base of their own
-        raise ValueError(f"{path} cannot be loaded: {error}") from None
-    inputs = {one.name: one.shape for one in session.get_inputs()}
-    outputs = {one.name: one.shape for one in session.get_outputs()}
-    if list(inputs) != ["waveform"] or "scores" not in outputs:
-        return {}
-
-    def run(batch, lengths):
-        rows = [session.run(["scores"], {"waveform": waveform[None]})[0] for waveform in batch]
-        return np.concatenate(rows), [""] * len(batch)
-
-    return {"serving_default": (inputs["waveform"][1], outputs["scores"][-1], run)}
-
-
-OPENERS = {"saved_model": _open_saved_model, ".tflite": _open_tflite, ".onnx": _open_onnx}
+        raise ValueError(f"{path}: {error} Export again.") from None
+    if not classes:
+        raise ValueError(f"{path} has no labels. Write one class a line into {place}.")
+    return classes, description

@@ -1,0 +1,108 @@
+"""What TensorFlow Serving reads beside the SavedModel: configuration and warm-up requests."""
+
+import struct
+
+import numpy as np
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # of the server; it refuses a request of more clips
+WAIT_MICROS = 2000  # microseconds that a request waits for others to fill the batch
+WARM_UP_SECONDS = 1.0
+WARM_UP_RATE = 44100  # Hz, so that the resampler is warm too
+
+
+def models_config(name, version):
+    """Text of models.config.
+
+    Args:
+        name: name of the model in requests.
+        version: version that the label "stable" names.
+    """
+    # Two versions are loaded, so that a new one is ready before the label moves to it.
+    return f"""model_config_list {{
+  config {{
+    name: "{name}"
+    base_path: "/models/{name}"
+    model_platform: "tensorflow"
+    model_version_policy {{ latest {{ num_versions: 2 }} }}
+    version_labels {{ key: "stable" value: {version} }}
+  }}
+}}
+"""
+
+
+def batching_config():
+    """Text of batching.config."""
+    sizes = "".join(f"allowed_batch_sizes: {size}\n" for size in BATCH_SIZES)
+    return f"""max_batch_size {{ value: {BATCH_SIZES[-1]} }}
+batch_timeout_micros {{ value: {WAIT_MICROS} }}
+{sizes}pad_variable_length_inputs: true
+"""
+
+
+def write_warm_up(folder, name, *, requests, sample_rate, seconds):
+    """Write one request for each signature, which the server answers before it reports ready.
+
+    Args:
+        folder: folder of the SavedModel; the requests go into its assets.extra.
+        name: name of the model in requests.
+        requests: {signature: names of its inputs}, of "waveform", "length" and "wav_bytes".
+        sample_rate: sample rate of the waveform in Hz.
+        seconds: length of the longest clip that the model accepts.
+    """
+    import tensorflow as tf
+
+    examples = _examples(sample_rate, min(WARM_UP_SECONDS, seconds))
+    extra = folder / "assets.extra"
+    extra.mkdir()
+    with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as records:
+        for signature, names in requests.items():
+            inputs = {key: examples[key] for key in names}
+            records.write(_prediction_log(name, signature, inputs))
+
+
+def _examples(sample_rate, seconds):
+    """A tone of 440 Hz as each input, {name: TensorProto}."""
+    import tensorflow as tf
+
+    rates = {"waveform": sample_rate, "wav_bytes": WARM_UP_RATE}
+    tones = {
+        name: np.sin(np.arange(int(seconds * rate)) * (440 * 2 * np.pi / rate))
+        for name, rate in rates.items()
+    }
+    waveform = tones["waveform"].astype("float32")
+    pcm16 = (tones["wav_bytes"] * 2**14).astype("<i2").tobytes()
+    header = struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        *(b"RIFF", 36 + len(pcm16), b"WAVE"),
+        *(b"fmt ", 16, 1, 1, WARM_UP_RATE, 2 * WARM_UP_RATE, 2, 16),
+        *(b"data", len(pcm16)),
+    )
+    return {
+        "waveform": tf.make_tensor_proto(waveform[None]),
+        "length": tf.make_tensor_proto(np.array([len(waveform)], "int32")),
+        "wav_bytes": tf.make_tensor_proto([header + pcm16]),
+    }
+
+
+def _prediction_log(name, signature, inputs):
+    """Bytes of a tensorflow.serving.PredictionLog with one predict request.
+
+    It is written field by field, because the package with these messages is large and not needed
+    otherwise.
+
+    Source: TensorFlow Serving, apis/prediction_log.proto, predict.proto and model.proto.
+    """
+    spec = _field(1, name.encode()) + _field(3, signature.encode())  # name, signature_name
+    request = _field(1, spec)
+    for key, tensor in inputs.items():  # a map is a repeated message of key and value
+        request += _field(2, _field(1, key.encode()) + _field(2, tensor.SerializeToString()))
+    return _field(6, _field(1, request))  # predict_log, its request
+
+
+def _field(number, payload):
+    """One length-delimited field of a protocol buffer."""
+    size, prefix = len(payload), bytearray([number << 3 | 2])
+    while size > 127:
+        prefix.append(size & 127 | 128)
+        size >>= 7
+    return bytes(prefix) + bytes([size]) + payload
