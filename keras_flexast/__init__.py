@@ -28,5 +28,10 @@ __all__ = [
 
 # The command `flexast` imports what each command needs, so that its help is there at once.
 if os.path.basename("".join(sys.argv[:1])) not in ("flexast", "flexast.exe"):
+    from keras_flexast.conversion import convert_checkpoint, convert_run
+    from keras_flexast.evaluation import evaluate_run
+    from keras_flexast.export import export_run
+    from keras_flexast.inference import load_classifier
     from keras_flexast.layers import MaskAttentionPooling, MaskedSelfAttention, PIResizePatchEmbed
     from keras_flexast.models import ElasticAST, FlexiAST, PackedAST, PackedBackbone, fixed_model
+    from keras_flexast.training import train_run

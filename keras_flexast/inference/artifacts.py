@@ -11,6 +11,7 @@ artifact.json   filterbank with its sample rate, patch sizes, precision, kind of
 """
 
 import dataclasses
+import io
 import json
 import pathlib
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from collections.abc import Callable
 import numpy as np
 from rich.progress import Progress
 
+from keras_flexast.files import atomic_write
 from keras_flexast.inference.runtimes import DESCRIPTION, LABELS, OPENERS
 from keras_flexast.runs import labels_text
 from tf_data_pipelines.settings import patch_name
@@ -194,12 +196,16 @@ class Artifact:
 
     def answer_embeddings(self, waveforms):
         """`embeddings`, but a clip may be refused, as in `answer`."""
+        self.check_embeds()
+        return self._mean_of_windows(self.embed, waveforms, self.dim)
+
+    def check_embeds(self):
+        """Raise a ValueError if the artifact has no embeddings."""
         if self.embed is None:
             raise ValueError(
                 f"{self.path} ({self.signature}) has no embeddings. Use serving_default of a "
                 f"SavedModel that `flexast export` wrote."
             )
-        return self._mean_of_windows(self.embed, waveforms, self.dim)
 
     def _mean_of_windows(self, function, waveforms, width):
         """Outputs (clips, width) of `run` or `embed`, and the reasons of refused clips."""
@@ -348,7 +354,28 @@ class FileScores:
 
     scores: np.ndarray
     paths: list[str]
-    rejected: tuple[tuple[str, str], ...]
+    rejected: tuple[tuple[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class FileEmbeddings:
+    """One vector for each of several sound files.
+
+    Args:
+        embeddings: float32 (usable files, width).
+        paths: list of the usable files' paths as str, in their order.
+        rejected: tuple of (path, reason) for each file that has no embedding.
+    """
+
+    embeddings: np.ndarray
+    paths: list[str]
+    rejected: tuple[tuple[str, str], ...] = ()
+
+    def save(self, path):
+        """Write `files` (paths) and `embeddings` as NumPy's .npz, whole or not at all."""
+        content = io.BytesIO()
+        np.savez(content, files=self.paths, embeddings=self.embeddings)
+        atomic_write(path, content.getvalue())
 
 
 def file_scores(artifact, paths, description=None):
@@ -363,53 +390,54 @@ def file_scores(artifact, paths, description=None):
         FileScores. A file is rejected when it cannot be decoded, or when the artifact
         refuses it.
     """
-    return FileScores(*_file_outputs(artifact, paths, artifact.answer, description))
+    return FileScores(*_over_files(artifact, paths, artifact.answer, description))
 
 
 def file_embeddings(artifact, paths, description=None):
-    """Embeddings of sound files, as `file_scores`.
+    """Embeddings of sound files of any format, sample rate and length.
 
     Args:
         artifact, paths, description: as for `file_scores`.
 
     Returns:
-        embeddings float32 (usable files, dim), list of the usable files' paths, and tuple of
-        (path, reason) for each rejected file.
+        FileEmbeddings.
 
     Raises:
         ValueError: the artifact has no embeddings.
     """
-    return _file_outputs(artifact, paths, artifact.answer_embeddings, description)
+    artifact.check_embeds()
+    return FileEmbeddings(*_over_files(artifact, paths, artifact.answer_embeddings, description))
 
 
-def _file_outputs(artifact, paths, answer, description):
-    """What `answer` gives for sound files: (outputs, usable paths, rejected)."""
+def _over_files(artifact, paths, answer, description):
+    """(outputs (usable files, width), their paths, rejected) of a function like `answer`."""
     from tf_data_pipelines.decode import AudioError, read_audio
 
     paths = [str(path) for path in paths]
-    outputs, rejected, waiting = {}, {}, {}  # by the file's number; waiting holds waveforms
+    outputs, rejected, unscored = {}, {}, {}  # by the file's number; unscored holds waveforms
 
     def flush():
-        given, refused = answer(list(waiting.values()))
-        for number, output, reason in zip(waiting, given, refused, strict=True):
+        given, refused = answer(list(unscored.values()))
+        for number, output, reason in zip(unscored, given, refused, strict=True):
             if reason:
                 rejected[number] = f"{paths[number]}: {reason}"
             else:
                 outputs[number] = output
-        waiting.clear()
-        return given[:0]
+        unscored.clear()
+        return given.shape[1]
 
     with Progress(disable=description is None) as progress:
         for number, path in enumerate(progress.track(paths, description=description or "")):
             try:
-                waiting[number] = read_audio(path, artifact.sample_rate)
+                unscored[number] = read_audio(path, artifact.sample_rate)
             except AudioError as error:
                 rejected[number] = str(error)
-            if sum(map(len, waiting.values())) > BATCH_SAMPLES:
+            if sum(map(len, unscored.values())) > BATCH_SAMPLES:
                 flush()
-        none = flush()  # of the right width where no file is usable
+        width = flush()
+    table = np.zeros((len(outputs), width), "float32")
+    table[:] = list(outputs.values()) or table
     failed = tuple((paths[number], rejected[number]) for number in sorted(rejected))
-    table = np.stack(list(outputs.values())) if outputs else none
     return table, [paths[number] for number in outputs], failed
 
 

@@ -2,18 +2,17 @@
 
 import abc
 import concurrent.futures
-import dataclasses
 import functools
-import io
 import os
 import warnings
 
 import numpy as np
 from rich.progress import Progress
 
-from keras_flexast.files import atomic_write
 from keras_flexast.inference.artifacts import (
+    FileEmbeddings,
     FileScores,
+    file_embeddings,
     file_scores,
     is_artifact,
     load_artifact,
@@ -273,32 +272,10 @@ class ArtifactClassifier(Classifier):
         return file_scores(self.artifact, paths, "Classifying" if progress else None)
 
     def embed_files(self, paths, progress=False):
-        found = file_embeddings(self.artifact, paths, "Embedding" if progress else None)
-        return FileEmbeddings(found.scores, found.paths, found.rejected)
+        return file_embeddings(self.artifact, paths, "Embedding" if progress else None)
 
     def timeline(self, path, *, window=None, hop=None, progress=False):
         return artifact_timeline(self.artifact, path, window=window, hop=hop, progress=progress)
-
-
-@dataclasses.dataclass(frozen=True)
-class FileEmbeddings:
-    """What `embed_files` gives.
-
-    Args:
-        embeddings: float32 (usable files, width).
-        paths: paths of the usable files, in their order.
-        rejected: (path, reason) of each file that is left out.
-    """
-
-    embeddings: np.ndarray
-    paths: list
-    rejected: tuple
-
-    def save(self, path):
-        """Write `files` (paths) and `embeddings` as NumPy's .npz, whole or not at all."""
-        content = io.BytesIO()
-        np.savez(content, files=self.paths, embeddings=self.embeddings)
-        atomic_write(path, content.getvalue())
 
 
 # === What is shared with evaluation ===
