@@ -69,7 +69,7 @@ def train_run(
                        model_options=model_options or {}, init=init)  # fmt: skip
     patches = model.patch_settings(patches.patch_sizes, frame_shifts_ms=patches.frame_shifts_ms)
     packing = training_packing(
-        data.splits(), fbank, patches, batch_tokens=settings.batch_tokens,
+        data.splits(), fbank, patches=patches, batch_tokens=settings.batch_tokens,
         row_length=settings.row_length, segments=settings.segments, overlong=settings.overlong,
     )  # fmt: skip
     run = Run(
@@ -90,10 +90,9 @@ def train_run(
             "versions": versions(),
         },
     )
+    fit = _prepare(run, train=train, validation=validation, settings=settings, augment=augment)
     with atomic_folder(out, overwrite, keep_partial=True) as folder:
-        history = _fit(
-            run, folder, train=train, validation=validation, settings=settings, augment=augment
-        )
+        history = fit(folder)
         model.load_weights(folder / "model.keras")
         if settings.dtype != "float32":
             config = {**model.get_config(), "dtype": "float32"}
@@ -257,15 +256,16 @@ def _warm_start(init, classes, options):
     return model
 
 
-def _fit(run, folder, *, train, validation, settings, augment):
-    """Train the model of a run; `folder` holds the run with the best weights so far."""
+def _prepare(run, *, train, validation, settings, augment):
+    """Compile the model of a run and check its clips; a function that trains it in a folder."""
     from tf_data_pipelines.pipeline import evaluation_batches, training_batches
 
     model, how = run.model, {"patches": run.patches, "packing": run.packing, "seed": settings.seed}
+    batches = training_batches(train, run.fbank, augment=augment, **how)
+    held_out = evaluation_batches(validation, run.fbank, **how)
     # Whole steps of the optimizer, so that no gradient waits for the next epoch.
     steps = steps_per_epoch(train, run.fbank, run.patches, run.packing)
     steps = -(-steps // settings.accumulate) * settings.accumulate
-    held_out = evaluation_batches(validation, run.fbank, **how)
     compile_packed(
         model,
         WarmupCosine(settings.learning_rate, [steps * settings.epochs], settings.warmup),
@@ -274,7 +274,26 @@ def _fit(run, folder, *, train, validation, settings, augment):
         row_length=run.packing.row_length,
         accumulate=settings.accumulate,
     )
-    save_run(run, folder)  # the checkpoint replaces the model, so it is a run all along
+
+    def fit(folder):
+        save_run(run, folder)  # the checkpoint replaces the model, so it is a run all along
+        with warnings.catch_warnings():
+            # Keras takes a validation set of unknown size for one that ended too early.
+            warnings.filterwarnings("ignore", "Your input ran out of data")
+            return model.fit(
+                batches,
+                steps_per_epoch=steps,
+                epochs=settings.epochs,
+                validation_data=held_out.map(lambda *batch: batch[:3]),
+                callbacks=_callbacks(run, folder, held_out=held_out, source=validation.source),
+                shuffle=False,
+            )
+
+    return fit
+
+
+def _callbacks(run, folder, *, held_out, source):
+    """Keeping the best epoch in the folder, TensorBoard, and mAP for multi-label clips."""
     checkpoint = keras.callbacks.ModelCheckpoint(
         folder / "model.keras",
         "val_mAP" if run.multi_label else "val_accuracy",
@@ -283,17 +302,6 @@ def _fit(run, folder, *, train, validation, settings, augment):
         initial_value_threshold=0.0,
     )
     checkpoint.monitor_op = keras.ops.greater_equal  # of equal epochs the last
-    callbacks = [checkpoint, keras.callbacks.TensorBoard(folder / "logs", write_graph=False)]
-    if run.multi_label:
-        callbacks.insert(0, MeanAveragePrecision(held_out, validation.source))
-    with warnings.catch_warnings():
-        # Keras takes a validation set of unknown size for one that ended too early.
-        warnings.filterwarnings("ignore", "Your input ran out of data")
-        return model.fit(
-            training_batches(train, run.fbank, augment=augment, **how),
-            steps_per_epoch=steps,
-            epochs=settings.epochs,
-            validation_data=held_out.map(lambda *batch: batch[:3]),
-            callbacks=callbacks,
-            shuffle=False,
-        )
+    measure = [MeanAveragePrecision(held_out, source)] if run.multi_label else []
+    board = keras.callbacks.TensorBoard(folder / "logs", write_graph=False)
+    return [*measure, checkpoint, board]

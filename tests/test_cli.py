@@ -242,18 +242,20 @@ def test_unknown_options_end_in_usage(arguments):
 
 
 def test_names_in_brackets_are_text(trained, sounds, tmp_path):
-    path = tmp_path / "[red]a[/b].ogg"
+    path = tmp_path / "[red]a[b].ogg"
     path.write_bytes((sounds / "low" / "1.ogg").read_bytes())
     code, out, message = run("predict", trained, path)
     assert code == 0, message
-    assert "[red]a[/b].ogg" in "".join(out.split())
+    assert "[red]a[b].ogg" in "".join(out.split())
 
 
 def test_help_is_there_within_a_second_and_shows_the_defaults():
     program = pathlib.Path(sys.executable).with_name("flexast")
     code = """
-        import subprocess, sys, time
-        done = subprocess.run([sys.argv[1], "train", "--help"], capture_output=True, text=True)
+        import os, subprocess, sys
+        wide = {**os.environ, "COLUMNS": "200"}
+        command = [sys.argv[1], "train", "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, env=wide)
         assert done.returncode == 0, done.stderr
         print(done.stdout)
         sys.argv = ["flexast", "--help"]
@@ -263,7 +265,7 @@ def test_help_is_there_within_a_second_and_shows_the_defaults():
     """
     out = run_python(code, program, backend=keras.backend.backend())
     for text in ("8,10,12,16,20,24,30,32,40,48", "cover", "0.001", "mixed_bfloat16"):
-        assert text in out.replace("\n", "")
+        assert text in out
 
 
 def test_no_command_shows_tensorflows_own_lines(sounds):
