@@ -504,16 +504,16 @@ def _print(*tables):
 
 def _show_conversion(done):
     """What became of the names of a checkpoint, counted by reason."""
-    model = done.run.model
+    model, backbone = done.run.model, done.run.model.backbone
     table = Table(show_header=False)
     table.add_row("family", done.family)
     table.add_row(
         "model",
-        f"{model.depth} blocks, {model.dim} wide, {model.num_heads} heads, "
+        f"{backbone.depth} blocks, {backbone.dim} wide, {backbone.num_heads} heads, "
         f"{model.pooling_name} pooling",
     )
-    table.add_row("patches", f"{_text(model.base_patch)}, one every {_text(model.stride)}")
-    table.add_row("position table", f"{_text(model.grid)}, {model.position}")
+    table.add_row("patches", f"{_text(backbone.base_patch)}, one every {_text(model.stride)}")
+    table.add_row("position table", f"{_text(backbone.grid)}, {model.position}")
     table.add_row("classes", f"{len(done.run.classes)}: {', '.join(done.run.classes[:4])}, ...")
     table.add_row("names used", str(len(done.used)))
     for reason, count in collections.Counter(done.ignored.values()).items():

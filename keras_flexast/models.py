@@ -12,6 +12,7 @@ from keras_flexast.layers import (
     PrefixPooling,
     PrefixTokens,
 )
+from keras_flexast.layers.configured import arguments_of
 from keras_flexast.settings import POOLINGS, SIZES
 from tf_data_pipelines.settings import (
     BASE_PATCH,
@@ -58,25 +59,10 @@ class PackedBackbone(keras.Model):
     """
 
     def __init__(
-        self,
-        dim,
-        depth,
-        *,
-        num_heads,
-        mlp_ratio=4,
-        prefix_tokens=0,
-        table="factorized",
-        grid=(8, 64),
-        base_patch=BASE_PATCH,
-        resize="pi",
-        dropout=0.0,
-        attention_scale=None,
-        norm_epsilon=1e-6,
-        attention="auto",
-        remat=False,
-        dtype=None,
-        **kwargs,
-    ):
+        self, dim, depth, *, num_heads, mlp_ratio=4, prefix_tokens=0, table="factorized",
+        grid=(8, 64), base_patch=BASE_PATCH, resize="pi", dropout=0.0, attention_scale=None,
+        norm_epsilon=1e-6, attention="auto", remat=False, dtype=None, **kwargs,
+    ):  # fmt: skip
         check_choice("prefix_tokens", prefix_tokens, (0, 1, 2))
         base_patch, _ = base_and_stride(base_patch, None)
 
@@ -90,18 +76,12 @@ class PackedBackbone(keras.Model):
         self.prefix = None
         if prefix_tokens:
             self.prefix = PrefixTokens(prefix_tokens, dtype=dtype, name="prefix_tokens")
+        block = {
+            "dropout": dropout, "scale": attention_scale, "norm_epsilon": norm_epsilon,
+            "attention": attention, "remat": remat, "dtype": dtype,
+        }  # fmt: skip
         self.blocks = [
-            EncoderBlock(
-                num_heads,
-                round(dim * mlp_ratio),
-                dropout=dropout,
-                scale=attention_scale,
-                norm_epsilon=norm_epsilon,
-                attention=attention,
-                remat=remat,
-                dtype=dtype,
-                name=f"block_{index}",
-            )
+            EncoderBlock(num_heads, round(dim * mlp_ratio), **block, name=f"block_{index}")
             for index in range(depth)
         ]
         self.norm = keras.layers.LayerNormalization(epsilon=norm_epsilon, dtype=dtype, name="norm")
@@ -137,13 +117,8 @@ class PackedBackbone(keras.Model):
         self.remat = remat
 
     def get_config(self):
-        names = (
-            "dim", "depth", "num_heads", "mlp_ratio", "prefix_tokens", "table", "grid",
-            "base_patch", "resize", "dropout", "attention_scale", "norm_epsilon", "attention",
-            "remat",
-        )  # fmt: skip
-        config = {name: getattr(self, name) for name in names}
-        return {"name": self.name, "trainable": self.trainable, "dtype": _dtype(self), **config}
+        own = {"name": self.name, "trainable": self.trainable, "dtype": _dtype(self, self)}
+        return {**own, **arguments_of(self, leave_out=["dtype"])}
 
     @classmethod
     def from_config(cls, config):
@@ -160,8 +135,8 @@ class PackedAST(keras.Model):
 
     Args:
         num_classes: number of classes.
-        dim, depth, num_heads: width, number of blocks and number of heads; or give `size`.
-        size: "nano", "tiny", "small" or "base": sets dim, depth and num_heads.
+        size: "nano", "tiny", "small" or "base": sets dim, depth and num_heads; None where
+            these are given.
         pooling: "attention" (one learned query per clip), "cls" or "cls_distillation" (the
             mean of one or two prefix tokens), or "mean" (of the patches, as SSAST).
         prefix_tokens: 0, 1 or 2 tokens before each clip; None for what the pooling needs.
@@ -175,8 +150,9 @@ class PackedAST(keras.Model):
         remainder, position: policies of the patch grid that the model is trained with,
             see PatchSettings; `fixed_model` follows them.
         head_norm_epsilon: epsilon of the head's LayerNorm.
-        mlp_ratio, grid, base_patch, resize, dropout, attention_scale, norm_epsilon, attention,
-            remat, dtype: as in PackedBackbone.
+        dtype: dtype policy of all layers but the head, which computes in float32.
+        name, trainable: as in keras.Model.
+        **backbone: other arguments of PackedBackbone, such as dim, grid or dropout.
 
     Call arguments:
         inputs: packed batch, as for PackedBackbone.
@@ -191,35 +167,10 @@ class PackedAST(keras.Model):
     """
 
     def __init__(
-        self,
-        num_classes,
-        dim=None,
-        *,
-        depth=None,
-        num_heads=None,
-        size=None,
-        mlp_ratio=4,
-        pooling="attention",
-        prefix_tokens=None,
-        table=None,
-        grid=(8, 64),
-        base_patch=BASE_PATCH,
-        stride=None,
-        mel_bins=None,
-        segments=16,
-        resize="pi",
-        remainder="cover",
-        position="physical",
-        dropout=0.0,
-        attention_scale=None,
-        norm_epsilon=1e-6,
-        head_norm_epsilon=1e-6,
-        attention="auto",
-        remat=False,
-        dtype=None,
-        **kwargs,
-    ):
-        dim, depth, num_heads = _dimensions(size, (dim, depth, num_heads))
+        self, num_classes, size=None, *, pooling="attention", prefix_tokens=None, table=None,
+        stride=None, mel_bins=None, segments=16, remainder="cover", position="physical",
+        head_norm_epsilon=1e-6, dtype=None, name=None, trainable=True, **backbone,
+    ):  # fmt: skip
         check_choice("pooling", pooling, tuple(POOLINGS))
         check_choice("remainder", remainder, REMAINDERS)
         check_choice("position", position, POSITIONS)
@@ -229,35 +180,19 @@ class PackedAST(keras.Model):
             raise ValueError(
                 f"prefix_tokens={prefix_tokens} does not fit pooling={pooling!r}; leave it out."
             )
-        table = table or ("factorized" if pooling == "attention" else "joint")
-        base_patch, stride = base_and_stride(base_patch, stride)
-        if mel_bins is None:
-            mel_bins = (grid[0] - 1) * stride[0] + base_patch[0]
+        backbone = {
+            **_with_dimensions(size, backbone),
+            "prefix_tokens": prefix_tokens,
+            "table": table or ("factorized" if pooling == "attention" else "joint"),
+        }
+        base_patch, stride = base_and_stride(backbone.get("base_patch", BASE_PATCH), stride)
 
         # === Layers ===
         self.head = keras.layers.Dense(num_classes, dtype=_head_dtype(dtype), name="head")
-        self.backbone = PackedBackbone(
-            dim,
-            depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            prefix_tokens=prefix_tokens,
-            table=table,
-            grid=grid,
-            base_patch=base_patch,
-            resize=resize,
-            dropout=dropout,
-            attention_scale=attention_scale,
-            norm_epsilon=norm_epsilon,
-            attention=attention,
-            remat=remat,
-            dtype=dtype,
-            name="backbone",
-        )
+        self.backbone = PackedBackbone(**backbone, dtype=dtype, name="backbone")
         if pooling == "attention":
-            self.pooling = MaskAttentionPooling(
-                num_heads, segments, attention_scale, dtype=dtype, name="pooling"
-            )
+            heads, scale = self.backbone.num_heads, self.backbone.attention_scale
+            self.pooling = MaskAttentionPooling(heads, segments, scale, dtype=dtype, name="pooling")
         else:
             kind = MeanPooling if pooling == "mean" else PrefixPooling
             self.pooling = kind(prefix_tokens, segments, dtype=dtype, name="pooling")
@@ -267,36 +202,24 @@ class PackedAST(keras.Model):
 
         # === Functional model ===
         inputs = self.backbone.input
-        x = self.backbone(inputs)
-        if pooling == "attention":
-            pooled = self.pooling(x, inputs["segment_ids"])
-        else:
-            pooled = self.pooling(x, inputs["positions"], inputs["segment_ids"])
-        super().__init__(inputs=inputs, outputs=self.head(self.head_norm(pooled)), **kwargs)
+        where = (inputs["segment_ids"],)
+        if pooling != "attention":
+            where = (inputs["positions"], *where)
+        pooled = self.pooling(self.backbone(inputs), *where)
+        logits = self.head(self.head_norm(pooled))
+        super().__init__(inputs=inputs, outputs=logits, name=name, trainable=trainable)
 
         # === Config ===
         self.num_classes = num_classes
-        self.dim = dim
-        self.depth = depth
-        self.num_heads = num_heads
-        self.mlp_ratio = mlp_ratio
         self.pooling_name = pooling  # `pooling` is the layer
-        self.prefix_tokens = prefix_tokens
-        self.table = table
-        self.grid = tuple(grid)
-        self.base_patch = base_patch
         self.stride = stride
         self.mel_bins = mel_bins
+        if mel_bins is None:
+            self.mel_bins = (self.backbone.grid[0] - 1) * stride[0] + base_patch[0]
         self.segments = segments
-        self.resize = resize
         self.remainder = remainder
         self.position = position
-        self.dropout = dropout
-        self.attention_scale = attention_scale
-        self.norm_epsilon = norm_epsilon
         self.head_norm_epsilon = head_norm_epsilon
-        self.attention = attention
-        self.remat = remat
 
     def patch_settings(self, patch_sizes=None, **options):
         """PatchSettings of clips for this model.
@@ -306,67 +229,26 @@ class PackedAST(keras.Model):
             **options: other settings of PatchSettings, such as frame_shifts_ms, or another
                 remainder, position or resize than the model was trained with.
         """
-        names = (
-            "remainder", "position", "resize", "prefix_tokens", "grid", "base_patch", "stride",
-        )  # fmt: skip
-        own = {name: getattr(self, name) for name in names}
-        return PatchSettings(patch_sizes or (self.base_patch,), **{**own, **options})
+        own = {name: getattr(self, name) for name in ("remainder", "position", "stride")}
+        for name in ("resize", "prefix_tokens", "grid", "base_patch"):
+            own[name] = getattr(self.backbone, name)
+        return PatchSettings(patch_sizes or (own["base_patch"],), **{**own, **options})
 
     def get_config(self):
-        names = (
-            "num_classes", "dim", "depth", "num_heads", "mlp_ratio", "prefix_tokens", "table",
-            "grid", "base_patch", "stride", "mel_bins", "segments", "resize", "remainder",
-            "position", "dropout", "attention_scale", "norm_epsilon", "head_norm_epsilon",
-            "attention", "remat",
-        )  # fmt: skip
-        config = {name: getattr(self, name) for name in names}
-        config["pooling"] = self.pooling_name
-        return {"name": self.name, "trainable": self.trainable, "dtype": _dtype(self), **config}
+        of_backbone = ("size", "prefix_tokens", "table", "backbone")
+        own = arguments_of(self, leave_out=["pooling", "dtype", *of_backbone])
+        own.update(pooling=self.pooling_name, dtype=_dtype(self, self.backbone))
+        return {**self.backbone.get_config(), **own}
 
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "dtype": keras.dtype_policies.get(config.get("dtype"))})
 
 
-def _dimensions(size, given):
-    """(dim, depth, num_heads) of a size, each replaced by the given one that is not None."""
-    if size is not None:
-        check_choice("size", size, tuple(SIZES))
-        given = tuple(g or default for g, default in zip(given, SIZES[size], strict=True))
-    if None in given:
-        dim, depth, num_heads = given
-        raise ValueError(
-            f"dim={dim}, depth={depth}, num_heads={num_heads}: give all three, or size= one of "
-            f"{', '.join(SIZES)}."
-        )
-    return given
-
-
-def _dtype(model):
-    """The dtype policy of a model's layers, with those that are quantized one by one."""
-    backbone = getattr(model, "backbone", model)
-    policies = keras.dtype_policies.DTypePolicyMap(backbone.patch_embed.dtype_policy)
-    for layer in model._flatten_layers():
-        if layer.quantization_mode is not None:
-            policies[layer.path] = layer.dtype_policy
-    policy = policies if len(policies) else backbone.patch_embed.dtype_policy
-    return keras.dtype_policies.serialize(policy)
-
-
-def _head_dtype(dtype):
-    """float32, so that logits are exact in mixed precision, unless the head is quantized."""
-    quantized = isinstance(dtype, keras.dtype_policies.DTypePolicyMap) and "head" in list(dtype)
-    return dtype["head"] if quantized else "float32"
-
-
 def FlexiAST(num_classes, size="base", pooling="cls", **kwargs):
     """FlexiAST: [CLS] (or [CLS] and distillation) pooling, joint position table.
 
-    Args:
-        num_classes: number of classes.
-        size: "nano", "tiny", "small" or "base".
-        pooling: "cls" or "cls_distillation".
-        **kwargs: any argument of PackedAST.
+    Args: as in PackedAST; pooling is "cls" or "cls_distillation".
 
     Returns:
         PackedAST. The LayerNorm of its head has AST's epsilon, 1e-5.
@@ -374,42 +256,30 @@ def FlexiAST(num_classes, size="base", pooling="cls", **kwargs):
     Reference: FlexiAST, Feng et al. 2023 (arXiv:2307.09286).
     """
     kwargs = {"head_norm_epsilon": 1e-5, **kwargs}
-    return PackedAST(num_classes, size=size, pooling=pooling, **kwargs)
+    return PackedAST(num_classes, size, pooling=pooling, **kwargs)
 
 
 def ElasticAST(num_classes, size="base", **kwargs):
     """ElasticAST: mask attention pooling, one position table per axis.
 
-    Args:
-        num_classes: number of classes.
-        size: "nano", "tiny", "small" or "base".
-        **kwargs: any argument of PackedAST.
+    Args: as in PackedAST.
 
     Returns:
         PackedAST. The time table has 192 cells, 30 s at a frame shift of 10 ms.
 
     Reference: ElasticAST, Feng et al. 2024 (arXiv:2407.08691).
     """
-    kwargs = {"pooling": "attention", "grid": (8, 192), **kwargs}
-    return PackedAST(num_classes, size=size, **kwargs)
+    return PackedAST(num_classes, size, **{"pooling": "attention", "grid": (8, 192), **kwargs})
 
 
 def fixed_model(
-    model,
-    patch_size,
-    frames,
-    *,
-    remainder=None,
-    position=None,
-    resize=None,
-    frame_shift_scale=1.0,
-    output="logits",
-):
+    model, patch_size, frames, *, remainder=None, position=None, resize=None,
+    frame_shift_scale=1.0, output="logits",
+):  # fmt: skip
     """The fixed face of a packed model: one patch size, one length, ready to export.
 
-    It shares the model's layers: what one learns the other knows. The patch kernel and
-    the position table are resized in the graph, from the base ones, and become constants
-    where a graph is frozen (TFLite).
+    It shares the model's layers: what one learns the other knows. Patch kernel and position
+    table are resized in the graph, and become constants where a graph is frozen (TFLite).
 
     Args:
         model: PackedAST.
@@ -433,25 +303,19 @@ def fixed_model(
         fixed = fixed_model(model, patch_size=(16, 24), frames=1024)
     """
     _check_packed(model)
+    backbone = model.backbone
     remainder = model.remainder if remainder is None else remainder
     position = model.position if position is None else position
-    resize = model.resize if resize is None else resize
+    resize = backbone.resize if resize is None else resize
     check_choice("remainder", remainder, REMAINDERS)
     check_choice("position", position, POSITIONS)
     check_choice("resize", resize, RESIZES)
     check_choice("output", output, ("logits", "embedding"))
-    backbone = model.backbone
     patch_grid = PatchGrid(
-        patch_size,
-        remainder,
-        position=position,
-        grid=model.grid,
-        base_patch=model.base_patch,
-        stride=model.stride,
-        frame_shift_scale=frame_shift_scale,
-        dtype=backbone.patch_embed.dtype_policy,
-        name="patch_grid",
-    )
+        patch_size, remainder, position=position, grid=backbone.grid,
+        base_patch=backbone.base_patch, stride=model.stride, frame_shift_scale=frame_shift_scale,
+        dtype=backbone.patch_embed.dtype_policy, name="patch_grid",
+    )  # fmt: skip
     spectrogram = keras.Input((frames, model.mel_bins), name="spectrogram")
     patches, positions = patch_grid(spectrogram)
     x = backbone.patch_embed(patches, resize=resize) + backbone.position_embed(positions)
@@ -482,3 +346,33 @@ def _check_packed(model):
             f"model is a {type(model).__name__}; expected a PackedAST. keras.models.clone_model "
             f"makes a plain Functional: use PackedAST.from_config(model.get_config()) instead."
         )
+
+
+def _with_dimensions(size, options):
+    """The options with the size's dim, depth and num_heads where they are not given."""
+    names = ("dim", "depth", "num_heads")
+    if size is not None:
+        check_choice("size", size, tuple(SIZES))
+        defaults = dict(zip(names, SIZES[size], strict=True))
+        options = {**options, **{n: options.get(n) or defaults[n] for n in names}}
+    given = {name: options.get(name) for name in names}
+    if None in given.values():
+        listed = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise ValueError(f"{listed}: give all three, or size= one of {', '.join(SIZES)}.")
+    return options
+
+
+def _dtype(model, backbone):
+    """The dtype policy of a model's layers; of quantized layers one by one."""
+    policy = backbone.patch_embed.dtype_policy
+    policies = keras.dtype_policies.DTypePolicyMap(policy)
+    for layer in model._flatten_layers():
+        if layer.quantization_mode is not None:
+            policies[layer.path] = layer.dtype_policy
+    return keras.dtype_policies.serialize(policies if len(policies) else policy)
+
+
+def _head_dtype(dtype):
+    """float32, also in mixed precision, unless the head is quantized."""
+    quantized = isinstance(dtype, keras.dtype_policies.DTypePolicyMap) and "head" in list(dtype)
+    return dtype["head"] if quantized else "float32"

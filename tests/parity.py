@@ -72,7 +72,7 @@ def packed(model, layout, length):
 
 def fixed_logits(model, features, patch_size=None, **options):
     """Logits of clips (clips, frames, mel_bins) by the fixed face."""
-    patch_size = model.base_patch if patch_size is None else patch_size
+    patch_size = model.backbone.base_patch if patch_size is None else patch_size
     fixed = fixed_model(model, patch_size, features.shape[1], **options)
     return fixed.predict_on_batch(features)
 

@@ -113,7 +113,7 @@ def test_embed_writes_one_vector_per_file(trained, sounds, tmp_path):
     code, _, message = run("embed", trained, *files, "--out", tmp_path / "vectors.npz")
     assert code == 0, message
     content = np.load(tmp_path / "vectors.npz")
-    assert content["embeddings"].shape == (CLIPS, load_run(trained).model.dim)
+    assert content["embeddings"].shape == (CLIPS, load_run(trained).model.backbone.dim)
     assert content["files"].tolist() == [str(path) for path in files]
 
 
@@ -192,7 +192,7 @@ def test_multi_label_manifests_train_and_score_by_map(sounds, tmp_path):
     )  # fmt: skip
     assert code == 0, message
     assert "val_mAP" in stdout
-    assert load_run(out).multi_label and load_run(out).model.prefix_tokens == 1
+    assert load_run(out).multi_label and load_run(out).model.backbone.prefix_tokens == 1
     code, stdout, message = run("evaluate", out, manifest, "--patch-sizes", "16", "--json")
     assert code == 0, message
     (result,) = json.loads(stdout)

@@ -52,7 +52,7 @@ def counted(model, name):
 
 
 def run_of(packing):
-    model = PackedAST(3, 16, depth=1, num_heads=2, grid=(8, 64), segments=packing.segments)
+    model = PackedAST(3, dim=16, depth=1, num_heads=2, grid=(8, 64), segments=packing.segments)
     patches = model.patch_settings(PATCH_SIZES)
     return Run(model, FBANK, patches=patches, packing=packing, classes=("a", "b", "c"))
 

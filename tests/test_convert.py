@@ -99,7 +99,7 @@ def test_prefixes_and_stale_names_change_nothing(name, kind, tmp_path):
     assert set(done.ignored) == set(stale)
     assert all("unused" in r or "ImageNet" in r for r in done.ignored.values())
     if kind == "npz" or name != "elasticast":  # its epsilon and scale are the family's own
-        assert done.run.model.norm_epsilon == 1e-6
+        assert done.run.model.backbone.norm_epsilon == 1e-6
     equal(done.run.model, convert_checkpoint(DATA / f"{name}.npz"))
 
 
@@ -122,7 +122,11 @@ def test_an_ssast_tells_its_size_and_leaves_its_pretraining_behind(tmp_path):
     assert done.family == "ssast" and set(done.ignored) == set(left)
     assert set(done.used) == {*renamed, *told}
     assert set(done.new) == {"head", "head_norm"}
-    assert (model.pooling_name, model.prefix_tokens, model.grid) == ("mean", 2, (8, 16))
+    assert (model.pooling_name, model.backbone.prefix_tokens, model.backbone.grid) == (
+        "mean",
+        2,
+        (8, 16),
+    )
     assert done.run.classes == tuple(f"class {k}" for k in range(5))
     as_cls = convert_checkpoint(path, family="ast", classes=5, num_heads=3)
     assert as_cls.pooling_name == "cls_distillation"
@@ -148,7 +152,7 @@ def test_the_grid_follows_from_the_table(count, base, found, tmp_path):
     save_file(weights, tmp_path / "ast.safetensors")
     done = convert_run(tmp_path / "ast.safetensors", num_heads=3)
     grid, stride, frames = found
-    assert (done.run.model.grid, done.run.model.stride) == (grid, stride)
+    assert (done.run.model.backbone.grid, done.run.model.stride) == (grid, stride)
     assert done.run.fbank.clip_frames == frames
     assert any(f"a position table of {count} cells" in note for note in done.notes)
 
@@ -160,7 +164,11 @@ def test_settings_come_from_the_checkpoint(folder):
     run = convert_run(folder).run
     assert run.classes == tuple(f"sound {k}" for k in range(7)) and run.multi_label
     assert (run.fbank.mean, run.fbank.std, run.fbank.remove_clip_mean) == (-3.0, 2.0, False)
-    assert (run.model.stride, run.model.grid, run.fbank.clip_frames) == ((10, 10), (12, 25), 256)
+    assert (run.model.stride, run.model.backbone.grid, run.fbank.clip_frames) == (
+        (10, 10),
+        (12, 25),
+        256,
+    )
     assert (run.patches.remainder, run.patches.position) == ("crop", "grid")
     assert run.patches.prefix_tokens == 2
     short, long = (log_mel(np.ones(n, "float32") * 0.1, run.fbank) for n in (8000, 80000))
@@ -229,7 +237,11 @@ def test_a_flexiast_starts_from_an_ast_of_any_patch(patch, folder):
     change(folder / "config.json", patch_size=patch, frequency_stride=patch, time_stride=patch)
     done = convert_run(folder, to="flexiast")
     model = done.run.model
-    assert (model.base_patch, model.stride, model.grid) == ((16, 16), (16, 16), (8, 16))
+    assert (model.backbone.base_patch, model.stride, model.backbone.grid) == (
+        (16, 16),
+        (16, 16),
+        (8, 16),
+    )
     assert not done.new and not done.ignored and done.run.fbank.clip_ms is None
 
     ours = model.backbone.patch_embed.get_weights()[0]
@@ -264,12 +276,12 @@ def test_a_flexiast_starts_from_an_ast_of_any_patch(patch, folder):
 def test_an_elasticast_starts_from_an_ast():
     ast, done = convert_checkpoint(HUGGING_FACE), convert_run(HUGGING_FACE, to="elasticast")
     model = done.run.model
-    assert (model.pooling_name, model.prefix_tokens, model.attention_scale) == (
+    assert (model.pooling_name, model.backbone.prefix_tokens, model.backbone.attention_scale) == (
         "attention",
         0,
         None,
     )
-    assert (model.position, model.grid, model.stride) == ("physical", (8, 16), (16, 16))
+    assert (model.position, model.backbone.grid, model.stride) == ("physical", (8, 16), (16, 16))
     assert {name.split(".")[-1] for name in done.ignored} == {"cls_token", "distillation_token"}
     assert set(done.new) == {"pooling query"}  # the head is kept
     blocks = [block.self_attention for block in ast.backbone.blocks]
@@ -290,7 +302,11 @@ def test_an_elasticast_starts_from_an_ast():
 def test_an_elasticast_is_taken_to_longer_sounds():
     model = convert_checkpoint(DATA / "elasticast.npz", to="elasticast", frames=1024)
     short = convert_checkpoint(DATA / "elasticast.npz")
-    assert (model.grid, short.grid, model.attention_scale) == ((8, 64), (8, 32), 1.0)
+    assert (model.backbone.grid, short.grid, model.backbone.attention_scale) == (
+        (8, 64),
+        (8, 32),
+        1.0,
+    )
     time, before = (one.backbone.position_embed.get_weights()[1] for one in (model, short))
     np.testing.assert_allclose(time, bilinear_matrix(32, 64, antialias=True) @ before, atol=1e-6)
     equal(model.pooling, short.pooling)
@@ -326,7 +342,7 @@ def test_an_image_model_becomes_a_flexiast(table, distilled, tmp_path):
 def test_a_vit_becomes_an_elasticast(tmp_path):
     save_file(vit(), tmp_path / "vit.safetensors")
     done = convert_run(tmp_path / "vit.safetensors", to="elasticast", classes=3, num_heads=2)
-    assert done.run.model.grid == (8, 64) and done.run.model.norm_epsilon == 1e-6
+    assert done.run.model.backbone.grid == (8, 64) and done.run.model.backbone.norm_epsilon == 1e-6
     assert done.ignored["cls_token"] == "an ElasticAST has no prefix tokens"
     assert set(done.new) == {"pooling query", "head_norm", "head"}
 

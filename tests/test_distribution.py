@@ -19,7 +19,7 @@ COMMON = """
 
     def losses():
         keras.utils.set_random_seed(0)
-        model = PackedAST(3, 16, depth=2, num_heads=2, segments=2)
+        model = PackedAST(3, dim=16, depth=2, num_heads=2, segments=2)
         compile_packed(model, 1e-2)
         return [
             float(model.fit(inputs, labels, sample_weight=weights, batch_size=4, shuffle=False,
@@ -51,7 +51,7 @@ SPREAD = """
         keras.distribution.ModelParallel(layout_map=layout_map(mesh), batch_dim_name="batch")
     )
     two = losses()
-    model = PackedAST(3, 16, depth=2, num_heads=2, segments=2)
+    model = PackedAST(3, dim=16, depth=2, num_heads=2, segments=2)
     split = {w.path for w in model.weights if not w.value.sharding.is_fully_replicated}
     # A block: query, key, value and hidden, kernels and biases, and two kernels of outputs.
     assert len(split) == 2 * (2 * 4 + 2), sorted(split)

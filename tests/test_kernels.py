@@ -163,7 +163,7 @@ def test_training_learns_the_same_with_every_kernel():
     inputs, labels, weights = packed(512)
     losses = {}
     for attention in ("auto", "dense", BY_CLIP):
-        model = PackedAST(3, 16, depth=1, num_heads=2, segments=2, attention=attention)
+        model = PackedAST(3, dim=16, depth=1, num_heads=2, segments=2, attention=attention)
         compile_packed(randomize(model, scale=0.1), 1e-2, row_length=512)
         losses[attention] = [
             model.train_on_batch(inputs, labels, sample_weight=weights)[0] for _ in range(3)
@@ -177,7 +177,7 @@ def test_fit_and_prediction_in_any_order_and_at_any_row_length(row_length):
     """Nothing that reads a model changes it: the same losses with predictions in between."""
     losses = []
     for between in (False, True):
-        model = PackedAST(3, 16, depth=1, num_heads=2, segments=2)
+        model = PackedAST(3, dim=16, depth=1, num_heads=2, segments=2)
         compile_packed(randomize(model, scale=0.1), 1e-2, row_length=row_length)
         found = []
         for length in (512, 640, 512):
@@ -196,7 +196,7 @@ def test_fit_and_prediction_in_any_order_and_at_any_row_length(row_length):
 
 def test_pytorch_predicts_with_the_dense_mask(tmp_path):
     pytest.importorskip("torch")
-    model = randomize(PackedAST(3, 16, depth=1, num_heads=2, segments=2))
+    model = randomize(PackedAST(3, dim=16, depth=1, num_heads=2, segments=2))
     inputs, _, weights = packed(512)
     model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "inputs.npz", **inputs)

@@ -87,7 +87,7 @@ def test_layers_survive_their_config(layer, inputs):
 @pytest.mark.parametrize("pooling", ["attention", "cls_distillation"])
 def test_models_survive_their_config(pooling, dtype):
     model = PackedAST(
-        5, 22, depth=1, num_heads=2, mlp_ratio=3, pooling=pooling, table="joint", grid=(3, 5),
+        5, dim=22, depth=1, num_heads=2, mlp_ratio=3, pooling=pooling, table="joint", grid=(3, 5),
         segments=3, resize="bilinear", remainder="pad", position="grid", dropout=0.1,
         attention_scale=0.7, norm_epsilon=1e-3, head_norm_epsilon=1e-2, attention="dense",
         dtype=dtype,

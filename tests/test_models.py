@@ -25,7 +25,7 @@ def build(pooling="attention", **options):
     table = "factorized" if pooling == "attention" else "joint"
     options = {"mlp_ratio": 3, "table": table, "grid": GRID, "segments": 3, **options}
     options.setdefault("prefix_tokens", POOLINGS[pooling])
-    return PackedAST(5, 22, depth=1, num_heads=2, pooling=pooling, **options)
+    return PackedAST(5, dim=22, depth=1, num_heads=2, pooling=pooling, **options)
 
 
 def spectrogram(frames, seed=0, mel_bins=48):
@@ -242,7 +242,7 @@ def test_jax_trains_without_tensorflow(tmp_path):
         from keras_flexast.training import compile_packed
         data = dict(np.load(sys.argv[1]))
         labels, weights = data.pop("labels"), data.pop("weights")
-        model = keras_flexast.PackedAST(5, 22, depth=1, num_heads=2, grid=(3, 5), segments=3)
+        model = keras_flexast.PackedAST(5, dim=22, depth=1, num_heads=2, grid=(3, 5), segments=3)
         compile_packed(model, 1e-3)
         history = model.fit(data, labels, sample_weight=weights, batch_size=2, verbose=0)
         print(history.history["loss"][0])
@@ -312,7 +312,7 @@ def test_parts_of_a_model_are_models(tmp_path):
         part.save(tmp_path / "part.keras")
         again = keras.saving.load_model(tmp_path / "part.keras")
         np.testing.assert_array_equal(again.predict_on_batch(batch), expected)
-    assert len(backbone.blocks) == model.depth and backbone.prefix.count == 1
+    assert len(backbone.blocks) == model.backbone.depth and backbone.prefix.count == 1
 
 
 def test_a_clone_trains_and_says_what_it_is():
@@ -329,10 +329,15 @@ def test_a_clone_trains_and_says_what_it_is():
 
 def test_sizes_and_names():
     model = FlexiAST(7, "nano", depth=2)
-    assert (model.dim, model.depth, model.num_heads, model.prefix_tokens) == (96, 2, 4, 1)
-    assert (model.mel_bins, model.table, model.head_norm_epsilon) == (128, "joint", 1e-5)
+    assert (
+        model.backbone.dim,
+        model.backbone.depth,
+        model.backbone.num_heads,
+        model.backbone.prefix_tokens,
+    ) == (96, 2, 4, 1)
+    assert (model.mel_bins, model.backbone.table, model.head_norm_epsilon) == (128, "joint", 1e-5)
     shallow = PackedAST(7, size="tiny", depth=1)
-    assert (shallow.dim, shallow.depth, shallow.num_heads) == (192, 1, 3)
+    assert (shallow.backbone.dim, shallow.backbone.depth, shallow.backbone.num_heads) == (192, 1, 3)
     assert model.output_shape == (None, 16, 7)
 
 

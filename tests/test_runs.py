@@ -21,7 +21,7 @@ BATCH = {
 @pytest.fixture(scope="module")
 def run():
     return Run(
-        PackedAST(3, 22, depth=1, num_heads=2, grid=(3, 5), segments=3),
+        PackedAST(3, dim=22, depth=1, num_heads=2, grid=(3, 5), segments=3),
         FbankSettings(frame_shift_ms=12.5, mel_bins=48, mean=-3.25, std=2.5),
         patches=PatchSettings(
             (8, (16, 24)), (10.0, 20.0), remainder="pad", position="grid", resize="bilinear",

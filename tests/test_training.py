@@ -32,7 +32,7 @@ def batch(length=512):
 
 def build(**options):
     keras.utils.set_random_seed(0)
-    return PackedAST(3, 16, depth=1, num_heads=2, segments=3, **options)
+    return PackedAST(3, dim=16, depth=1, num_heads=2, segments=3, **options)
 
 
 def losses(model, inputs, labels, steps=4):
@@ -148,7 +148,7 @@ def test_the_next_process_finds_what_was_compiled(tmp_path, monkeypatch):
         from keras_flexast.models import PackedAST
         from keras_flexast.training import compile_packed
         keras.utils.set_random_seed(0)
-        model = PackedAST(3, 16, depth=1, num_heads=2, segments=2)
+        model = PackedAST(3, dim=16, depth=1, num_heads=2, segments=2)
         compile_packed(model, 1e-2, row_length=32)
         inputs = {
             "tokens": np.ones((2, 32, 256), "float32"),

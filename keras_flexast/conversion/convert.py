@@ -313,7 +313,9 @@ def _assign_attention(layer, projections):
 
 def _packing(model, patches, frames):
     """PackSettings with rows that hold a clip of so many frames."""
-    tokens = token_count(frames, model.mel_bins, patch_size=model.base_patch, settings=patches)
+    tokens = token_count(
+        frames, model.mel_bins, patch_size=model.backbone.base_patch, settings=patches
+    )
     row_length = training_row_length(int(tokens))
     rows = max(1, TrainSettings.batch_tokens // row_length)
     return PackSettings(rows, row_length, model.segments)

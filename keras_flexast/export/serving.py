@@ -132,7 +132,7 @@ class _Serving:
             raise ValueError("patch_sizes is empty; give at least one size, such as (16,).")
         self.limits = {name: self._limit(name) for name in self.patches}  # samples
         rows = {
-            "tokens": tf.TensorSpec([None, None, math.prod(run.model.base_patch)]),
+            "tokens": tf.TensorSpec([None, None, math.prod(run.model.backbone.base_patch)]),
             "positions": tf.TensorSpec([None, None, 4]),
             "segment_ids": tf.TensorSpec([None, None], tf.int32),
         }
@@ -146,7 +146,7 @@ class _Serving:
 
         @tf.function(input_signature=[rows], autograph=False)
         def embedding(rows):
-            return _row_by_row(embedder, rows, run.model.dim)
+            return _row_by_row(embedder, rows, run.model.backbone.dim)
 
         self._logits, self._embedding = logits, embedding
 

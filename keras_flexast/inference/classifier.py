@@ -131,7 +131,7 @@ def load_classifier(
             return ArtifactClassifier(load_artifact(path, threads=threads))
         return ArtifactClassifier(artifact_of_size(path, patch_size, threads))
     run = configured_run(path, resize=resize, full_length=full_length)
-    pair = run.model.base_patch if patch_size is None else patch_pair(patch_size)
+    pair = run.model.backbone.base_patch if patch_size is None else patch_pair(patch_size)
     return RunClassifier(run, pair, frame_shift_ms)
 
 

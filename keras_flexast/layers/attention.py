@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_flexast.layers.configured import ConfiguredLayer
 from keras_flexast.layers.kernels import (
     KERNELS,
     choose_kernel,
@@ -14,20 +15,12 @@ from tf_data_pipelines.settings import check_choice
 
 
 def slot_mask(segment_ids, segments):
-    """True where a token belongs to the clip of a slot.
-
-    Args:
-        segment_ids: int (rows, length); ids 1 ... segments.
-        segments: number of slots.
-
-    Returns:
-        bool (rows, segments, length).
-    """
+    """Whether each token belongs to the clip of each slot, bool (rows, segments, length)."""
     slots = ops.arange(1, segments + 1, dtype=segment_ids.dtype)
     return ops.equal(slots[None, :, None], segment_ids[:, None, :])
 
 
-class _Attention(keras.layers.Layer):
+class _Attention(ConfiguredLayer):
     """Projections shared by self-attention and pooling."""
 
     def __init__(self, num_heads, scale=None, dropout=0.0, **kwargs):
@@ -62,14 +55,6 @@ class _Attention(keras.layers.Layer):
         """(b, q, heads, width) -> (b, q, dim)."""
         attended = ops.reshape(attended, (*ops.shape(attended)[:2], -1))
         return self.dropout_layer(self.output_dense(attended), training=training)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "scale": self.scale,
-            "dropout": self.dropout,
-        }
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
@@ -121,9 +106,6 @@ class MaskedSelfAttention(_Attention):
     def compute_output_shape(self, tokens_shape, segment_ids_shape=None):
         return tokens_shape
 
-    def get_config(self):
-        return {**super().get_config(), "attention": self.attention}
-
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
 class MaskAttentionPooling(_Attention):
@@ -173,12 +155,9 @@ class MaskAttentionPooling(_Attention):
         slots = 1 if segment_ids_shape is None else self.segments
         return (tokens_shape[0], slots, tokens_shape[-1])
 
-    def get_config(self):
-        return {**super().get_config(), "segments": self.segments}
-
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
-class PrefixPooling(keras.layers.Layer):
+class PrefixPooling(ConfiguredLayer):
     """One vector per clip: the mean of its prefix tokens ([CLS], or [CLS] and distillation).
 
     Args:
@@ -222,9 +201,6 @@ class PrefixPooling(keras.layers.Layer):
     def compute_output_shape(self, tokens_shape, positions_shape=None, segment_ids_shape=None):
         slots = 1 if segment_ids_shape is None else self.segments
         return (tokens_shape[0], slots, tokens_shape[-1])
-
-    def get_config(self):
-        return {**super().get_config(), "count": self.count, "segments": self.segments}
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")

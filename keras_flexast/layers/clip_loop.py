@@ -1,22 +1,16 @@
-"""Packed self-attention clip by clip, as a TensorFlow loop over the clips of a batch."""
+"""Packed self-attention clip by clip, as a TensorFlow loop over the clips of a batch.
+
+Each run of equal segment ids is cut out, attends to itself and is put back: no work for pairs of
+tokens of different clips. XLA cannot compile it, because the clips have lengths of their own.
+"""
 
 import tensorflow as tf
 
 
-def attend(query, key, value, segment_ids, scale=None):
-    """Softmax attention of every token to the tokens of its own clip.
+def attend(query, key, value, segment_ids, *, scale=None):
+    """Softmax attention of every token to the tokens of its own clip; see `kernels.Kernel`.
 
-    Each run of equal segment ids is cut out, attends to itself and is put back. XLA cannot
-    compile it: the clips have lengths of their own.
-
-    Args:
-        query: float (rows, length, heads, width).
-        key, value: float, shaped like query.
-        segment_ids: int (rows, length), the tokens of a clip side by side; 0 for padding.
-        scale: factor on the query-key products; None for 1 / sqrt(width).
-
-    Returns:
-        float (rows, length, heads, width); zeros for padding.
+    Padding gets zeros.
     """
     heads, width = query.shape[2:]
     query = query * (width**-0.5 if scale is None else scale)
@@ -29,13 +23,11 @@ def attend(query, key, value, segment_ids, scale=None):
     is_clip = tf.math.segment_max(flat, run) > 0
     count = tf.size(lengths)
 
-    def split_clips(x):
-        array = tf.TensorArray(
-            x.dtype, count, infer_shape=False, element_shape=[None, heads, width]
-        )
-        return array.split(tf.reshape(x, [-1, heads, width]), lengths)
+    def array():
+        element = [None, heads, width]
+        return tf.TensorArray(query.dtype, count, infer_shape=False, element_shape=element)
 
-    clips = [split_clips(x) for x in (query, key, value)]
+    clips = [array().split(tf.reshape(x, [-1, heads, width]), lengths) for x in (query, key, value)]
 
     def attend_clip(index):
         q, k, v = (tf.transpose(one.read(index), [1, 0, 2]) for one in clips)
@@ -50,10 +42,7 @@ def attend(query, key, value, segment_ids, scale=None):
         )
         return index + 1, done.write(index, attended)
 
-    output = tf.TensorArray(
-        query.dtype, count, infer_shape=False, element_shape=[None, heads, width]
+    _, done = tf.while_loop(
+        lambda index, _: index < count, step, (0, array()), parallel_iterations=2
     )
-    _, output = tf.while_loop(
-        lambda index, _: index < count, step, (0, output), parallel_iterations=2
-    )
-    return tf.reshape(output.concat(), shape)
+    return tf.reshape(done.concat(), shape)

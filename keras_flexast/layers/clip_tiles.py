@@ -19,21 +19,14 @@ import jax.numpy as jnp
 TILE, PARALLEL = 192, 2  # tiles of 64 to 512 tokens and 1 to 8 of them were timed on a CPU
 
 
-def attend(query, key, value, segment_ids, scale=None):
-    """Softmax attention of every token to the tokens of its own clip.
+def attend(query, key, value, segment_ids, *, scale=None):
+    """Softmax attention of every token to the tokens of its own clip; see `kernels.Kernel`.
 
-    Args:
-        query: float (rows, length, heads, width), all of them static.
-        key, value: float, shaped like query.
-        segment_ids: int (rows, length), the tokens of a clip side by side; 0 for padding.
-        scale: factor on the query-key products; None for 1 / sqrt(width).
-
-    Returns:
-        float (rows, length, heads, width); zeros for padding.
+    All shapes are static. Padding gets zeros.
     """
     heads, width = query.shape[2:]
     query = query * (width**-0.5 if scale is None else scale)
-    flat = (x.reshape(-1, heads, width).swapaxes(0, 1) for x in (query, key, value))
+    flat = [x.reshape(-1, heads, width).swapaxes(0, 1) for x in (query, key, value)]
     return _attention(*flat, segment_ids).swapaxes(0, 1).reshape(query.shape)
 
 
@@ -45,7 +38,7 @@ def _attention(query, key, value, segment_ids):
 def _forward(query, key, value, segment_ids):
     heads, tokens, width = query.shape
     steps, tiles = _query_tiles(segment_ids)
-    queries, keys, values = _with_room(query, key, value)
+    queries, keys, values = _with_room((query, key, value))
 
     def visit_queries(step, done):
         tile = _at_step(tiles, step)
@@ -81,7 +74,7 @@ def _backward(saved, d_output):
     tokens = query.shape[1]
     steps, tiles = _query_tiles(segment_ids)
     delta = (d_output.astype("float32") * output).sum(-1, keepdims=True)
-    queries, keys, values, d_outputs, deltas = _with_room(query, key, value, d_output, delta)
+    queries, keys, values, d_outputs, deltas = _with_room((query, key, value, d_output, delta))
 
     def visit_queries(step, done):
         d_query, d_key, d_value = done
@@ -121,11 +114,11 @@ _attention.defvjp(_forward, _backward)
 
 
 class _Tiles(NamedTuple):
-    """Query tiles, int32 (tiles,) each: their first tokens, and their clips' first and end."""
+    """Query tiles, int32 (tiles,) each."""
 
-    place: jax.Array
-    clip_start: jax.Array
-    clip_end: jax.Array
+    place: jax.Array  # first token of the tile
+    clip_start: jax.Array  # first token of its clip
+    clip_end: jax.Array  # first token behind its clip
 
 
 def _query_tiles(segment_ids):
@@ -144,8 +137,8 @@ def _query_tiles(segment_ids):
 
 def _at_step(tiles, step):
     """The PARALLEL tiles of one step."""
-    take = jax.lax.dynamic_slice_in_dim
-    return _Tiles(*(take(x, step * PARALLEL, PARALLEL) for x in tiles))
+    start = step * PARALLEL
+    return _Tiles(*(jax.lax.dynamic_slice_in_dim(x, start, PARALLEL) for x in tiles))
 
 
 def _for_each_key_tile(visit, tile, done):
@@ -166,17 +159,14 @@ def _inside(places, ends):
     return (places[:, None] + jnp.arange(TILE) < ends[:, None])[:, None, :, None]
 
 
-def _with_room(*arrays):
+def _with_room(arrays):
     """The arrays with room for the last tile, which may reach beyond the last token."""
     return [jnp.pad(x, ((0, 0), (0, TILE), (0, 0))) for x in arrays]
 
 
-def _take_one(x, place):
-    return jax.lax.dynamic_slice_in_dim(x, place, TILE, 1)
-
-
 def _take(x, places):
-    return jnp.stack([_take_one(x, places[side]) for side in range(PARALLEL)])
+    slices = [jax.lax.dynamic_slice_in_dim(x, place, TILE, 1) for place in places]
+    return jnp.stack(slices)
 
 
 def _take_inside(x, places, inside):
@@ -185,17 +175,16 @@ def _take_inside(x, places, inside):
 
 
 def _put(x, tiles, places):
-    for side in range(PARALLEL):
-        tile = tiles[side].astype(x.dtype)
-        x = jax.lax.dynamic_update_slice_in_dim(x, tile, places[side], 1)
+    for tile, place in zip(tiles, places, strict=True):
+        x = jax.lax.dynamic_update_slice_in_dim(x, tile.astype(x.dtype), place, 1)
     return x
 
 
 def _add(x, tiles, places, inside):
     tiles = jnp.where(inside, tiles, 0)
-    for side in range(PARALLEL):  # one after the other: both may be the same place
-        tile = _take_one(x, places[side]) + tiles[side]
-        x = jax.lax.dynamic_update_slice_in_dim(x, tile, places[side], 1)
+    for tile, place in zip(tiles, places, strict=True):  # in turn: both may be the same place
+        sums = jax.lax.dynamic_slice_in_dim(x, place, TILE, 1) + tile
+        x = jax.lax.dynamic_update_slice_in_dim(x, sums, place, 1)
     return x
 
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_flexast.layers.configured import ConfiguredLayer
 from tf_data_pipelines.resize import axis_grid, kernel_matrix
 from tf_data_pipelines.settings import (
     BASE_PATCH,
@@ -16,7 +17,7 @@ from tf_data_pipelines.settings import (
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
-class PIResizePatchEmbed(keras.layers.Layer):
+class PIResizePatchEmbed(ConfiguredLayer):
     """Linear embedding of patches of any size, with one kernel of the base size.
 
     With `B` the bilinear matrix from the base size to p_f x p_t, PI-resize computes the kernel
@@ -91,17 +92,9 @@ class PIResizePatchEmbed(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return (*input_shape[:2], self.dim)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "dim": self.dim,
-            "base_patch": self.base_patch,
-            "resize": self.resize,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
-class PositionEmbedding(keras.layers.Layer):
+class PositionEmbedding(ConfiguredLayer):
     """Embedding of continuous positions, looked up in a table with triangular weights.
 
     A token with center c and extent s (in cells of the table) gets
@@ -173,17 +166,9 @@ class PositionEmbedding(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return (*input_shape[:2], self.dim)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "dim": self.dim,
-            "grid": self.grid,
-            "table": self.table,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
-class PrefixTokens(keras.layers.Layer):
+class PrefixTokens(ConfiguredLayer):
     """[CLS]-like tokens: put into the places that the positions mark with extent 0.
 
     Args:
@@ -226,12 +211,9 @@ class PrefixTokens(keras.layers.Layer):
         batch, tokens, dim = embedded_shape
         return (batch, None if tokens is None else tokens + self.count, dim)
 
-    def get_config(self):
-        return {**super().get_config(), "count": self.count}
-
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
-class PatchGrid(keras.layers.Layer):
+class PatchGrid(ConfiguredLayer):
     """Cut spectrograms of one known length into raw patches of one size.
 
     Args:
@@ -250,17 +232,9 @@ class PatchGrid(keras.layers.Layer):
     """
 
     def __init__(
-        self,
-        patch_size,
-        remainder,
-        *,
-        position,
-        grid,
-        base_patch=BASE_PATCH,
-        stride=None,
-        frame_shift_scale=1.0,
-        **kwargs,
-    ):
+        self, patch_size, remainder, *, position, grid, base_patch=BASE_PATCH, stride=None,
+        frame_shift_scale=1.0, **kwargs,
+    ):  # fmt: skip
         super().__init__(**kwargs)
         self.patch_size = patch_pair(patch_size)
         self.remainder = remainder
@@ -280,14 +254,12 @@ class PatchGrid(keras.layers.Layer):
         self._time, center_t, extent_t = axis_grid(
             frames, patch_t, axis=axis_t, name="time", scale=self.frame_shift_scale, **policies
         )
-        count_f, count_t = len(self._freq), len(self._time)
         columns = (
-            np.repeat(center_f, count_t),
-            np.tile(center_t, count_f),
-            np.repeat(extent_f, count_t),
-            np.tile(extent_t, count_f),
+            np.meshgrid(center_f, center_t, indexing="ij"),
+            np.meshgrid(extent_f, extent_t, indexing="ij"),
         )
-        self._positions = np.stack(columns, -1)[None].astype("float32")
+        positions = np.reshape(columns, (4, -1)).T  # time runs inside each band
+        self._positions = positions[None].astype("float32")
         self.built = True
 
     def call(self, spectrogram):
@@ -309,15 +281,3 @@ class PatchGrid(keras.layers.Layer):
             keras.KerasTensor((spectrogram.shape[0], tokens, *self.patch_size), self.compute_dtype),
             keras.KerasTensor((1, tokens, 4), "float32"),
         )
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "patch_size": self.patch_size,
-            "remainder": self.remainder,
-            "position": self.position,
-            "grid": self.grid,
-            "base_patch": self.base_patch,
-            "stride": self.stride,
-            "frame_shift_scale": self.frame_shift_scale,
-        }

@@ -5,10 +5,11 @@ import functools
 import keras
 
 from keras_flexast.layers.attention import MaskedSelfAttention
+from keras_flexast.layers.configured import ConfiguredLayer
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
-class EncoderBlock(keras.layers.Layer):
+class EncoderBlock(ConfiguredLayer):
     """Pre-norm transformer block: masked self-attention, then a two-layer GELU network.
 
     Args:
@@ -32,17 +33,9 @@ class EncoderBlock(keras.layers.Layer):
     """
 
     def __init__(
-        self,
-        num_heads,
-        mlp_dim,
-        *,
-        dropout=0.0,
-        scale=None,
-        norm_epsilon=1e-6,
-        attention="auto",
-        remat=False,
-        **kwargs,
-    ):
+        self, num_heads, mlp_dim, *, dropout=0.0, scale=None, norm_epsilon=1e-6, attention="auto",
+        remat=False, **kwargs,
+    ):  # fmt: skip
         super().__init__(**kwargs)
         if remat and dropout:
             raise ValueError(
@@ -67,12 +60,7 @@ class EncoderBlock(keras.layers.Layer):
 
         self.attention_norm = norm("attention_norm")
         self.self_attention = MaskedSelfAttention(
-            self.num_heads,
-            self.scale,
-            self.dropout,
-            self.attention,
-            dtype=policy,
-            name="attention",
+            self.num_heads, self.scale, self.dropout, self.attention, dtype=policy, name="attention"
         )
         self.mlp_norm = norm("mlp_norm")
         self.mlp_hidden = keras.layers.Dense(self.mlp_dim, dtype=policy, name="mlp_hidden")
@@ -97,15 +85,3 @@ class EncoderBlock(keras.layers.Layer):
 
     def compute_output_shape(self, tokens_shape, segment_ids_shape=None):
         return tokens_shape
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "mlp_dim": self.mlp_dim,
-            "dropout": self.dropout,
-            "scale": self.scale,
-            "norm_epsilon": self.norm_epsilon,
-            "attention": self.attention,
-            "remat": self.remat,
-        }

@@ -6,6 +6,7 @@ of its own, and one row of KERNELS.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,23 +17,14 @@ CLIP_BY_CLIP_FROM = 512  # tokens in a row; shorter rows gain nothing, and lose 
 
 
 class Site(NamedTuple):
-    """Where a layer is traced.
+    """Where a layer is traced."""
 
-    Args:
-        backend: Keras's backend, "tensorflow", "jax" or "torch".
-        device: kind of device, "cpu", "gpu" or "tpu".
-        distributed: whether several devices share the work.
-        length: tokens in a row; None where the trace does not know it.
-        dtype: name of the dtype of query, key and value.
-        xla: whether XLA compiles what is traced.
-    """
-
-    backend: str
-    device: str
-    distributed: bool
-    length: int | None
-    dtype: str
-    xla: bool
+    backend: str  # "tensorflow", "jax" or "torch"
+    device: str  # "cpu", "gpu" or "tpu"
+    distributed: bool  # whether several devices share the work
+    length: int | None  # tokens in a row; None where the trace does not know it
+    dtype: str  # of query, key and value
+    xla: bool  # whether XLA compiles what is traced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +33,12 @@ class Kernel:
 
     Args:
         function: function of query, key and value, each float (rows, length, heads, width),
-            segment_ids, int (rows, length), and scale, the factor on the query-key products
-            (None for 1 / sqrt(width)). It returns float (rows, length, heads, width).
+            segment_ids, int (rows, length), the tokens of a clip side by side, and scale, the
+            factor on the query-key products (None for 1 / sqrt(width)); it returns float
+            (rows, length, heads, width), finite numbers without meaning for padding.
         works: function from a Site to whether the kernel runs there.
         preferred: function from a Site to whether "auto" takes the kernel where it works.
-        supports_jit: whether XLA compiles the kernel on TensorFlow.
+        supports_jit: whether XLA compiles the kernel.
     """
 
     function: Callable
@@ -54,7 +47,7 @@ class Kernel:
     supports_jit: bool = True
 
 
-def dense_mask(query, key, value, segment_ids, scale=None):
+def dense_mask(query, key, value, segment_ids, *, scale=None):
     """Attention under a block-diagonal mask: computes every pair of tokens of a row."""
     mask = ops.equal(segment_ids[:, :, None], segment_ids[:, None, :])
     return masked_attention(query, key, value, mask, scale=scale)
@@ -71,7 +64,7 @@ def masked_attention(query, key, value, mask, *, scale=None):
 
     Returns:
         float (rows, queries, heads, width). A query that sees a NaN or infinity gets NaN; any
-        other query gets the finite numbers that it would get without that token.
+        other query gets the numbers that it would get without that token.
     """
     finite = ops.all(ops.isfinite(value), axis=(2, 3))
     value = ops.where(finite[:, :, None, None], value, 0)
@@ -80,33 +73,23 @@ def masked_attention(query, key, value, mask, *, scale=None):
 
 
 def sees_nonfinite(mask, finite):
-    """Whether each query sees a token that is not finite.
+    """Whether each query sees a token that is not finite, bool (rows, queries).
 
-    A mask gives a hidden token the weight 0, but 0 times NaN is NaN: so masked sums are taken
-    over zeros in place of such tokens, and the queries that see one are marked here.
-
-    Args:
-        mask: bool (rows, queries, tokens), True where a query sees a token.
-        finite: bool (rows, tokens).
-
-    Returns:
-        bool (rows, queries).
+    A mask gives a hidden token the weight 0, but 0 times NaN is NaN. So masked sums are taken
+    over zeros in place of tokens that are not `finite`, bool (rows, tokens), and the queries
+    that see one are marked here.
     """
     return ops.any(ops.logical_and(mask, ops.logical_not(finite)[:, None, :]), axis=-1)
 
 
-def clip_loop(query, key, value, segment_ids, scale=None):
-    """Clip by clip in a TensorFlow loop: no work for pairs of tokens of different clips."""
-    from keras_flexast.layers.clip_loop import attend  # TensorFlow is optional
+def _from_file(name):
+    """`attend` of a file in this folder, loaded where it runs: TensorFlow and JAX are optional."""
 
-    return attend(query, key, value, segment_ids, scale)
+    def attend(*arguments, scale=None):
+        module = importlib.import_module(f"keras_flexast.layers.{name}")
+        return module.attend(*arguments, scale=scale)
 
-
-def clip_tiles(query, key, value, segment_ids, scale=None):
-    """Clip by clip in tiles of static shape, for JAX: FlashAttention with a loop over clips."""
-    from keras_flexast.layers.clip_tiles import attend  # JAX is not loaded on other backends
-
-    return attend(query, key, value, segment_ids, scale)
+    return attend
 
 
 def _long_rows_on_one_cpu(site):
@@ -117,13 +100,13 @@ def _long_rows_on_one_cpu(site):
 
 KERNELS = {  # "auto" takes the first that works and is preferred
     "clip_loop": Kernel(
-        clip_loop,
+        _from_file("clip_loop"),
         works=lambda site: site.backend == "tensorflow" and not site.xla,
         preferred=_long_rows_on_one_cpu,
-        supports_jit=False,  # arrays of clips of their own lengths
+        supports_jit=False,  # its arrays have the lengths of the clips
     ),
     "clip_tiles": Kernel(
-        clip_tiles,
+        _from_file("clip_tiles"),
         works=lambda site: site.backend == "jax" and site.length is not None,
         preferred=_long_rows_on_one_cpu,
     ),
@@ -132,18 +115,7 @@ KERNELS = {  # "auto" takes the first that works and is preferred
 
 
 def choose_kernel(attention, site):
-    """The Kernel of a MaskedSelfAttention at a site.
-
-    Args:
-        attention: name in KERNELS, or "auto" for the first that works and is preferred.
-        site: Site, as `current_site` tells it.
-
-    Returns:
-        Kernel.
-
-    Raises:
-        RuntimeError: the named kernel does not work at this site.
-    """
+    """The Kernel with a name at a Site; "auto" gives the first that works and is preferred."""
     if attention == "auto":
         return next(k for k in KERNELS.values() if k.works(site) and k.preferred(site))
     if not KERNELS[attention].works(site):
@@ -155,12 +127,7 @@ def choose_kernel(attention, site):
 
 
 def current_site(length, dtype="float32"):
-    """The Site of what is being traced.
-
-    Args:
-        length: tokens in a row; anything but an int (an unknown or symbolic size) is unknown.
-        dtype: name of a dtype.
-    """
+    """The Site of what is being traced; a length that is no int is unknown."""
     backend, device, distributed, xla = keras.backend.backend(), "cpu", False, True
     if backend == "jax":
         import jax
