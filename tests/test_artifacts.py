@@ -111,7 +111,7 @@ def test_a_short_clip_is_filled_up_and_a_long_one_is_the_mean_of_windows(tiny):
 
 @pytest.mark.parametrize("name", ["one.tflite", "serving"])
 def test_a_clips_scores_do_not_depend_on_its_company(tiny, name, monkeypatch):
-    monkeypatch.setattr("keras_flexast.inference.artifacts.BATCH_SAMPLES", 3 * SAMPLES)
+    monkeypatch.setattr("keras_flexast.inference.windows.BATCH_SAMPLES", 3 * SAMPLES)
     artifact = load_artifact(tiny / name)
     clips = noise(700, 300, SAMPLES, 20, 999, 300, 500)
     alone = [artifact.scores([clip])[0] for clip in clips]

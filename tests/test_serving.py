@@ -17,7 +17,7 @@ from keras_flexast.inference.artifacts import file_embeddings, load_artifact, lo
 from keras_flexast.inference.scoring import fixed_scores
 from keras_flexast.models import embedding_model
 from keras_flexast.runs import Run, load_run, save_run
-from tf_data_pipelines.settings import FbankSettings, PackSettings
+from tf_data_pipelines.settings import MAX_ROW_LENGTH, FbankSettings, PackSettings
 
 CLASSES = ("one", "two", "three", "four", "five", "six", "Sägewerk")
 RATE, LENGTHS = 16000, (9001, 16000, 4201)
@@ -241,9 +241,11 @@ def test_an_artifact_gives_embeddings(folder, clips, tmp_path):
     for number, clip in enumerate(clips):
         soundfile.write(tmp_path / f"{number}.wav", clip, RATE, subtype="FLOAT")
     paths = [tmp_path / f"{number}.wav" for number in range(4)]
-    embeddings, usable, rejected = file_embeddings(artifact, paths)
-    np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-5)
-    assert usable == list(map(str, paths[:3])) and "does not exist" in dict(rejected)[str(paths[3])]
+    found = file_embeddings(artifact, paths)
+    np.testing.assert_allclose(found.embeddings, expected, rtol=0, atol=1e-5)
+    assert found.paths == list(map(str, paths[:3]))
+    ((path, reason),) = found.rejected
+    assert path == str(paths[3]) and "does not exist" in reason
 
 
 @pytest.mark.parametrize("signature", ["patch_16", "patch_8", "embed"])
@@ -301,8 +303,6 @@ def test_the_shortest_and_the_longest_clip_are_scored(serve):
 
 
 def test_clips_are_no_longer_than_their_tokens_allow(folder):
-    from tf_data_pipelines.pipeline import MAX_ROW_LENGTH
-
     run = load_run(folder / "elastic")
     (limit,) = _Serving(run, [1], 60.0, None).limits.values()  # 128 tokens a frame
     assert run.fbank.frames(limit) == MAX_ROW_LENGTH // 128 == run.fbank.frames(limit + 1) - 1

@@ -100,6 +100,32 @@ def answer(worker, word):
     raise SystemExit(f"{worker.args[-1]} ended with {worker.wait()}.")
 
 
+def time_in_turns(again, paths, rounds):
+    """{name: seconds of each round}, of {name: path}."""
+    from rich.progress import track
+
+    # A process each, so that no thread pool disturbs another; they take turns.
+    workers = {
+        name: subprocess.Popen(
+            [*again, "--serve", name, str(path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )
+        for name, path in paths.items()
+    }  # fmt: skip
+    for worker in workers.values():
+        answer(worker, "READY")
+    seconds = {name: [] for name in paths}
+    for _ in track(range(rounds), "Timing in turns"):
+        for name, worker in workers.items():
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+            seconds[name].append(float(answer(worker, "SECONDS")))
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    return seconds
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", default="base")
@@ -119,7 +145,6 @@ def main():
         serve(*options.serve, options.size, options.threads)
         return
     from rich.console import Console
-    from rich.progress import track
     from rich.table import Table
 
     console = Console()
@@ -135,25 +160,9 @@ def main():
         paths = {path.stem: path for path in pathlib.Path(folder).glob("*.tflite")}
         megabytes = {name: path.stat().st_size / 1e6 for name, path in paths.items()}
         names = sorted(paths) + [PEER] * (not options.no_peer)
-        # A process each, so that no thread pool disturbs another; they take turns.
-        workers = {
-            name: subprocess.Popen(
-                [*again, "--serve", name, str(paths.get(name, ""))],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            )
-            for name in names
-        }  # fmt: skip
-        for worker in workers.values():
-            answer(worker, "READY")
-        seconds = {name: [] for name in names}
-        for _ in track(range(options.rounds), "Timing in turns"):
-            for name, worker in workers.items():
-                worker.stdin.write("\n")
-                worker.stdin.flush()
-                seconds[name].append(float(answer(worker, "SECONDS")))
-        for worker in workers.values():
-            worker.stdin.close()
-            worker.wait()
+        seconds = time_in_turns(
+            again, {name: paths.get(name, "") for name in names}, options.rounds
+        )
     base = np.median(seconds.get("float32, patch 16", next(iter(seconds.values()))))
     threads = "thread" if options.threads == 1 else "threads"
     console.print(f"{options.size}, 10 s, {options.threads} {threads}, {options.rounds} rounds")

@@ -29,7 +29,7 @@ from keras_flexast.inference.artifacts import artifact_texts, describe_artifact
 from keras_flexast.models import embedding_model
 from keras_flexast.settings import MAX_SERVED_SECONDS
 from tf_data_pipelines.resize import token_count
-from tf_data_pipelines.settings import check_positive, patch_name, patch_pair
+from tf_data_pipelines.settings import MAX_ROW_LENGTH, check_positive, patch_name, patch_pair
 
 TOP = 5  # labels that an answer names
 MAX_PEAK = 16.0  # of a waveform whose full scale is 1; a higher one holds undivided integers
@@ -152,8 +152,6 @@ class _Serving:
 
     def _limit(self, name):
         """Samples of the longest clip at a patch size: max_seconds, or what its tokens allow."""
-        from tf_data_pipelines.pipeline import MAX_ROW_LENGTH
-
         fbank, patches = self.fbank, self.patches[name]
         (pair,) = patches.patch_sizes
         limit = round(self.max_seconds * fbank.sample_rate)
@@ -352,8 +350,6 @@ def _row_by_row(model, rows, width):
     go through the model.
     """
     import tensorflow as tf
-
-    from tf_data_pipelines.pipeline import MAX_ROW_LENGTH
 
     count, length = tf.unstack(tf.shape(rows["segment_ids"]))
     group = tf.maximum(1, MAX_ROW_LENGTH**2 // tf.maximum(1, length * length))

@@ -20,11 +20,11 @@ import numpy as np
 from rich.progress import Progress
 
 from keras_flexast.files import atomic_write
-from keras_flexast.inference.runtimes import DESCRIPTION, LABELS, OPENERS
+from keras_flexast.inference.runtimes import DESCRIPTION, LABELS, OPENERS, model_folder
+from keras_flexast.inference.windows import BATCH_SAMPLES, mean_of_windows
 from keras_flexast.runs import labels_text
 from tf_data_pipelines.settings import patch_name
 
-BATCH_SAMPLES = 60 * 16000  # in one call, padding included; a longer clip has a call of its own
 SAMPLE_RATE = 16000  # Hz, of an artifact that does not name its rate
 
 
@@ -164,14 +164,14 @@ class Artifact:
         return scores
 
     def answer(self, waveforms):
-        """`scores`, but a clip may be refused.
+        """Scores of clips of any lengths, with a reason for each clip that the artifact refuses.
 
         Args:
             waveforms: as for `scores`.
 
         Returns:
-            float32 (clips, classes), zeros for a refused clip; and a tuple with a text for
-            each clip: why the artifact refused it, or "".
+            float32 (clips, classes), zeros for a refused clip; and a tuple of texts, one per
+            clip: the reason of the refusal, or "".
 
         Raises:
             ValueError: the artifact gave NaN.
@@ -195,7 +195,7 @@ class Artifact:
         return embeddings
 
     def answer_embeddings(self, waveforms):
-        """`embeddings`, but a clip may be refused, as in `answer`."""
+        """Embeddings of clips of any lengths, with reasons as `answer` gives them."""
         self.check_embeds()
         return self._mean_of_windows(self.embed, waveforms, self.dim)
 
@@ -209,27 +209,10 @@ class Artifact:
 
     def _mean_of_windows(self, function, waveforms, width):
         """Outputs (clips, width) of `run` or `embed`, and the reasons of refused clips."""
-        from tf_data_pipelines.decode import pad_waveforms
-
-        windows = [
-            (clip, waveform[start : start + self.samples] if self.samples else waveform)
-            for clip, waveform in enumerate(waveforms)
-            for start in _starts(len(waveform), self.samples)
-        ]
-        windows.sort(key=lambda window: len(window[1]))  # similar lengths need little padding
-        outputs = np.zeros((len(waveforms), width), "float32")
-        counts, refused = np.zeros((len(waveforms), 1), "float32"), [""] * len(waveforms)
-        for batch in _batches(windows, self.samples):
-            clips, pieces = (list(one) for one in zip(*batch, strict=True))
-            lengths = np.array([len(piece) for piece in pieces], "int32")
-            given, reasons = function(pad_waveforms(pieces, self.samples), lengths)
-            if not np.isfinite(given).all():
-                raise ValueError(f"{self.path} ({self.signature}) gave NaN or infinite numbers.")
-            np.add.at(outputs, clips, given)
-            np.add.at(counts, clips, 1)
-            for clip, reason in zip(clips, reasons, strict=True):
-                refused[clip] = refused[clip] or reason
-        return outputs / counts, tuple(refused)
+        outputs, refused = mean_of_windows(function, waveforms, width, self.samples)
+        if not np.isfinite(outputs).all():
+            raise ValueError(f"{self.path} ({self.signature}) gave NaN or infinite numbers.")
+        return outputs, refused
 
     def _check_refused(self, refused):
         for number, reason in enumerate(refused):
@@ -286,7 +269,7 @@ def load_artifacts(path, threads=2):
         raise FileNotFoundError(
             f"{path} does not exist; expected a SavedModel folder, .tflite or .onnx."
         )
-    version = _version(path) if path.is_dir() else path
+    version = model_folder(path) if path.is_dir() else path
     kind = "saved_model" if path.is_dir() else path.suffix
     if version is None or kind not in OPENERS:
         raise ValueError(
@@ -326,10 +309,12 @@ def load_artifacts(path, threads=2):
 
 
 def scoring_artifacts(path, threads=2):
-    """`load_artifacts`, but each patch size once.
+    """The signatures of an artifact that score waveforms, each patch size once.
 
-    `serving_default` is left out where signatures named `patch_...` stand beside it, because it
-    is one of them under another name.
+    `serving_default` is left out where there are signatures named `patch_...`, because it is
+    one of them under another name.
+
+    Args, Returns, Raises: as for `load_artifacts`.
     """
     found = load_artifacts(path, threads)
     sized = {name: one for name, one in found.items() if name.startswith("patch_")}
@@ -339,7 +324,7 @@ def scoring_artifacts(path, threads=2):
 def is_artifact(path):
     """Whether a path is an exported artifact; a file is judged by its name alone."""
     path = pathlib.Path(path)
-    return _version(path) is not None if path.is_dir() else path.suffix in OPENERS
+    return model_folder(path) is not None if path.is_dir() else path.suffix in OPENERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -439,37 +424,6 @@ def _over_files(artifact, paths, answer, description):
     table[:] = list(outputs.values()) or table
     failed = tuple((paths[number], rejected[number]) for number in sorted(rejected))
     return table, [paths[number] for number in outputs], failed
-
-
-def _starts(length, window):
-    """First samples of a clip's windows: half a window apart, the last one ends with the clip."""
-    if window is None or length <= window:
-        return [0]
-    return [*range(0, length - window, window // 2), length - window]
-
-
-def _batches(windows, samples):
-    """Lists of (clip, waveform) from a list sorted by length, each with BATCH_SAMPLES at most."""
-    while windows:
-        count = 1
-        while count < len(windows) and (
-            (count + 1) * (samples or len(windows[count][1])) <= BATCH_SAMPLES
-        ):
-            count += 1
-        batch, windows = windows[:count], windows[count:]
-        yield batch
-
-
-def _version(folder):
-    """A SavedModel folder: this one, or its highest version; None if there is none."""
-    if (folder / "saved_model.pb").exists():
-        return folder
-    versions = [
-        child
-        for child in folder.iterdir()
-        if child.name.isdecimal() and (child / "saved_model.pb").exists()
-    ]
-    return max(versions, key=lambda child: int(child.name), default=None)
 
 
 def _classes_and_description(path, texts):

@@ -124,4 +124,16 @@ def open_onnx(path, threads):
     return {"serving_default": signature}, texts
 
 
+def model_folder(folder):
+    """A SavedModel folder: this one, or its highest version; None if there is none."""
+    if (folder / "saved_model.pb").exists():
+        return folder
+    versions = [
+        child
+        for child in folder.iterdir()
+        if child.name.isdecimal() and (child / "saved_model.pb").exists()
+    ]
+    return max(versions, key=lambda child: int(child.name), default=None)
+
+
 OPENERS = {"saved_model": open_saved_model, ".tflite": open_tflite, ".onnx": open_onnx}
