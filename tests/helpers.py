@@ -85,7 +85,7 @@ def tiny_tflite(path, seeds, labels=CLASSES, card=None):
     with zipfile.ZipFile(path, "a") as archive:
         if labels:
             archive.writestr("labels.txt", "".join(f"{name}\n" for name in labels))
-        archive.writestr("card.json", json.dumps(card or {}))
+        archive.writestr("artifact.json", json.dumps(card or {}))
     return path
 
 
