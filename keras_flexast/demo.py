@@ -225,7 +225,7 @@ def _row_fill(run, data, seed, count=20):
 
 def _check_artifacts(run, data, paths):
     """Each artifact's scores against Keras's, and its own accuracy, on padded test clips."""
-    from tf_data_pipelines.decode import read_waveforms
+    from tf_data_pipelines.audio import read_waveforms
 
     rate = run.fbank.sample_rate
     files = [clip.path for clip in data.source.clips]

@@ -33,7 +33,7 @@ from keras_flexast.inference.artifacts import (
 )
 from keras_flexast.inference.timeline import artifact_timeline, cut_windows, run_timeline
 from keras_flexast.runs import Run, load_run, save_run
-from tf_data_pipelines.decode import read_audio
+from tf_data_pipelines.audio import read_audio
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
 
 RATE, SECONDS = 16000, 0.5
@@ -355,7 +355,7 @@ def test_windows_are_a_hop_apart_and_reach_the_end(total, hop):
 
 
 def test_a_runs_timeline_is_its_predictions_on_the_cut_files(real, tmp_path, monkeypatch):
-    monkeypatch.setattr("tf_data_pipelines.decode.BLOCK_FRAMES", 9973)
+    monkeypatch.setattr("tf_data_pipelines.audio.BLOCK_FRAMES", 9973)
     monkeypatch.setattr("keras_flexast.inference.timeline.BATCH_TOKENS", 3 * 9 * 4)  # three windows
     tones = [read_audio(file) for file in sorted((real / "sounds").iterdir())]
     recording = np.concatenate(tones)[: round(3.9 * RATE)]

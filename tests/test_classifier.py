@@ -89,6 +89,21 @@ def test_the_same_embeddings_from_a_run_and_its_saved_model(folder):
             load_classifier(folder / "run.export" / "run" / name).embed_files(files)
 
 
+@pytest.mark.parametrize("name", ARTIFACTS[1:])
+def test_files_for_other_runtimes_need_no_tensorflow(folder, name):
+    pytest.importorskip("ai_edge_litert")
+    code = """
+        import json, pathlib, sys
+        from keras_flexast import load_classifier
+        files = sorted(map(str, pathlib.Path(sys.argv[2]).iterdir()))
+        print(json.dumps(load_classifier(sys.argv[1]).predict_files(files).scores.tolist()))
+    """
+    artifact = folder / "run.export" / "run" / name
+    out = run_python(code, artifact, folder / "sounds", backend="jax", blocked=["tensorflow"])
+    expected = fixed_scores(load_run(folder / "run"), 16, waveforms())
+    np.testing.assert_allclose(json.loads(out.splitlines()[-1]), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("options", [{"patch_size": (16, 24)}, {"frame_shift_ms": 20.0}])
 def test_a_clips_scores_do_not_depend_on_its_company(folder, options):
     classifier = load_classifier(folder / "run", **options)

@@ -17,7 +17,7 @@ from keras_flexast.export.model_card import read_card
 from keras_flexast.inference.artifacts import file_scores, load_artifact, load_artifacts
 from keras_flexast.inference.scoring import fixed_scores
 from keras_flexast.runs import Run, load_run, save_run
-from tf_data_pipelines.decode import read_audio, read_waveforms
+from tf_data_pipelines.audio import read_audio, read_waveforms
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
 from tf_data_pipelines.sources import read_data
 

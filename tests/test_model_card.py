@@ -20,7 +20,7 @@ from keras_flexast.export.model_card import (
 )
 from keras_flexast.inference.artifacts import load_artifact, load_artifacts
 from keras_flexast.metrics import mean_average_precision
-from tf_data_pipelines.decode import read_audio
+from tf_data_pipelines.audio import read_audio
 from tf_data_pipelines.settings import FbankSettings
 from tf_data_pipelines.sources import load_source, scan_source
 

@@ -15,12 +15,12 @@ from tf_data_pipelines.settings import (
 )
 
 _LAZY = {
-    "AudioError": "decode",
+    "AudioError": "audio",
     "decode_audio": "decode",
-    "pad_waveforms": "decode",
-    "read_audio": "decode",
-    "read_waveforms": "decode",
-    "stream_audio": "decode",
+    "pad_waveforms": "audio",
+    "read_audio": "audio",
+    "read_waveforms": "audio",
+    "stream_audio": "audio",
     "Clip": "sources",
     "Source": "sources",
     "ScannedSource": "sources",

@@ -1,157 +1,18 @@
-"""Sound files to mono float32 waveforms at one sample rate, in Python and in tf.data.
+"""Sound files to waveforms inside a TensorFlow graph, with the samples of `audio.read_audio`.
 
-`read_audio` is the reference: soundfile decodes, soxr resamples, and every unusable file
-raises an `AudioError`. `read_waveforms` gives many files as one array, `stream_audio` gives
-recordings of hours in blocks. `decode_audio` gives the same samples inside a graph: 16-bit WAV
-with TensorFlow alone (wav.py), scanned FLAC and Ogg Vorbis with tensorflow-io where its native
-operations run, everything else through `read_audio`.
+16-bit WAV is decoded by TensorFlow alone (wav.py), scanned FLAC and Ogg Vorbis by tensorflow-io
+where its native operations run, everything else by `read_audio`.
 """
 
 import functools
-import io
-import mmap
 import os
-import struct
 import warnings
 
 import numpy as np
-import soundfile
-import soxr
 import tensorflow as tf
 
-from tf_data_pipelines.wav import (
-    STREAMED,
-    decode_wav,
-    decode_wav_bytes,
-    first_problem,
-    has_at,
-    number_at,
-    pcm16_or_empty,
-)
-
-__all__ = [
-    "AUDIO_EXTENSIONS",
-    "MIN_SAMPLES",
-    "AudioError",
-    "decode_audio",
-    "decode_wav",
-    "decode_wav_bytes",
-    "first_problem",
-    "pad_waveforms",
-    "read_audio",
-    "read_waveforms",
-    "stream_audio",
-]
-
-AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
-MIN_SAMPLES = 400  # one 25 ms analysis window at 16 kHz
-
-BLOCK_FRAMES = 1 << 20  # frames that soundfile decodes at a time
-MP3_SLACK = 3 * 1152  # libsndfile guesses the length of an MP3 without a Xing header
-
-
-class AudioError(ValueError):
-    """A sound file cannot be used; the message names it, what came and the way out."""
-
-
-def read_audio(path, sample_rate=16000, min_samples=MIN_SAMPLES):
-    """Decode one sound file to mono at `sample_rate`; its content decides the format.
-
-    Args:
-        path: file name with one of AUDIO_EXTENSIONS; the file may have any rate, sample
-            format and number of channels.
-        sample_rate: sample rate of the result in Hz; soxr resamples files of another rate.
-        min_samples: smallest number of samples of the result.
-
-    Returns:
-        float32 (samples,), the average of the channels, full scale at 1.
-
-    Raises:
-        AudioError: the file is missing, a folder, of unknown extension, empty, not audio,
-            truncated or silent, has NaN or infinite samples, or has under `min_samples`.
-    """
-    path = os.fspath(path)
-    with _open(path) as file:
-        contents = file.read()
-    return _decode(path, contents, sample_rate, min_samples)
-
-
-def read_waveforms(paths, samples, sample_rate=16000):
-    """Decode sound files to one array: longer ones are cut, shorter ones end in zeros.
-
-    Args:
-        paths: file names, see `read_audio`.
-        samples: number of samples of every waveform.
-        sample_rate: sample rate of the result in Hz.
-
-    Returns:
-        float32 (clips, samples).
-
-    Raises:
-        AudioError: a file cannot be used, see `read_audio`.
-    """
-    return pad_waveforms([read_audio(path, sample_rate)[:samples] for path in paths], samples)
-
-
-def pad_waveforms(waveforms, samples=None):
-    """One array of waveforms of any lengths: longer ones are cut, shorter ones end in zeros.
-
-    Args:
-        waveforms: list of float (samples,) arrays.
-        samples: number of samples of every waveform; None for those of the longest.
-
-    Returns:
-        float32 (clips, samples).
-    """
-    if samples is None:
-        samples = max(map(len, waveforms), default=0)
-    padded = np.zeros((len(waveforms), samples), "float32")
-    for row, waveform in zip(padded, waveforms, strict=True):
-        row[: len(waveform)] = waveform[:samples]
-    return padded
-
-
-def stream_audio(path, sample_rate=16000):
-    """`read_audio` in blocks, in memory that does not grow with the recording.
-
-    Only a WAV whose header has no length, as a pipe writes it, is read as a whole.
-
-    Args:
-        path: file name, see `read_audio`.
-        sample_rate: sample rate of the result in Hz.
-
-    Returns:
-        seconds as the file announces them, and an iterator over float32 (samples,) blocks;
-        joined together they are the waveform of `read_audio`.
-
-    Raises:
-        AudioError: the file cannot be used, see `read_audio`, which the iterator may find
-            late. Silent and short files are accepted.
-    """
-    path = os.fspath(path)
-    with _open(path) as file:
-        if not os.fstat(file.fileno()).st_size:
-            raise AudioError(f"{path} is empty (0 bytes). Restore or remove it.")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
-            mended = _mend_wav(path, contents)
-            stream = None if mended is contents else io.BytesIO(mended)
-    stream = stream or _open(path)
-    file = _sound_file(path, stream)
-
-    def blocks():
-        resampler = None
-        if file.samplerate != sample_rate:
-            resampler = soxr.ResampleStream(
-                file.samplerate, sample_rate, num_channels=1, dtype="float32", quality="HQ"
-            )
-        with stream, file:
-            for block in _channel_blocks(path, file, stream):
-                wave = _mix(path, block)
-                yield wave if resampler is None else resampler.resample_chunk(wave)
-            if resampler is not None:
-                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-
-    return file.frames / file.samplerate, blocks()
+from tf_data_pipelines.audio import MIN_SAMPLES, check_extension, decode_contents
+from tf_data_pipelines.wav import has_at, number_at, pcm16_or_empty
 
 
 def decode_audio(path, sample_rate=16000, scanned=False):
@@ -208,141 +69,13 @@ def decode_audio(path, sample_rate=16000, scanned=False):
     return tf.ensure_shape(wave, [None])
 
 
-def _open(path):
-    """A sound file opened for reading bytes."""
-    if os.path.isdir(path):
-        raise AudioError(f"{path} is a folder; expected one sound file.")
-    _check_extension(path)
-    try:
-        return open(path, "rb")
-    except FileNotFoundError:
-        raise AudioError(
-            f"{path} does not exist. Check the path, or the manifest's folder."
-        ) from None
-    except OSError as error:
-        raise AudioError(
-            f"{path} cannot be read: {error.strerror}. Check its permissions."
-        ) from None
-
-
 def _decode_bytes(path, contents, sample_rate):
     """`read_audio` of bytes that are read already, so that remote file systems work too."""
     # Scalars come as bytes from a graph and as arrays eagerly; "object" keeps zeros at the end.
     path, contents = (np.asarray(value, object).item() for value in (path, contents))
     path = os.fsdecode(path)
-    _check_extension(path)
-    return _decode(path, contents, sample_rate, MIN_SAMPLES)
-
-
-def _check_extension(path):
-    if not path.lower().endswith(AUDIO_EXTENSIONS):
-        raise AudioError(
-            f"{path} has none of the known extensions {', '.join(AUDIO_EXTENSIONS)}. Convert "
-            f"it, for example with `ffmpeg -i in.m4a -ar 16000 -ac 1 out.wav`."
-        )
-
-
-def _decode(path, contents, sample_rate, min_samples):
-    if not contents:
-        raise AudioError(f"{path} is empty (0 bytes). Restore or remove it.")
-    stream = io.BytesIO(_mend_wav(path, contents))
-    with _sound_file(path, stream) as file:
-        blocks = list(_channel_blocks(path, file, stream))
-        rate, channels = file.samplerate, file.channels
-    wave = _mix(path, np.concatenate(blocks or [np.zeros([0, channels], np.float32)]))
-    if wave.size and wave.min() == wave.max():
-        raise AudioError(
-            f"{path} is silent: all {wave.size:,} samples, averaged over {channels} channel(s), "
-            f"are {wave[0]:g}. Record it again, or remove it."
-        )
-    if rate != sample_rate:
-        wave = soxr.resample(wave, rate, sample_rate, quality="HQ")
-    if wave.size < min_samples:
-        raise AudioError(
-            f"{path} lasts {wave.size / sample_rate:.4f} s ({wave.size:,} samples at "
-            f"{sample_rate} Hz); at least {1000 * min_samples / sample_rate:g} ms "
-            f"({min_samples:,} samples) are needed. Pad it with background sound, or remove it."
-        )
-    return np.ascontiguousarray(wave, np.float32)
-
-
-def _mix(path, samples):
-    """float32 (frames, channels) to their average (frames,); NaN and infinity raise."""
-    wave = samples[:, 0] if samples.shape[1] == 1 else samples.mean(1, dtype=np.float32)
-    finite = np.isfinite(wave)
-    if not finite.all():
-        raise AudioError(
-            f"{path} has {wave.size - finite.sum():,} NaN or infinite of {wave.size:,} samples; "
-            f"expected finite numbers in [-1, 1]. Write it again, or remove it."
-        )
-    return wave
-
-
-def _sound_file(path, stream):
-    try:
-        file = soundfile.SoundFile(stream)
-    except soundfile.LibsndfileError as error:
-        raise AudioError(
-            f"{path} cannot be decoded: {error.error_string.strip()} Expected WAV, FLAC, Ogg, "
-            f"MP3, Opus or AIFF content; convert it with ffmpeg, or remove it."
-        ) from None
-    if file.frames > 1 << 62:
-        raise AudioError(
-            f"{path} is a streamed {file.format} whose header has no length. Write it "
-            f"again with `ffmpeg -i in.flac out.flac`."
-        )
-    return file
-
-
-def _channel_blocks(path, file, stream):
-    """Yield the samples as float32 (frames, channels); a truncated file raises at its end."""
-    announced, decoded = file.frames, 0
-    try:
-        while len(block := file.read(BLOCK_FRAMES, "float32", always_2d=True)):
-            decoded += len(block)
-            yield block
-    except soundfile.LibsndfileError as error:
-        raise AudioError(
-            f"{path} is truncated or damaged after {decoded:,} of "
-            f"{announced:,} frames: {error.error_string} Copy it again, or remove it."
-        ) from None
-    slack = MP3_SLACK if file.format == "MP3" else 0
-    read, size = stream.tell(), stream.seek(0, io.SEEK_END)
-    unread = size - read if file.format == "MP3" else 0
-    if decoded < announced - slack or unread > max(size // 10, 4096):
-        raise AudioError(
-            f"{path} is truncated or has no true length: {decoded:,} of {announced:,} "
-            f"frames decoded, {unread:,} bytes unread. Copy it again, or write it again "
-            f"with ffmpeg."
-        )
-
-
-def _mend_wav(path, contents):
-    """The bytes, with the true sizes in the header of a streamed WAV; a truncated WAV raises."""
-    if contents[:4] != b"RIFF" or contents[8:12] != b"WAVE":
-        return contents
-    at = 12
-    while contents[at : at + 4] != b"data":
-        if at + 8 > len(contents):
-            return contents  # no data chunk: soundfile says so
-        size = struct.unpack_from("<I", contents, at + 4)[0]
-        at += 8 + size + size % 2
-    if at + 8 > len(contents):
-        return contents
-    riff, size = (
-        struct.unpack_from("<I", contents, 4)[0],
-        struct.unpack_from("<I", contents, at + 4)[0],
-    )
-    present = len(contents) - at - 8
-    if size >= STREAMED or (size == 0 and riff <= at):  # the sizes were never filled in
-        sizes = struct.pack("<I", len(contents) - 8), struct.pack("<I", present)
-        return contents[:4] + sizes[0] + contents[8 : at + 4] + sizes[1] + contents[at + 8 :]
-    if size > present:
-        raise AudioError(
-            f"{path} is truncated: its header promises {size:,} bytes of samples, the file "
-            f"has {present:,}. Copy it again, or remove it."
-        )
-    return contents
+    check_extension(path)
+    return decode_contents(path, contents, sample_rate, MIN_SAMPLES)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from tf_data_pipelines.decode import AUDIO_EXTENSIONS
+from tf_data_pipelines.audio import AUDIO_EXTENSIONS
 
 SPLITS = ("train", "validation", "test")
 SPLIT_ALIASES = {

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_data_pipelines.augment import augment_features, augment_waveforms
-from tf_data_pipelines.decode import decode_audio, decode_wav
+from tf_data_pipelines.decode import decode_audio
 from tf_data_pipelines.fbank import features, log_mel_at, normalize
 from tf_data_pipelines.packing import batch_rows, pack
 from tf_data_pipelines.patches import patch_tokens
@@ -33,6 +33,7 @@ from tf_data_pipelines.settings import (
     training_row_length,
 )
 from tf_data_pipelines.sources import WaveformSource
+from tf_data_pipelines.wav import decode_wav
 
 CACHE_SECONDS = 4 * 3600  # decoded clips up to 4 hours (0.9 GB of float32) stay in memory
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tf_data_pipelines.decode import MIN_SAMPLES, AudioError, read_audio
+from tf_data_pipelines.audio import MIN_SAMPLES, AudioError, read_audio
 from tf_data_pipelines.listing import (
     LAYOUT,
     NAMED,
@@ -315,8 +315,8 @@ def scan_source(source, settings, progress=False, max_rejected=0.5):
     import rich.progress
     import tensorflow as tf
 
-    from tf_data_pipelines.decode import decode_wav
     from tf_data_pipelines.fbank import log_mel
+    from tf_data_pipelines.wav import decode_wav
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
     def is_plain(path):

@@ -8,9 +8,9 @@ import struct
 import numpy as np
 import tensorflow as tf
 
+from tf_data_pipelines.audio import STREAMED
 from tf_data_pipelines.resample import RATES, can_resample, resample
 
-STREAMED = 0x7FFF0000  # sizes from here on are a pipe's placeholder, not a promise
 MAX_CHUNKS = 256  # chunks of a WAV that are searched; a file of empty ones would take minutes
 
 

@@ -195,7 +195,7 @@ def calibration_waveforms(run, data, seconds=None):
     Returns:
         float32 (clips, samples) at the run's sample rate.
     """
-    from tf_data_pipelines.decode import read_waveforms
+    from tf_data_pipelines.audio import read_waveforms
 
     sample_rate = run.fbank.sample_rate
     samples = round((seconds or run.clip_seconds) * sample_rate)

@@ -236,7 +236,7 @@ class _Serving:
     def classify_wav(self, wav_bytes, patch):
         import tensorflow as tf
 
-        from tf_data_pipelines.decode import decode_wav_bytes
+        from tf_data_pipelines.wav import decode_wav_bytes
 
         def decode(contents):
             return decode_wav_bytes(contents, self.fbank.sample_rate, self.max_seconds)
@@ -273,7 +273,7 @@ class _Serving:
         """(error, usable, length); the length becomes 0 where a clip has an error."""
         import tensorflow as tf
 
-        from tf_data_pipelines.decode import first_problem
+        from tf_data_pipelines.wav import first_problem
 
         fbank = self.fbank
         samples = tf.shape(waveform)[1]

@@ -396,7 +396,7 @@ def file_embeddings(artifact, paths, description=None):
 
 def _over_files(artifact, paths, answer, description):
     """(outputs (usable files, width), their paths, rejected) of a function like `answer`."""
-    from tf_data_pipelines.decode import AudioError, read_audio
+    from tf_data_pipelines.audio import AudioError, read_audio
 
     paths = [str(path) for path in paths]
     outputs, rejected, unscored = {}, {}, {}  # by the file's number; unscored holds waveforms

@@ -226,7 +226,7 @@ class RunClassifier(Classifier):
 
     def _decoded(self, paths):
         """(waveform, None) or (None, reason) of each file, decoded a few files ahead."""
-        from tf_data_pipelines.decode import AudioError, read_audio
+        from tf_data_pipelines.audio import AudioError, read_audio
         from tf_data_pipelines.pipeline import overlong_reason
 
         run, patches = self.run, self.run.patches_at([self.pair], self.frame_shift_ms)

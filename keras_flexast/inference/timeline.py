@@ -164,7 +164,7 @@ def cut_windows(blocks, window, hop):
 
 def _hear(path, rate, *, window, hop, score, batch, progress):
     """(starts, ends, scores) of the windows of a recording, `batch` of them scored at a time."""
-    from tf_data_pipelines.decode import AudioError, stream_audio
+    from tf_data_pipelines.audio import AudioError, stream_audio
 
     check_positive("window", window)
     hop = window / 2 if hop is None else hop

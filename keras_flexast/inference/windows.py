@@ -22,7 +22,7 @@ def mean_of_windows(function, waveforms, width, samples=None):
     Returns:
         float32 (clips, width); and a tuple of the clips' error texts, "" where there is none.
     """
-    from tf_data_pipelines.decode import pad_waveforms
+    from tf_data_pipelines.audio import pad_waveforms
 
     windows = [
         (clip, waveform[start : start + samples] if samples else waveform)

@@ -8,15 +8,15 @@ import soundfile
 import tensorflow as tf
 
 from tf_data_pipelines import decode
-from tf_data_pipelines.decode import (
+from tf_data_pipelines.audio import (
     AudioError,
-    decode_audio,
-    decode_wav_bytes,
     pad_waveforms,
     read_audio,
     read_waveforms,
     stream_audio,
 )
+from tf_data_pipelines.decode import decode_audio
+from tf_data_pipelines.wav import decode_wav_bytes
 
 RATE = 16000
 FORMATS = [

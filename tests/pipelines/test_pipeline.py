@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import tf_data_pipelines
 from tf_data_pipelines import pipeline
-from tf_data_pipelines.decode import read_audio
+from tf_data_pipelines.audio import read_audio
 from tf_data_pipelines.fbank import features
 from tf_data_pipelines.packing import batch_rows, pack
 from tf_data_pipelines.patches import patch_tokens

@@ -231,7 +231,7 @@ def sounds(root, seconds, bad=()):
 
 
 def test_scan_measures_every_value(tmp_path):
-    from tf_data_pipelines.decode import read_audio
+    from tf_data_pipelines.audio import read_audio
 
     source = sounds(tmp_path, [0.3, 0.1, 0.7])
     settings = FbankSettings(mel_bins=37)
