@@ -127,16 +127,15 @@ OneSize = Annotated[
     str | None,
     typer.Option(
         "--patch-size",
-        help="Patch size, or frequency x time: 16, 16x24. Larger is faster. [default: the model's "
-        "own]",
-        show_default=False,
+        help="Patch size, or frequency x time: 16, 16x24. Larger is faster.",
+        show_default="the model's own",
     ),
 ]
 ResizeRun = Annotated[
     Resize | None,
     typer.Option(
-        help="Resize rule for other patch sizes than the model's own. [default: as trained]",
-        show_default=False,
+        help="Resize rule for other patch sizes than the model's own.",
+        show_default="as trained",
     ),
 ]
 FullLength = Annotated[
@@ -150,8 +149,8 @@ FrameShift = Annotated[
     float | None,
     typer.Option(
         min=0.1,
-        help="Frame shift in milliseconds. Longer is faster. [default: that of training]",
-        show_default=False,
+        help="Frame shift in milliseconds. Longer is faster.",
+        show_default="that of training",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
@@ -169,15 +168,13 @@ Out = Annotated[pathlib.Path, typer.Option(help="Folder to write.")]
 # === train ===
 
 TrainOut = Annotated[pathlib.Path, typer.Option(help="Folder of the run.", show_default=False)]
-TrainSize = Annotated[
-    Size | None, typer.Option(help="Size of the model. [default: tiny]", show_default=False)
-]
+TrainSize = Annotated[Size | None, typer.Option(help="Size of the model.", show_default="tiny")]
 TrainPooling = Annotated[
     Pooling | None,
     typer.Option(
-        help="Pooling: attention as ElasticAST, cls or cls_distillation as FlexiAST, mean as "
-        "SSAST. [default: attention]",
-        show_default=False,
+        help="Pooling: attention as ElasticAST; cls or cls_distillation as FlexiAST; mean as "
+        "SSAST.",
+        show_default="attention",
     ),
 ]
 Init = Annotated[
@@ -191,9 +188,8 @@ PatchSizes = Annotated[
 FrameShiftsMs = Annotated[
     str | None,
     typer.Option(
-        help="Frame shifts in milliseconds to draw from, one per clip, such as 10,20,40. "
-        "[default: 10 only]",
-        show_default=False,
+        help="Frame shifts in milliseconds to draw from, one per clip, such as 10,20,40.",
+        show_default="10 only",
     ),
 ]
 Epochs = Annotated[int, typer.Option(min=1, help="Number of passes over the training clips.")]
@@ -206,8 +202,8 @@ RowLength = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Number of tokens in a row. [default: what the longest clip needs]",
-        show_default=False,
+        help="Number of tokens in a row.",
+        show_default="what the longest clip needs",
     ),
 ]
 Segments = Annotated[int, typer.Option(min=1, help="Largest number of clips in a row.")]
@@ -248,7 +244,7 @@ Source = Annotated[
 ConvertOut = Annotated[pathlib.Path, typer.Argument(help="Folder of the run.", show_default=False)]
 ConvertFamily = Annotated[
     Family | None,
-    typer.Option(help="Family of the model. [default: told by its names]", show_default=False),
+    typer.Option(help="Family of the model.", show_default="told by its names"),
 ]
 To = Annotated[
     Target | None,
@@ -279,8 +275,8 @@ Frames = Annotated[
 Stride = Annotated[
     str | None,
     typer.Option(
-        help="Stride of the patches: 10, or frequency x time. [default: told by the weights]",
-        show_default=False,
+        help="Stride of the patches: 10, or frequency x time.",
+        show_default="told by the weights",
     ),
 ]
 BasePatch = Annotated[
@@ -313,9 +309,8 @@ Ignore = Annotated[
 EvaluatePatchSizes = Annotated[
     str | None,
     typer.Option(
-        help="Patch sizes to test at, one set of weights for all. [default: "
-        f"{sizes_text(PATCH_SIZES)}, or all that an artifact has]",
-        show_default=False,
+        help="Patch sizes to test at, one set of weights for all.",
+        show_default=f"{sizes_text(PATCH_SIZES)}, or all that an artifact has",
     ),
 ]
 Split = Annotated[str, typer.Option(help="Split: train, validation, test, or all.")]
@@ -333,21 +328,19 @@ Timeline = Annotated[
 Window = Annotated[
     float | None,
     typer.Option(
-        help="Length of the timeline's windows in seconds. [default: 1, or what an artifact takes]",
-        show_default=False,
+        help="Length of the timeline's windows in seconds.",
+        show_default="1, or what an artifact takes",
     ),
 ]
 Hop = Annotated[
     float | None,
-    typer.Option(
-        help="Seconds from window to window. [default: half a window]", show_default=False
-    ),
+    typer.Option(help="Seconds from window to window.", show_default="half a window"),
 ]
 TimelineOut = Annotated[
     pathlib.Path | None,
     typer.Option(
-        help="Name of the timeline's files, without .csv and .png. [default: NAME_timeline here]",
-        show_default=False,
+        help="Name of the timeline's files, without .csv and .png.",
+        show_default="NAME_timeline here",
     ),
 ]
 
@@ -374,9 +367,7 @@ EmbedOut = Annotated[pathlib.Path, typer.Option(help="File to write, .npz.", sho
 
 ExportOut = Annotated[
     pathlib.Path | None,
-    typer.Option(
-        help="Folder to write. [default: saved_models/NAME OF THE RUN]", show_default=False
-    ),
+    typer.Option(help="Folder to write.", show_default="saved_models/NAME OF THE RUN"),
 ]
 ExportPatchSizes = Annotated[
     str,
@@ -388,9 +379,8 @@ Formats = Annotated[
 Precisions = Annotated[
     str | None,
     typer.Option(
-        help=f"Precisions of the .tflite files: {', '.join(PRECISIONS)}. int8 needs --data. "
-        "[default: all that can be]",
-        show_default=False,
+        help=f"Precisions of the .tflite files: {', '.join(PRECISIONS)}. int8 needs --data.",
+        show_default="all that can be",
     ),
 ]
 Data = Annotated[
@@ -404,8 +394,8 @@ Data = Annotated[
 Seconds = Annotated[
     float | None,
     typer.Option(
-        help="Length of every clip on phones and in onnx. [default: the longest training clip]",
-        show_default=False,
+        help="Length of every clip on phones and in onnx.",
+        show_default="the longest training clip",
     ),
 ]
 MaxSeconds = Annotated[
