@@ -302,7 +302,7 @@ def test_an_elasticast_starts_from_an_ast():
 def test_an_elasticast_is_taken_to_longer_sounds():
     model = convert_checkpoint(DATA / "elasticast.npz", to="elasticast", frames=1024)
     short = convert_checkpoint(DATA / "elasticast.npz")
-    assert (model.backbone.grid, short.grid, model.backbone.attention_scale) == (
+    assert (model.backbone.grid, short.backbone.grid, model.backbone.attention_scale) == (
         (8, 64),
         (8, 32),
         1.0,

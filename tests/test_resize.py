@@ -72,15 +72,19 @@ def test_table_weights_stop_at_the_ends():
 
 def test_axis_grid_by_hand():
     def starts(remainder):
-        return axis_grid(53, 11, Axis(16, 16, 5), remainder, "grid")[0].tolist()
+        return axis_grid(53, 11, axis=Axis(16, 16, 5), remainder=remainder, position="grid")[
+            0
+        ].tolist()
 
     assert starts("crop") == [0, 11, 22, 33]
     assert starts("pad") == [0, 11, 22, 33, 44]
     assert starts("cover") == [0, 11, 21, 32, 42]  # 10.5 and 31.5 round up
-    _, centers, extents = axis_grid(53, 11, Axis(16, 16, 5), "crop", "grid")
+    _, centers, extents = axis_grid(53, 11, axis=Axis(16, 16, 5), remainder="crop", position="grid")
     np.testing.assert_allclose(centers, [0.125, 1.375, 2.625, 3.875], atol=1e-12)
     np.testing.assert_allclose(extents, 1.25, atol=1e-12)
-    _, centers, extents = axis_grid(53, 11, Axis(16, 16, 5), "cover", "physical")
+    _, centers, extents = axis_grid(
+        53, 11, axis=Axis(16, 16, 5), remainder="cover", position="physical"
+    )
     np.testing.assert_allclose(centers, (np.array(starts("cover")) + 5.5) / 16 - 0.5, atol=1e-12)
     np.testing.assert_allclose(extents, 11 / 16, atol=1e-12)
 
@@ -92,7 +96,9 @@ def test_policies_reach_what_they_promise(size, patch, stride):
     axis, cells = Axis(16, stride, 8), {}
     step = patch_step(patch, axis)
     for remainder in ("crop", "pad", "cover"):
-        starts, centers, extents = axis_grid(size, patch, axis, remainder, "physical")
+        starts, centers, extents = axis_grid(
+            size, patch, axis=axis, remainder=remainder, position="physical"
+        )
         settings = PatchSettings((patch,), remainder=remainder, stride=stride)
         assert len(starts) == len(centers) == len(extents)
         assert len(starts) == patch_count(size, patch, step, remainder)
@@ -113,11 +119,15 @@ def test_overlap_by_hand():
     assert [patch_count(size, 16, 10, "crop") for size in (128, 1024)] == [12, 101]
     assert [patch_step(patch, Axis(16, 10, 12)) for patch in (8, 12, 16, 24)] == [5, 8, 10, 15]
     for position in ("grid", "physical"):  # a cell for each patch, whole
-        _, centers, extents = axis_grid(128, 16, Axis(16, 10, 12), "crop", position)
+        _, centers, extents = axis_grid(
+            128, 16, axis=Axis(16, 10, 12), remainder="crop", position=position
+        )
         np.testing.assert_allclose(centers, np.arange(12), atol=1e-12)
         np.testing.assert_allclose(extents, 1, atol=1e-12)
     # Patch 24 of step 15 starts at 0, 15, ...: middles 12, 27, ...; cell j's is 8 + 10 j.
-    _, centers, extents = axis_grid(128, 24, Axis(16, 10, 12), "crop", "physical")
+    _, centers, extents = axis_grid(
+        128, 24, axis=Axis(16, 10, 12), remainder="crop", position="physical"
+    )
     np.testing.assert_allclose(centers[:3], [0.4, 1.9, 3.4], atol=1e-12)
     np.testing.assert_allclose(extents, 1.5, atol=1e-12)
 
@@ -125,7 +135,9 @@ def test_overlap_by_hand():
 @pytest.mark.parametrize("position", ["grid", "physical"])
 @pytest.mark.parametrize("remainder", ["crop", "pad", "cover"])
 def test_base_patches_look_whole_cells_up(remainder, position):
-    starts, centers, extents = axis_grid(112, 16, Axis(16, 16, 7), remainder, position)
+    starts, centers, extents = axis_grid(
+        112, 16, axis=Axis(16, 16, 7), remainder=remainder, position=position
+    )
     np.testing.assert_array_equal(starts, np.arange(0, 112, 16))
     np.testing.assert_allclose(table_weights(centers, extents, 7), np.eye(7), atol=1e-12)
 
@@ -137,7 +149,7 @@ def test_a_short_clip_counts_as_one_patch():
 
 def test_errors():
     with pytest.raises(ValueError, match=r"13 along time, larger than the spectrogram's 11"):
-        axis_grid(11, 13, Axis(16, 16, 5), "cover", "grid", "time")
+        axis_grid(11, 13, axis=Axis(16, 16, 5), remainder="cover", position="grid", name="time")
     with pytest.raises(ValueError, match=r"resize='nearest' is unknown.*'pi', 'bilinear'"):
         kernel_matrix(8, 16, "nearest")
     with pytest.raises(ValueError, match=r"stride=\(17, 17\) is larger than base_patch=\(16, 16\)"):

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import tensorflow as tf
 
-from tf_data_pipelines import decode
+from tf_data_pipelines import audio, decode
 from tf_data_pipelines.audio import (
     AudioError,
     pad_waveforms,
@@ -383,7 +383,7 @@ def test_streamed_blocks_are_the_whole_recording(tmp_path, monkeypatch, rate, ex
     noise = np.random.default_rng(3).normal(0, 0.1, (rate, 2))
     path = write(tmp_path / f"a.{extension}", noise, rate)
     whole = read_audio(path)
-    monkeypatch.setattr(decode, "BLOCK_FRAMES", 4801)
+    monkeypatch.setattr(audio, "BLOCK_FRAMES", 4801)
     seconds, blocks = stream_audio(path)
     blocks = list(blocks)
     assert seconds == pytest.approx(1, abs=0.1) and len(blocks) >= rate // 4801

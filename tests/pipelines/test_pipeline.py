@@ -372,7 +372,7 @@ def test_evaluation_rows_are_long_enough(arrays, fbank):
     longer = packing_for(long, fbank, PATCHES, run)
     assert longer == dataclasses.replace(run, rows=3, row_length=512)
     endless = WaveformSource([np.zeros(16000), np.zeros(16000 * 400)])
-    with pytest.raises(ValueError, match=r"'waveforms\[1\]' \(400\.0 s\) has 12,001 .* 8,192"):
+    with pytest.raises(ValueError, match=r"waveforms\[1\] \(400\.0 s\) has 12,001 .* 8,192"):
         packing_for(endless, fbank, PATCHES, run)
 
 
