@@ -162,7 +162,7 @@ def test_16_bit_wav_needs_no_python(tmp_path, monkeypatch):
     def refuse(*args):
         raise AssertionError("Python was called")
 
-    monkeypatch.setattr(decode, "_decode", refuse)
+    monkeypatch.setattr(decode, "decode_contents", refuse)
     np.testing.assert_array_equal(through_map([path])[0][0], expected)
 
 
@@ -178,7 +178,7 @@ def test_tensorflow_io_needs_no_python(tmp_path, monkeypatch):
         for channels in (1, 2)
     ]
     expected = [read_audio(path) for path in paths]
-    monkeypatch.setattr(decode, "_decode", None)
+    monkeypatch.setattr(decode, "decode_contents", None)
     for wave, reference in zip(through_map(paths * 5, scanned=True)[0], expected * 5, strict=True):
         np.testing.assert_allclose(wave, reference, atol=2e-6)
 
