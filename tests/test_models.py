@@ -126,19 +126,20 @@ def test_a_clip_does_not_care_about_its_neighbors(pooling):
             np.testing.assert_allclose(logits[clip], seen[0][clip], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 @pytest.mark.parametrize("pooling", ["attention", "cls", "mean"])
-def test_what_is_not_finite_in_one_clip_reaches_no_other(pooling, bad):
+def test_what_is_not_finite_in_one_clip_reaches_no_other(pooling):
     model, prefix = randomize(build(pooling)), POOLINGS[pooling]
     clips = [cut(spectrogram(41 + 7 * i, i), 16, prefix_tokens=prefix) for i in range(3)]
+    predict = PackedPredictor(model)
     for length in (64, 512):  # under the dense mask, and clip by clip
         batch = pack_rows([clips, clips[:2]], length, 3)
-        before = PackedPredictor(model)(batch)
-        batch["tokens"][0, prefix : len(clips[0][0])] = bad  # the first clip of the first row
-        after = PackedPredictor(model)(batch)
-        np.testing.assert_array_equal(after[0, 1:], before[0, 1:])
-        np.testing.assert_array_equal(after[1], before[1])
-        assert bad == 1e30 or not np.isfinite(after[0, 0]).any()
+        before = predict(batch)
+        for bad in (np.nan, np.inf, 1e30):
+            batch["tokens"][0, prefix : len(clips[0][0])] = bad  # the first clip of the first row
+            after = predict(batch)
+            np.testing.assert_array_equal(after[0, 1:], before[0, 1:])
+            np.testing.assert_array_equal(after[1], before[1])
+            assert bad == 1e30 or not np.isfinite(after[0, 0]).any()
 
 
 @pytest.mark.parametrize("pooling", ["attention", "cls"])
