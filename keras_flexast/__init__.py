@@ -7,7 +7,9 @@ Importing and training need Keras and NumPy only; TensorFlow is needed for data 
 import os
 import sys
 
-__version__ = "0.1.0"
+from keras_flexast.settings import VERSION
+
+__version__ = VERSION
 
 __all__ = [
     "ElasticAST",

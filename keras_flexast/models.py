@@ -67,24 +67,20 @@ class PackedBackbone(keras.Model):
         base_patch, _ = base_and_stride(base_patch, None)
 
         # === Layers ===
-        self.patch_embed = PIResizePatchEmbed(
-            dim, base_patch, resize, dtype=dtype, name="patch_embed"
-        )
-        self.position_embed = PositionEmbedding(
-            dim, grid, table, dtype=dtype, name="position_embed"
-        )
-        self.prefix = None
+        patch_embed = PIResizePatchEmbed(dim, base_patch, resize, dtype=dtype, name="patch_embed")
+        position_embed = PositionEmbedding(dim, grid, table, dtype=dtype, name="position_embed")
+        prefix = None
         if prefix_tokens:
-            self.prefix = PrefixTokens(prefix_tokens, dtype=dtype, name="prefix_tokens")
+            prefix = PrefixTokens(prefix_tokens, dtype=dtype, name="prefix_tokens")
         block = {
             "dropout": dropout, "scale": attention_scale, "norm_epsilon": norm_epsilon,
             "attention": attention, "remat": remat, "dtype": dtype,
         }  # fmt: skip
-        self.blocks = [
+        blocks = [
             EncoderBlock(num_heads, round(dim * mlp_ratio), **block, name=f"block_{index}")
             for index in range(depth)
         ]
-        self.norm = keras.layers.LayerNormalization(epsilon=norm_epsilon, dtype=dtype, name="norm")
+        norm = keras.layers.LayerNormalization(epsilon=norm_epsilon, dtype=dtype, name="norm")
 
         # === Functional model ===
         inputs = {
@@ -93,12 +89,14 @@ class PackedBackbone(keras.Model):
             "segment_ids": keras.Input((None,), dtype="int32", name="segment_ids"),
         }
         positions, segment_ids = inputs["positions"], inputs["segment_ids"]
-        x = self.patch_embed(inputs["tokens"]) + self.position_embed(positions)
-        if self.prefix is not None:
-            x = self.prefix(x, positions)
-        for block in self.blocks:
-            x = block(x, segment_ids)
-        super().__init__(inputs=inputs, outputs=self.norm(x), **kwargs)
+        x = patch_embed(inputs["tokens"]) + position_embed(positions)
+        if prefix_tokens:
+            x = prefix(x, positions)
+        for one in blocks:
+            x = one(x, segment_ids)
+        super().__init__(inputs=inputs, outputs=norm(x), **kwargs)
+        self.patch_embed, self.position_embed, self.prefix = patch_embed, position_embed, prefix
+        self.blocks, self.norm = blocks, norm
 
         # === Config ===
         self.dim = dim
@@ -188,26 +186,25 @@ class PackedAST(keras.Model):
         base_patch, stride = base_and_stride(backbone.get("base_patch", BASE_PATCH), stride)
 
         # === Layers ===
-        self.head = keras.layers.Dense(num_classes, dtype=_head_dtype(dtype), name="head")
-        self.backbone = PackedBackbone(**backbone, dtype=dtype, name="backbone")
+        head = keras.layers.Dense(num_classes, dtype=_head_dtype(dtype), name="head")
+        backbone = PackedBackbone(**backbone, dtype=dtype, name="backbone")
         if pooling == "attention":
-            heads, scale = self.backbone.num_heads, self.backbone.attention_scale
-            self.pooling = MaskAttentionPooling(heads, segments, scale, dtype=dtype, name="pooling")
+            heads, scale = backbone.num_heads, backbone.attention_scale
+            pool = MaskAttentionPooling(heads, segments, scale, dtype=dtype, name="pooling")
         else:
             kind = MeanPooling if pooling == "mean" else PrefixPooling
-            self.pooling = kind(prefix_tokens, segments, dtype=dtype, name="pooling")
-        self.head_norm = keras.layers.LayerNormalization(
+            pool = kind(prefix_tokens, segments, dtype=dtype, name="pooling")
+        head_norm = keras.layers.LayerNormalization(
             epsilon=head_norm_epsilon, dtype=dtype, name="head_norm"
         )
 
         # === Functional model ===
-        inputs = self.backbone.input
-        where = (inputs["segment_ids"],)
-        if pooling != "attention":
-            where = (inputs["positions"], *where)
-        pooled = self.pooling(self.backbone(inputs), *where)
-        logits = self.head(self.head_norm(pooled))
+        inputs = backbone.input
+        keys = ["segment_ids"] if pooling == "attention" else ["positions", "segment_ids"]
+        pooled = pool(backbone(inputs), *(inputs[key] for key in keys))
+        logits = head(head_norm(pooled))
         super().__init__(inputs=inputs, outputs=logits, name=name, trainable=trainable)
+        self.backbone, self.pooling, self.head_norm, self.head = backbone, pool, head_norm, head
 
         # === Config ===
         self.num_classes = num_classes

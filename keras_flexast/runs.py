@@ -15,6 +15,7 @@ import keras
 
 from keras_flexast.files import atomic_write
 from keras_flexast.models import PackedAST
+from keras_flexast.settings import VERSION
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
 
 
@@ -147,10 +148,8 @@ def labels_text(classes):
 
 def versions():
     """{name: version} of what makes a run, for `Run.made_by`."""
-    from keras_flexast import __version__
-
     return {
-        "keras_flexast": __version__,
+        "keras_flexast": VERSION,
         "keras": keras.__version__,
         "backend": keras.backend.backend(),
         "python": platform.python_version(),

@@ -8,6 +8,7 @@ import dataclasses
 
 from tf_data_pipelines.settings import Settings, check_choice, check_positive
 
+VERSION = "0.1.0"
 SIZES = {  # name: (dim, depth, num_heads)
     "nano": (96, 4, 4),
     "tiny": (192, 12, 3),

@@ -23,6 +23,7 @@ from keras_flexast.files import atomic_write
 from keras_flexast.inference.runtimes import DESCRIPTION, LABELS, OPENERS, model_folder
 from keras_flexast.inference.windows import BATCH_SAMPLES, mean_of_windows
 from keras_flexast.runs import labels_text
+from keras_flexast.settings import VERSION
 from tf_data_pipelines.settings import patch_name
 
 SAMPLE_RATE = 16000  # Hz, of an artifact that does not name its rate
@@ -47,8 +48,6 @@ def describe_artifact(
     Returns:
         dictionary for `artifact_texts`.
     """
-    from keras_flexast import __version__
-
     return {
         "input": input,
         "precision": precision,
@@ -56,7 +55,7 @@ def describe_artifact(
         "samples": samples,
         "multi_label": run.multi_label,
         "fbank": fbank.to_dict(),
-        "keras_flexast": __version__,
+        "keras_flexast": VERSION,
     }
 
 
