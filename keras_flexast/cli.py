@@ -60,7 +60,7 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 @app.command()
 def demo(
     out: options.Out = pathlib.Path("flexast-demo"),
-    seed: options.Seed = 1337,
+    seed: options.Seed = TRAIN.seed,
     overwrite: options.Overwrite = False,
 ):
     """Speak digits, train one flexible model on them, test, export and check it (minutes)."""
@@ -84,10 +84,10 @@ def train(
     batch_tokens: options.BatchTokens = TRAIN.batch_tokens,
     row_length: options.RowLength = TRAIN.row_length,
     segments: options.Segments = TRAIN.segments,
-    remainder: options.TrainRemainder = PATCHES.remainder,
-    position: options.TrainPosition = PATCHES.position,
-    resize: options.TrainResize = PATCHES.resize,
-    dropout: options.Dropout = 0.0,
+    remainder: options.TrainRemainder = None,
+    position: options.TrainPosition = None,
+    resize: options.TrainResize = None,
+    dropout: options.Dropout = None,
     overlong: options.TrainOverlong = TRAIN.overlong,
     dtype: options.TrainDtype = TRAIN.dtype,
     remat: options.Remat = TRAIN.remat,
@@ -103,13 +103,7 @@ def train(
     """
     if init and (size or pooling):
         raise typer.BadParameter("--size and --pooling are those of --init; leave them out.")
-    patches = PatchSettings(
-        parse_patch_sizes(patch_sizes),
-        parse_numbers(frame_shifts_ms),
-        remainder=remainder,
-        position=position,
-        resize=resize,
-    )
+    sizes, shifts = parse_patch_sizes(patch_sizes), parse_numbers(frame_shifts_ms)
     settings = TrainSettings(
         epochs,
         learning_rate,
@@ -122,14 +116,17 @@ def train(
         remat=remat,
         accumulate=accumulate,
     )
-    chosen = {"size": size, "pooling": pooling, "dropout": dropout}
+    chosen = {
+        "size": size, "pooling": pooling, "remainder": remainder, "position": position,
+        "resize": resize, "dropout": dropout,
+    }  # fmt: skip
     chosen = {name: value for name, value in chosen.items() if value is not None}
     _start()
     from keras_flexast.training import train_run
 
     run, history = train_run(
-        data, out, settings=settings, patches=patches, model_options=chosen, init=init,
-        overwrite=overwrite, progress=True,
+        data, out, settings=settings, patch_sizes=sizes, frame_shifts_ms=shifts,
+        model_options=chosen, init=init, overwrite=overwrite, progress=True,
     )  # fmt: skip
     metric = "val_mAP" if run.multi_label else "val_accuracy"
     typer.echo(f"Best {metric}: {max(history.history[metric]):.4f}. The run is in {out}.")
@@ -252,29 +249,25 @@ def predict(
     if timeline and len(files) != 1:
         raise typer.BadParameter(f"--timeline takes one recording, not {len(files)} files.")
     _start()
-    from keras_flexast.inference import load_classifier
+    from keras_flexast.inference import FileScores, load_classifier
 
     classifier = load_classifier(
         run, parse_pair(patch_size, "--patch-size"), frame_shift_ms=frame_shift_ms, resize=resize,
         full_length=full_length,
     )  # fmt: skip
-    more, rejected = {}, ()
+    more = {}
     if timeline:
-        heard = classifier.timeline(files[0], window=window, hop=hop, progress=not as_json)
-        scores, paths = heard.overall()[None], [str(files[0])]
-        more = heard.write(timeline_out or f"{files[0].stem}_timeline", files[0].name)
+        line = classifier.timeline(files[0], window=window, hop=hop, progress=not as_json)
+        found = FileScores(line.overall()[None], [str(files[0])])
+        more = line.write(timeline_out or f"{files[0].stem}_timeline", files[0].name)
     else:
         found = classifier.predict_files(files, progress=not as_json and len(files) > MANY_FILES)
-        scores, paths, rejected = found.scores, found.paths, found.rejected
     answers = []
-    for path, score in zip(paths, scores, strict=True):
-        best = score.argsort()[::-1][:top]
-        labels = [
-            {"label": classifier.classes[k], "score": round(float(score[k]), 6)} for k in best
-        ]
+    for path, best in zip(found.paths, found.top(classifier.classes, top), strict=True):
+        labels = [{"label": label, "score": round(score, 6)} for label, score in best]
         answers.append({"file": path, "patch_size": classifier.patch_size, "top": labels, **more})
     if as_json:
-        failed = [{"file": path, "error": reason} for path, reason in rejected]
+        failed = [{"file": path, "error": reason} for path, reason in found.rejected]
         typer.echo(json.dumps(answers + failed, indent=2))
     elif answers:
         table = Table(Column("file", overflow="fold"))
@@ -286,7 +279,7 @@ def predict(
         _print(table)
         if timeline:
             typer.echo(f"Wrote {more['csv']} ({more['windows']} windows) and {more['png']}")
-    _fail_for(rejected)
+    _fail_for(found.rejected)
 
 
 @app.command()

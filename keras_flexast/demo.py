@@ -22,6 +22,7 @@ from keras_flexast.inference.scoring import PackedPredictor, fixed_scores, packe
 from keras_flexast.metrics import accuracy
 from keras_flexast.models import ElasticAST
 from keras_flexast.runs import Run, save_run, versions
+from keras_flexast.settings import TrainSettings
 from keras_flexast.training import WarmupCosine, compile_packed, time_cells
 from tf_data_pipelines.settings import BASE_PATCH, PATCH_SIZES, FbankSettings, PackSettings
 
@@ -33,7 +34,7 @@ EXPORT_PATCHES = (8, 16, 32)
 ARTIFACT_CLIPS = 200  # test clips that every exported model is run on
 
 
-def run_demo(out="flexast-demo", *, seed=1337, overwrite=False):
+def run_demo(out="flexast-demo", *, seed=TrainSettings.seed, overwrite=False):
     """Make data, train, evaluate, export and check; write a run with a report to `out`.
 
     Args:

@@ -7,7 +7,7 @@ SPLIT_INPUTS = r"block_\d+/(attention/output|mlp_output)"
 
 
 def layout_map(mesh, axis="model"):
-    """The blocks' matrices split over a mesh axis, as Megatron: a sum of parts twice a block.
+    """The blocks' matrices split over a mesh axis, as in Megatron, with two all-reduces per block.
 
     Heads and hidden units are divided among the devices of the axis; everything else is on
     each of them.

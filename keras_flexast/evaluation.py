@@ -1,16 +1,15 @@
 """Accuracy of runs and of exported artifacts on labeled clips, at any patch sizes."""
 
-from keras_flexast.inference.artifacts import file_scores, is_artifact, scoring_artifacts
-from keras_flexast.inference.classifier import (
+from keras_flexast.inference.artifacts import (
     artifact_of_size,
     check_settled,
-    configured_run,
-    is_cut,
-    warn_of_cuts,
+    file_scores,
+    is_artifact,
+    scoring_artifacts,
 )
 from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
 from keras_flexast.metrics import accuracy, mean_average_precision, standard_error
-from keras_flexast.runs import Run
+from keras_flexast.runs import Run, configured_run, is_cut, warn_of_cuts
 from tf_data_pipelines.settings import PATCH_SIZES, FbankSettings, patch_name
 
 
@@ -90,7 +89,7 @@ def measure(artifact, data, description=None):
 
 
 def score_clips(source, outputs):
-    """How right the outputs of clips are.
+    """Accuracy, or mAP, of the outputs of clips.
 
     Args:
         source: Source of the clips.

@@ -18,7 +18,6 @@ from tf_data_pipelines.settings import (
     BASE_PATCH,
     POSITIONS,
     REMAINDERS,
-    RESIZES,
     PatchSettings,
     base_and_stride,
     check_choice,
@@ -301,21 +300,18 @@ def fixed_model(
     """
     _check_packed(model)
     backbone = model.backbone
-    remainder = model.remainder if remainder is None else remainder
-    position = model.position if position is None else position
-    resize = backbone.resize if resize is None else resize
-    check_choice("remainder", remainder, REMAINDERS)
-    check_choice("position", position, POSITIONS)
-    check_choice("resize", resize, RESIZES)
     check_choice("output", output, ("logits", "embedding"))
+    given = {"remainder": remainder, "position": position, "resize": resize}
+    given = {name: value for name, value in given.items() if value is not None}
+    patches = model.patch_settings((patch_size,), **given)
     patch_grid = PatchGrid(
-        patch_size, remainder, position=position, grid=backbone.grid,
-        base_patch=backbone.base_patch, stride=model.stride, frame_shift_scale=frame_shift_scale,
+        patch_size, patches.remainder, position=patches.position, grid=patches.grid,
+        base_patch=patches.base_patch, stride=patches.stride, frame_shift_scale=frame_shift_scale,
         dtype=backbone.patch_embed.dtype_policy, name="patch_grid",
     )  # fmt: skip
     spectrogram = keras.Input((frames, model.mel_bins), name="spectrogram")
-    patches, positions = patch_grid(spectrogram)
-    x = backbone.patch_embed(patches, resize=resize) + backbone.position_embed(positions)
+    cut, positions = patch_grid(spectrogram)
+    x = backbone.patch_embed(cut, resize=patches.resize) + backbone.position_embed(positions)
     if backbone.prefix is not None:
         x = backbone.prefix(x)
     for block in backbone.blocks:

@@ -9,6 +9,9 @@ from typing import Annotated, Literal
 import typer
 
 from keras_flexast.settings import (
+    DEFAULT_POOLING,
+    DEFAULT_SIZE,
+    DEFAULT_WINDOW,
     DTYPES,
     FAMILIES,
     INPUTS,
@@ -18,7 +21,19 @@ from keras_flexast.settings import (
     TABLE_RULES,
     TARGETS,
 )
-from tf_data_pipelines.settings import OVERLONGS, PATCH_SIZES, POSITIONS, REMAINDERS, RESIZES
+from tf_data_pipelines.settings import (
+    OVERLONGS,
+    PATCH_SIZES,
+    POSITIONS,
+    REMAINDERS,
+    RESIZES,
+    FbankSettings,
+    PatchSettings,
+    patch_name,
+    patch_pair,
+)
+
+PATCHES = PatchSettings()  # the defaults
 
 Dtype = Literal[DTYPES]
 Family = Literal[FAMILIES]
@@ -38,8 +53,7 @@ Target = Literal[TARGETS]
 
 def sizes_text(sizes):
     """((8, 8), (16, 24)) or (8, 16) -> "8,16x24"."""
-    pairs = [size if isinstance(size, tuple) else (size, size) for size in sizes]
-    return ",".join(str(f) if f == t else f"{f}x{t}" for f, t in pairs)
+    return ",".join(patch_name(patch_pair(size)) for size in sizes)
 
 
 def parse_patch_sizes(text):
@@ -142,7 +156,7 @@ FullLength = Annotated[
     bool,
     typer.Option(
         "--full-length",
-        help="Hear each clip at its full length, where a converted AST cuts or fills up.",
+        help="Use whole clips, where a converted AST would cut or pad them.",
     ),
 ]
 FrameShift = Annotated[
@@ -168,13 +182,15 @@ Out = Annotated[pathlib.Path, typer.Option(help="Folder to write.")]
 # === train ===
 
 TrainOut = Annotated[pathlib.Path, typer.Option(help="Folder of the run.", show_default=False)]
-TrainSize = Annotated[Size | None, typer.Option(help="Size of the model.", show_default="tiny")]
+TrainSize = Annotated[
+    Size | None, typer.Option(help="Size of the model.", show_default=DEFAULT_SIZE)
+]
 TrainPooling = Annotated[
     Pooling | None,
     typer.Option(
         help="Pooling: attention as ElasticAST; cls or cls_distillation as FlexiAST; mean as "
         "SSAST.",
-        show_default="attention",
+        show_default=DEFAULT_POOLING,
     ),
 ]
 Init = Annotated[
@@ -189,7 +205,7 @@ FrameShiftsMs = Annotated[
     str | None,
     typer.Option(
         help="Frame shifts in milliseconds to draw from, one per clip, such as 10,20,40.",
-        show_default="10 only",
+        show_default=f"{FbankSettings.frame_shift_ms:g} only",
     ),
 ]
 Epochs = Annotated[int, typer.Option(min=1, help="Number of passes over the training clips.")]
@@ -208,17 +224,38 @@ RowLength = Annotated[
 ]
 Segments = Annotated[int, typer.Option(min=1, help="Largest number of clips in a row.")]
 TrainRemainder = Annotated[
-    Remainder, typer.Option(help="Treatment of bins and frames that no whole patch covers.")
+    Remainder | None,
+    typer.Option(
+        help="Rule for bins and frames that no whole patch covers.",
+        show_default=f"{PATCHES.remainder}, or that of --init",
+    ),
 ]
 TrainPosition = Annotated[
-    Position, typer.Option(help="Positions: true pitch and time, or as the papers (grid).")
+    Position | None,
+    typer.Option(
+        help="Positions: true pitch and time (physical), or as the papers (grid).",
+        show_default=f"{PATCHES.position}, or that of --init",
+    ),
 ]
 TrainResize = Annotated[
-    Resize, typer.Option(help="Resize rule: PI-resize, or the papers' bilinear ablation.")
+    Resize | None,
+    typer.Option(
+        help="Resize rule: PI-resize, or the papers' bilinear ablation.",
+        show_default=f"{PATCHES.resize}, or that of --init",
+    ),
 ]
-Dropout = Annotated[float, typer.Option(min=0, max=0.9, help="Dropout rate in every block.")]
+Dropout = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=0.9,
+        help="Dropout rate in every block.",
+        show_default="0, or that of --init",
+    ),
+]
 TrainOverlong = Annotated[
-    Overlong, typer.Option(help="Treatment of a clip longer than a row: an error, or cut it.")
+    Overlong,
+    typer.Option(help="Rule for a clip longer than a row: error stops, crop cuts its end."),
 ]
 TrainDtype = Annotated[
     Dtype, typer.Option(help="Precision of the computation; the saved weights are float32.")
@@ -249,7 +286,7 @@ ConvertFamily = Annotated[
 To = Annotated[
     Target | None,
     typer.Option(
-        help="Kind of model to start from the checkpoint, instead of keeping it.",
+        help="Kind of new model to initialize from the checkpoint.",
         show_default=False,
     ),
 ]
@@ -329,7 +366,7 @@ Window = Annotated[
     float | None,
     typer.Option(
         help="Length of the timeline's windows in seconds.",
-        show_default="1, or what an artifact takes",
+        show_default=f"{DEFAULT_WINDOW:g}, or what an artifact takes",
     ),
 ]
 Hop = Annotated[

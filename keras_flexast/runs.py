@@ -10,13 +10,14 @@ import json
 import os
 import pathlib
 import platform
+import warnings
 
 import keras
 
 from keras_flexast.files import atomic_write
 from keras_flexast.models import PackedAST
 from keras_flexast.settings import VERSION
-from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
+from tf_data_pipelines.settings import DataWarning, FbankSettings, PackSettings, PatchSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +108,8 @@ def load_run(folder):
     for path in (folder, folder / "settings.json", folder / "model.keras"):
         if not path.exists():
             raise FileNotFoundError(
-                f"{path} does not exist, so {folder} is not a run. `flexast train` and "
-                f"`flexast demo` write one."
+                f"{path} does not exist, so {folder} is not a run. `flexast train`, "
+                f"`flexast convert` and `flexast demo` write one."
             )
     try:
         settings = json.loads((folder / "settings.json").read_text())
@@ -154,3 +155,30 @@ def versions():
         "backend": keras.backend.backend(),
         "python": platform.python_version(),
     }
+
+
+def configured_run(run, *, resize=None, full_length=False):
+    """A Run or the run in a folder, with another resize or at the clips' full lengths."""
+    run = as_run(run)
+    run = run.resized(resize) if resize else run
+    return run.full_length() if full_length else run
+
+
+def is_cut(fbank, seconds):
+    """Whether a clip is longer than what a converted checkpoint hears of it."""
+    if fbank.clip_ms is None:
+        return False
+    return seconds * 1000 > fbank.clip_ms + fbank.window_ms
+
+
+def warn_of_cuts(run, cut, clips):
+    """Warn where clips are longer than what a converted checkpoint hears of them."""
+    if cut:
+        seconds = (run.fbank.clip_ms - run.fbank.frame_shift_ms + run.fbank.window_ms) / 1000
+        warnings.warn(
+            f"{cut} of {clips} clips are longer than the {seconds:.2f} s that this checkpoint was "
+            f"made for; the rest of them is not heard. full_length (--full-length) hears all of "
+            f"it.",
+            DataWarning,
+            stacklevel=3,
+        )

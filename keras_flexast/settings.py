@@ -15,14 +15,16 @@ SIZES = {  # name: (dim, depth, num_heads)
     "small": (384, 12, 6),
     "base": (768, 12, 12),
 }
+DEFAULT_SIZE, DEFAULT_POOLING = "tiny", "attention"
 POOLINGS = {"attention": 0, "cls": 1, "cls_distillation": 2, "mean": 0}  # name: prefix tokens
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 FAMILIES = ("ast", "ssast", "flexiast", "elasticast", "vit", "deit")  # of published checkpoints
 TARGETS = ("flexiast", "elasticast")  # that a checkpoint can start
-TABLE_RULES = ("ast", "resize")  # how a position table comes to another size
+TABLE_RULES = ("ast", "resize")  # how a position table is resized
 FORMATS = ("serving", "mobile", "onnx")
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 INPUTS = ("waveform", "features")
+DEFAULT_WINDOW = 1.0  # seconds of a timeline's windows
 EXPORT_PATCH_SIZES = (8, 16, 24, 32, 48)
 MAX_SERVED_SECONDS = 60.0
 

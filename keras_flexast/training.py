@@ -15,13 +15,15 @@ from keras_flexast.layers import MaskedSelfAttention
 from keras_flexast.layers.kernels import choose_kernel, current_site
 from keras_flexast.models import PackedAST
 from keras_flexast.runs import Run, as_run, save_run, versions
-from keras_flexast.settings import TrainSettings
-from tf_data_pipelines.settings import BASE_PATCH, PATCH_SIZES, FbankSettings, PatchSettings
+from keras_flexast.settings import DEFAULT_SIZE, TrainSettings
+from tf_data_pipelines.settings import BASE_PATCH, PATCH_SIZES, FbankSettings
+
+FIXED_BY_INIT = {"size", "dim", "depth", "num_heads", "mlp_ratio", "pooling", "table", "base_patch"}
 
 
 def train_run(
-    data, out, *, settings=None, patches=None, augment=None, model_options=None, init=None,
-    overwrite=False, progress=False,
+    data, out, *, settings=None, patch_sizes=PATCH_SIZES, frame_shifts_ms=(), augment=None,
+    model_options=None, init=None, overwrite=False, progress=False,
 ):  # fmt: skip
     """Train a model on sounds and write the run to `out`.
 
@@ -33,41 +35,48 @@ def train_run(
             with train and validation clips.
         out: folder of the run.
         settings: TrainSettings; None for the defaults.
-        patches: PatchSettings; None for random sizes of PATCH_SIZES, cover, physical. Its
-            grid, base patch and prefix tokens follow from the model.
+        patch_sizes: ints or (frequency, time) pairs; each clip draws one of them.
+        frame_shifts_ms: frame shifts in milliseconds; each clip draws one of them. An empty
+            tuple is the filterbank's own.
         augment: AugmentSettings; None for no augmentation.
-        model_options: keyword arguments of PackedAST, such as size or pooling.
+        model_options: dictionary of arguments of PackedAST, such as size, pooling, remainder
+            or dropout.
         init: Run, or its folder, to start from, such as a converted checkpoint: its weights,
-            sizes and filterbank, with the new clips' mean and std and at their full lengths.
-            Its head is kept for the same classes.
-        overwrite: replace an existing run.
-        progress: show a progress bar while the files are read.
+            its options where model_options name no others, and its filterbank, with the new
+            clips' mean and std and at their full lengths. Its head is kept for the same
+            classes.
+        overwrite: whether to replace an existing run.
+        progress: whether to show a progress bar while the files are read.
 
     Returns:
         Run with the best weights on the validation clips, as saved, and Keras's History.
 
     Raises:
         FileExistsError: `out` exists.
-        ValueError: the data cannot be used, a clip is longer than a row, or a patch is larger
-            than a spectrogram.
+        ValueError: the data cannot be used, a clip is longer than a row, a patch is larger
+            than a spectrogram, or model_options change the size of `init`.
     """
     from tf_data_pipelines.pipeline import training_packing
     from tf_data_pipelines.sources import read_data
 
     refuse_overwrite(out, overwrite)
-    settings = settings or TrainSettings()
-    patches = patches or PatchSettings(PATCH_SIZES)
+    settings, options = settings or TrainSettings(), dict(model_options or {})
+    resized = sorted(FIXED_BY_INIT & set(options))
+    if init is not None and resized:
+        raise ValueError(
+            f"model_options: {', '.join(resized)} cannot change, because the weights of init have "
+            f"a size of their own. Leave them out, or train without init."
+        )
+    init_name = _name_of(init)
     init = None if init is None else as_run(init).full_length()
     front_end = FbankSettings() if init is None else init.fbank
-    named = isinstance(data, str | os.PathLike)
-    data_name = pathlib.Path(data).resolve().name if named else None
+    data_name = _name_of(data)
     data = read_data(data, front_end, progress=progress)
     train, validation = data.split("train"), data.split("validation")
     fbank = dataclasses.replace(front_end, mean=data.mean, std=data.std)
     keras.utils.set_random_seed(settings.seed)
-    model = _new_model(train, fbank, settings=settings, patches=patches,
-                       model_options=model_options or {}, init=init)  # fmt: skip
-    patches = model.patch_settings(patches.patch_sizes, frame_shifts_ms=patches.frame_shifts_ms)
+    model = _new_model(train, fbank, settings=settings, options=options, init=init)
+    patches = model.patch_settings(patch_sizes, frame_shifts_ms=tuple(frame_shifts_ms))
     packing = training_packing(
         data.splits(), fbank, patches=patches, batch_tokens=settings.batch_tokens,
         row_length=settings.row_length, segments=settings.segments, overlong=settings.overlong,
@@ -85,8 +94,8 @@ def train_run(
             "data": data_name,
             "settings": settings.to_dict(),
             "augment": augment and augment.to_dict(),
-            "model_options": model_options or {},
-            "init": None if init is None else init.made_by,
+            "model_options": options,
+            "init": init and {"name": init_name, **init.made_by},
             "versions": versions(),
         },
     )
@@ -226,22 +235,21 @@ def time_cells(data, fbank):
     return max(64, math.ceil(seconds * 1000 / (fbank.frame_shift_ms * BASE_PATCH)))
 
 
-def _new_model(train, fbank, *, settings, patches, model_options, init):
+def _name_of(path):
+    """Name of a file or folder; None for what is in memory."""
+    return pathlib.Path(path).resolve().name if isinstance(path, str | os.PathLike) else None
+
+
+def _new_model(train, fbank, *, settings, options, init):
     """A PackedAST for the training clips, or one that starts from the weights of `init`."""
     options = {
-        "segments": settings.segments,
-        "remainder": patches.remainder,
-        "position": patches.position,
-        "resize": patches.resize,
-        "dtype": settings.dtype,
-        "remat": settings.remat,
-        **model_options,
-    }
+        "segments": settings.segments, "dtype": settings.dtype, "remat": settings.remat, **options
+    }  # fmt: skip
     classes = train.source.classes
     if init is not None:
         return _warm_start(init, classes, options)
     grid = fbank.mel_bins // BASE_PATCH, time_cells(train, fbank)
-    return PackedAST(len(classes), **{"size": "tiny", "grid": grid, **options})
+    return PackedAST(len(classes), **{"size": DEFAULT_SIZE, "grid": grid, **options})
 
 
 def _warm_start(init, classes, options):

@@ -317,9 +317,12 @@ def test_evaluate_measures_the_artifact_itself(real, tiny, tmp_path):
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        (["predict", "{tiny}/one.tflite", "{wav}", "--resize", "pi"], "is settled"),
-        (["predict", "{tiny}/one.tflite", "{wav}", "--full-length"], "is settled"),
-        (["evaluate", "{tiny}/one.tflite", "{real}", "--frame-shift-ms", "20"], "is settled"),
+        (["predict", "{tiny}/one.tflite", "{wav}", "--resize", "pi"], "cannot be changed in"),
+        (["predict", "{tiny}/one.tflite", "{wav}", "--full-length"], "cannot be changed in"),
+        (
+            ["evaluate", "{tiny}/one.tflite", "{real}", "--frame-shift-ms", "20"],
+            "cannot be changed in",
+        ),
         (["predict", "{tiny}/two.tflite", "{wav}"], "several signatures"),
         (["predict", "{tiny}/two.tflite", "{wav}", "--patch-size", "9"], "no patch size 9; it has"),
         (["evaluate", "{tiny}/two.tflite", "{real}", "--patch-sizes", "8,9"], "no patch size 9"),

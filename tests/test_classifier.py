@@ -157,7 +157,7 @@ def test_wrong_uses_are_explained(folder, tmp_path):
         classifier.predict([])
     tflite = folder / "run.export" / "run" / ARTIFACTS[1]
     for options in ({"frame_shift_ms": 20.0}, {"resize": "pi"}, {"full_length": True}):
-        with pytest.raises(ValueError, match="is settled in an exported artifact"):
+        with pytest.raises(ValueError, match="cannot be changed in an exported artifact"):
             load_classifier(tflite, **options)
     with pytest.raises(ValueError, match="has no patch size 8; it has 16"):
         load_classifier(tflite, patch_size=8)

@@ -11,9 +11,10 @@ import soundfile
 from helpers import run_python
 
 from keras_flexast import PackedAST
-from keras_flexast.runs import load_run
-from keras_flexast.training import TrainSettings, compile_packed, train_run
-from tf_data_pipelines import PatchSettings
+from keras_flexast.runs import Run, load_run
+from keras_flexast.settings import TrainSettings
+from keras_flexast.training import compile_packed, train_run
+from tf_data_pipelines.settings import FbankSettings, PackSettings
 
 WEIGHTS = np.float32([[1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 1, 0]])
 
@@ -111,7 +112,7 @@ def test_a_run_trained_with_every_option_is_float32(sounds, tmp_path):
     )
     options = {"size": None, "dim": 16, "depth": 1, "num_heads": 2}
     run, history = train_run(
-        sounds, tmp_path / "run", patches=PatchSettings((16, 32)), settings=settings,
+        sounds, tmp_path / "run", patch_sizes=(16, 32), settings=settings,
         model_options=options,
     )  # fmt: skip
     assert history.params["steps"] % 3 == 0
@@ -120,6 +121,25 @@ def test_a_run_trained_with_every_option_is_float32(sounds, tmp_path):
         assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
     for ours, theirs in zip(run.model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_run_that_starts_from_another_keeps_its_options(sounds, tmp_path):
+    keras.utils.set_random_seed(1)
+    model = PackedAST(2, dim=16, depth=1, num_heads=2, remainder="crop", position="grid")
+    start = Run(
+        model, FbankSettings(), patches=model.patch_settings(), packing=PackSettings(),
+        classes=("high", "low"), made_by={"command": "convert"},
+    )  # fmt: skip
+    how = {"settings": TrainSettings(1, 1e-9), "patch_sizes": [16, 32], "init": start}
+    run, _ = train_run(sounds, tmp_path / "run", model_options={"resize": "bilinear"}, **how)
+    assert (run.model.remainder, run.model.position) == ("crop", "grid")
+    assert (run.patches.remainder, run.patches.resize) == ("crop", "bilinear")
+    assert run.made_by["init"] == {"name": None, "command": "convert"}
+    for ours, theirs in zip(run.model.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    with pytest.raises(ValueError, match=r"model_options: depth, size cannot change"):
+        train_run(sounds, tmp_path / "new", model_options={"size": "base", "depth": 2}, **how)
+    assert not (tmp_path / "new.partial").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Audio files to packed batches of tokens, in tf.data. This package never imports Keras.
 
-Settings and resize matrices need NumPy only; TensorFlow is imported when anything else is
-first used.
+Settings, resize matrices and the reading of files need no TensorFlow; it is imported when
+anything else is first used.
 """
 
 import importlib
@@ -42,6 +42,7 @@ _LAZY = {
     "make_tokens": "pipeline",
     "packing_for": "pipeline",
     "training_batches": "pipeline",
+    "training_clips": "pipeline",
     "training_packing": "pipeline",
 }
 

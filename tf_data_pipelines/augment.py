@@ -20,7 +20,7 @@ def augment_waveforms(clips, settings, seed):
     Returns:
         Dataset of the same dictionaries.
     """
-    if not settings.gain_db:
+    if not settings.changes_waveforms:
         return clips
 
     def scale(count, clip):

@@ -74,10 +74,28 @@ def training_batches(data, fbank, *, patches, packing, seed=1337, augment=None):
         ValueError: a clip has more tokens than a row; the message names it.
     """
     check_lengths(data, fbank, patches, packing)
+    max_tokens = _max_tokens(packing)
+    clips = training_clips(
+        data, fbank, patches=patches, max_tokens=max_tokens, seed=seed, augment=augment
+    )
+    batches = batch_rows(pack(clips, packing), packing, partial=False)
+    return batches.map(_split_batch).prefetch(tf.data.AUTOTUNE)
+
+
+def training_clips(data, fbank, *, patches, max_tokens=None, seed=1337, augment=None):
+    """The clips of `training_batches` before they are packed, where columns can be added.
+
+    Args:
+        data, fbank, patches, seed, augment: as in `training_batches`.
+        max_tokens: largest number of tokens of a clip, see `make_tokens`.
+
+    Returns:
+        Endless Dataset of dictionaries with `tokens`, `positions`, `label` and `clip_id`.
+    """
     augment = augment or AugmentSettings()
     shifts, count = patches.frame_shifts_ms, len(data.durations)
     cached = np.sum(data.durations) <= CACHE_SECONDS
-    same_waveforms = not shifts and not augment.gain_db
+    same_waveforms = not shifts and not augment.changes_waveforms
 
     # Long data is shuffled before it is decoded: shuffling holds all clips in memory.
     clips = load_waveforms(data, fbank.sample_rate, shuffle_seed=None if cached else seed)
@@ -90,9 +108,7 @@ def training_batches(data, fbank, *, patches, packing, seed=1337, augment=None):
         clips = augment_waveforms(clips, augment, seed)
         clips = extract_features(clips, fbank, frame_shifts_ms=shifts, seed=seed)
     clips = augment_features(clips, augment, fbank, seed)
-    clips = make_tokens(clips, patches, seed=seed, max_tokens=_max_tokens(packing))
-    batches = batch_rows(pack(clips, packing), packing, partial=False)
-    return batches.map(_split_batch).prefetch(tf.data.AUTOTUNE)
+    return make_tokens(clips, patches, seed=seed, max_tokens=max_tokens)
 
 
 def evaluation_batches(data, fbank, *, patches, packing, seed=0):

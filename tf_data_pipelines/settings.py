@@ -320,3 +320,8 @@ class AugmentSettings(Settings):
         for name, kind in (("gain_db", number), ("freq_mask", int), ("time_mask_ms", number)):
             if getattr(self, name) != 0:
                 check_positive(name, getattr(self, name), kind)
+
+    @property
+    def changes_waveforms(self):
+        """Whether any setting acts on waveforms, so that features cannot be cached."""
+        return self.gain_db != 0

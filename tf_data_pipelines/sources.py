@@ -205,7 +205,8 @@ def read_data(data, settings, *, classes=None, split=None, progress=False):
     """The usable clips of a folder or manifest, measured; a warning names those left out.
 
     Args:
-        data: folder or .csv file, see `load_source`; or a ScannedSource, which stays as it is.
+        data: folder or .csv file, see `load_source`; or a ScannedSource, of which the split is
+            taken.
         settings: FbankSettings, see `scan_source`.
         classes: class names in the order of a trained model; None sorts the names in data.
         split: name of the only split to read; None or "all" reads all clips.
@@ -217,10 +218,16 @@ def read_data(data, settings, *, classes=None, split=None, progress=False):
     Raises:
         FileNotFoundError, ValueError: as in `load_source` and `scan_source`.
     """
+    everything = split in (None, "all")
     if isinstance(data, ScannedSource):
-        return data
+        if classes is not None and tuple(classes) != data.source.classes:
+            raise ValueError(
+                f"data has the classes {some_of(data.source.classes)}, expected "
+                f"{some_of(classes)} in this order. Load it with classes= of the model."
+            )
+        return data if everything else data.split(split)
     source = load_source(data, classes)
-    if split not in (None, "all"):
+    if not everything:
         source = source.split(split)
     scanned = scan_source(source, settings, progress)
     if scanned.warning():

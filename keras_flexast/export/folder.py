@@ -27,7 +27,7 @@ from keras_flexast.export.onnx import write_onnx
 from keras_flexast.export.serving import write_serving
 from keras_flexast.export.tflite import write_multi_tflite, write_tflite
 from keras_flexast.files import atomic_folder, refuse_overwrite
-from keras_flexast.runs import load_run
+from keras_flexast.runs import configured_run
 from keras_flexast.settings import (
     EXPORT_PATCH_SIZES,
     FORMATS,
@@ -120,8 +120,7 @@ def export_run(
         options=FixedOptions(seconds, frame_shift_ms, input=input),
         max_seconds=max_seconds,
     )
-    loaded = load_run(run)
-    loaded = loaded.resized(resize) if resize else loaded
+    loaded = configured_run(run, resize=resize)
     train, test = _splits(data, loaded) if data else (None, None)
     with atomic_folder(out, overwrite) as building:
         if (out / "serving").exists():

@@ -1,6 +1,7 @@
 """Scores, embeddings and timelines of sounds, by a run or by what was exported from it."""
 
+from keras_flexast.inference.artifacts import FileEmbeddings, FileScores
 from keras_flexast.inference.classifier import Classifier, load_classifier
 from keras_flexast.inference.timeline import Timeline
 
-__all__ = ["Classifier", "Timeline", "load_classifier"]
+__all__ = ["Classifier", "FileEmbeddings", "FileScores", "Timeline", "load_classifier"]

@@ -24,7 +24,7 @@ from keras_flexast.inference.runtimes import DESCRIPTION, LABELS, OPENERS, model
 from keras_flexast.inference.windows import BATCH_SAMPLES, mean_of_windows
 from keras_flexast.runs import labels_text
 from keras_flexast.settings import VERSION
-from tf_data_pipelines.settings import patch_name
+from tf_data_pipelines.settings import patch_name, patch_pair
 
 SAMPLE_RATE = 16000  # Hz, of an artifact that does not name its rate
 
@@ -326,6 +326,25 @@ def is_artifact(path):
     return model_folder(path) is not None if path.is_dir() else path.suffix in OPENERS
 
 
+def artifact_of_size(path, patch_size, threads=2):
+    """The Artifact of one patch size among those in a file or folder."""
+    wanted = patch_name(patch_pair(patch_size))
+    named = {one.patch_size: one for one in scoring_artifacts(path, threads).values()}
+    if wanted not in named:
+        names = [name or "one that it does not name (leave the option out)" for name in named]
+        raise ValueError(f"{path} has no patch size {wanted}; it has {', '.join(names)}.")
+    return named[wanted]
+
+
+def check_settled(path, **options):
+    """Raise for options that an exported artifact has fixed."""
+    for name, value in options.items():
+        if value:
+            raise ValueError(
+                f"{name}={value!r} cannot be changed in an exported artifact, {path}; export again."
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class FileScores:
     """Scores of sound files.
@@ -339,6 +358,14 @@ class FileScores:
     scores: np.ndarray
     paths: list[str]
     rejected: tuple[tuple[str, str], ...] = ()
+
+    def top(self, classes, k=3):
+        """The best classes of each file: a list of lists of (class name, score), best first."""
+        best = np.argsort(-self.scores, axis=1, kind="stable")[:, :k]
+        return [
+            [(classes[one], float(row[one])) for one in places]
+            for row, places in zip(self.scores, best, strict=True)
+        ]
 
 
 @dataclasses.dataclass(frozen=True)

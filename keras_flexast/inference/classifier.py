@@ -4,7 +4,6 @@ import abc
 import concurrent.futures
 import functools
 import os
-import warnings
 
 import numpy as np
 from rich.progress import Progress
@@ -12,17 +11,18 @@ from rich.progress import Progress
 from keras_flexast.inference.artifacts import (
     FileEmbeddings,
     FileScores,
+    artifact_of_size,
+    check_settled,
     file_embeddings,
     file_scores,
     is_artifact,
     load_artifact,
-    scoring_artifacts,
 )
 from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
 from keras_flexast.inference.timeline import artifact_timeline, run_timeline
 from keras_flexast.models import embedding_model
-from keras_flexast.runs import Run, as_run
-from tf_data_pipelines.settings import DataWarning, patch_name, patch_pair
+from keras_flexast.runs import Run, configured_run, is_cut, warn_of_cuts
+from tf_data_pipelines.settings import patch_name, patch_pair
 
 GROUP_SECONDS = 1800.0  # of sound that a run holds in memory at once, 115 MB at 16 kHz
 
@@ -136,7 +136,7 @@ def load_classifier(
 
 
 class RunClassifier(Classifier):
-    """A run at one patch size and frame shift. Clips are packed; none is cut or filled up.
+    """A run at one patch size and frame shift; clips of any length are packed together.
 
     Args:
         run: Run.
@@ -276,52 +276,3 @@ class ArtifactClassifier(Classifier):
 
     def timeline(self, path, *, window=None, hop=None, progress=False):
         return artifact_timeline(self.artifact, path, window=window, hop=hop, progress=progress)
-
-
-# === What is shared with evaluation ===
-
-
-def configured_run(run, *, resize=None, full_length=False):
-    """A Run or the run in a folder, with another resize or at the clips' full lengths."""
-    run = as_run(run)
-    run = run.resized(resize) if resize else run
-    return run.full_length() if full_length else run
-
-
-def artifact_of_size(path, patch_size, threads=2):
-    """The Artifact of one patch size among those in a file or folder."""
-    wanted = patch_name(patch_pair(patch_size))
-    named = {one.patch_size: one for one in scoring_artifacts(path, threads).values()}
-    if wanted not in named:
-        names = [name or "one that it does not name (leave the option out)" for name in named]
-        raise ValueError(f"{path} has no patch size {wanted}; it has {', '.join(names)}.")
-    return named[wanted]
-
-
-def check_settled(path, **options):
-    """Raise for options that an exported artifact has settled."""
-    for name, value in options.items():
-        if value:
-            raise ValueError(
-                f"{name}={value!r} is settled in an exported artifact, {path}; export again."
-            )
-
-
-def is_cut(fbank, seconds):
-    """Whether a clip is longer than what a converted checkpoint hears of it."""
-    if fbank.clip_ms is None:
-        return False
-    return seconds * 1000 > fbank.clip_ms + fbank.window_ms
-
-
-def warn_of_cuts(run, cut, clips):
-    """Warn where clips are longer than what a converted checkpoint hears of them."""
-    if cut:
-        seconds = (run.fbank.clip_ms - run.fbank.frame_shift_ms + run.fbank.window_ms) / 1000
-        warnings.warn(
-            f"{cut} of {clips} clips are longer than the {seconds:.2f} s that this checkpoint was "
-            f"made for; the rest of them is not heard. full_length (--full-length) hears all of "
-            f"it.",
-            DataWarning,
-            stacklevel=3,
-        )

@@ -10,11 +10,11 @@ from rich.progress import Progress
 from keras_flexast.figures import timeline_figure
 from keras_flexast.files import atomic_write
 from keras_flexast.inference.scoring import fixed_scorer
+from keras_flexast.settings import DEFAULT_WINDOW
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import check_positive
 
 BATCH_TOKENS = 8192  # tokens of the windows that a run scores at once
-DEFAULT_WINDOW = 1.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,7 @@ def sees_nonfinite(mask, finite):
 
 
 def _from_file(name):
-    """`attend` of a file in this folder, loaded where it runs: TensorFlow and JAX are optional."""
+    """Import a file's `attend` on first use: TensorFlow and JAX are optional."""
 
     def attend(*arguments, scale=None):
         module = importlib.import_module(f"keras_flexast.layers.{name}")
