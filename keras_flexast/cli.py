@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import sys
 import warnings
 
@@ -328,7 +329,8 @@ def choose(
             )
         _print(table)
     if best is None:
-        limits = [f"{limit:g} ms"] * bool(limit) + [f"{max_mb:g} MB"] * bool(max_mb)
+        limits = [f"{limit:g} ms"] if limit is not None else []
+        limits += [f"{max_mb:g} MB"] if max_mb is not None else []
         raise ValueError(
             f"no operating point is within {' and '.join(limits)}; the nearest is "
             f"{nearest['name']} with {nearest['latency_ms'][str(threads)]:.3g} ms and "
@@ -422,7 +424,7 @@ def export(
         run, out, patch_sizes=parse_patch_sizes(patch_sizes), formats=parse_words(formats),
         precisions=parse_words(precisions), data=data, seconds=seconds,
         max_seconds=max_seconds, input=input, frame_shift_ms=frame_shift_ms, resize=resize,
-        overwrite=overwrite, command=" ".join(["flexast", *sys.argv[1:]]),
+        overwrite=overwrite, command=shlex.join(["flexast", *sys.argv[1:]]),
     )  # fmt: skip
     folder = out or pathlib.Path("saved_models", run.resolve().name)
     typer.echo(f"{len(written)} artifacts are in {folder}.")

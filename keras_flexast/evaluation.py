@@ -55,7 +55,11 @@ def evaluate_run(
     data = read_data(data, run.fbank, classes=run.classes, split=split, progress=progress)
     warn_of_cuts(run, sum(is_cut(run.fbank, one) for one in data.durations), len(data.durations))
     return _evaluate_packed(
-        run, data, patch_sizes or PATCH_SIZES, frame_shift_ms=frame_shift_ms, progress=progress
+        run,
+        data,
+        PATCH_SIZES if patch_sizes is None else patch_sizes,
+        frame_shift_ms=frame_shift_ms,
+        progress=progress,
     )
 
 

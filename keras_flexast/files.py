@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import uuid
 
 
 @contextlib.contextmanager
@@ -40,10 +41,10 @@ def atomic_write(path, content):
     """Write text or bytes to a file that appears whole or not at all."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         if isinstance(content, str):
-            partial.write_text(content)
+            partial.write_text(content, encoding="utf-8")
         else:
             partial.write_bytes(content)
         os.replace(partial, path)
@@ -56,4 +57,6 @@ def refuse_overwrite(path, overwrite=False):
     path = pathlib.Path(path)
     empty = path.is_dir() and not any(path.iterdir())
     if path.exists() and not empty and not overwrite:
-        raise FileExistsError(f"{path} exists already. Choose another --out, or pass --overwrite.")
+        raise FileExistsError(
+            f"{path} exists already. Choose another place, or pass overwrite=True (--overwrite)."
+        )

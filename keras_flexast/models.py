@@ -48,6 +48,7 @@ class PackedBackbone(keras.Model):
         attention: implementation of self-attention, see MaskedSelfAttention.
         remat: gradient checkpointing of every block, see EncoderBlock.
         dtype: dtype policy of the layers.
+        name, trainable: as in keras.Model.
 
     Call arguments:
         inputs: dictionary of `tokens` float (rows, length, 256), the area of the base
@@ -60,7 +61,7 @@ class PackedBackbone(keras.Model):
     def __init__(
         self, dim, depth, *, num_heads, mlp_ratio=4, prefix_tokens=0, table="factorized",
         grid=(8, 64), base_patch=BASE_PATCH, resize="pi", dropout=0.0, attention_scale=None,
-        norm_epsilon=1e-6, attention="auto", remat=False, dtype=None, **kwargs,
+        norm_epsilon=1e-6, attention="auto", remat=False, dtype=None, name=None, trainable=True,
     ):  # fmt: skip
         check_choice("prefix_tokens", prefix_tokens, (0, 1, 2))
         base_patch, _ = base_and_stride(base_patch, None)
@@ -93,7 +94,7 @@ class PackedBackbone(keras.Model):
             x = prefix(x, positions)
         for one in blocks:
             x = one(x, segment_ids)
-        super().__init__(inputs=inputs, outputs=norm(x), **kwargs)
+        super().__init__(inputs=inputs, outputs=norm(x), name=name, trainable=trainable)
         self.patch_embed, self.position_embed, self.prefix = patch_embed, position_embed, prefix
         self.blocks, self.norm = blocks, norm
 
@@ -358,6 +359,7 @@ def _with_dimensions(size, options):
 def _dtype(model, backbone):
     """The dtype policy of a model's layers; of quantized layers one by one."""
     policy = backbone.patch_embed.dtype_policy
+    policy = getattr(policy, "default_policy", policy)  # of a quantized model that was loaded
     policies = keras.dtype_policies.DTypePolicyMap(policy)
     for layer in model._flatten_layers():
         if layer.quantization_mode is not None:

@@ -56,7 +56,7 @@ def sizes_text(sizes):
     return ",".join(patch_name(patch_pair(size)) for size in sizes)
 
 
-def parse_patch_sizes(text):
+def parse_patch_sizes(text, name="--patch-sizes"):
     """ "8,16x24" -> ((8, 8), (16, 24)): frequency x time; None -> None."""
     if text is None:
         return None
@@ -66,14 +66,14 @@ def parse_patch_sizes(text):
             raise ValueError
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r} is not a list of patch sizes such as 16 or 8,16,24x32 (frequency x time)."
+            f"{name} {text!r}: expected patch sizes such as 16 or 8,16,24x32 (frequency x time)."
         ) from None
     return tuple(size if len(size) == 2 else size * 2 for size in sizes)
 
 
 def parse_pair(text, name):
     """ "10" or "10x5" -> (frequency, time); None -> None."""
-    sizes = (None,) if text is None else parse_patch_sizes(text)
+    sizes = (None,) if text is None else parse_patch_sizes(text, name)
     if len(sizes) != 1:
         raise typer.BadParameter(f"{name} {text!r} must be one size.")
     return sizes[0]
@@ -93,7 +93,9 @@ def parse_milliseconds(text):
         if not 0 < value < float("inf"):
             raise ValueError
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a time such as 20ms, 0.02s or 20.") from None
+        raise typer.BadParameter(
+            f"--budget {text!r} is not a time such as 20ms, 0.02s or 20."
+        ) from None
     return value
 
 
@@ -102,7 +104,9 @@ def parse_numbers(text):
     try:
         return tuple(float(part) for part in (text or "").split(",") if part)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 10,20.") from None
+        raise typer.BadParameter(
+            f"--frame-shifts-ms {text!r} is not a list of numbers such as 10,20."
+        ) from None
 
 
 def parse_words(text):
@@ -163,11 +167,12 @@ FrameShift = Annotated[
     float | None,
     typer.Option(
         min=0.1,
+        max=1000,
         help="Frame shift in milliseconds. Longer is faster.",
         show_default="that of training",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Seed = Annotated[int, typer.Option(help="Random seed of the data, the weights and the draws.")]
 FigureOption = Annotated[
@@ -392,7 +397,7 @@ Budget = Annotated[
     typer.Option(help="Time for a clip: 20ms, 0.02s or 20 (ms).", show_default=False),
 ]
 MaxMb = Annotated[
-    float | None, typer.Option(min=0, help="Largest file size in MB.", show_default=False)
+    float | None, typer.Option(min=0.001, help="Largest file size in MB.", show_default=False)
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Number of threads for a clip.")]
 

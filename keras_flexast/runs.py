@@ -112,7 +112,7 @@ def load_run(folder):
                 f"`flexast convert` and `flexast demo` write one."
             )
     try:
-        settings = json.loads((folder / "settings.json").read_text())
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         fields = {
             "patches": PatchSettings.from_dict(settings["patches"]),
             "packing": PackSettings.from_dict(settings["packing"]),
@@ -123,7 +123,7 @@ def load_run(folder):
         }
         fbank = FbankSettings.from_dict(settings["fbank"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'settings.json'} is damaged: {error!r}.") from error
+        raise ValueError(f"{folder / 'settings.json'} is damaged: {described(error)}.") from error
     try:
         model = keras.saving.load_model(folder / "model.keras", compile=False)
     except Exception as error:  # Keras raises whatever zipfile, json or h5py met
@@ -140,6 +140,11 @@ def load_run(folder):
 def as_run(run):
     """A Run as it is, or the one in a folder."""
     return run if isinstance(run, Run) else load_run(run)
+
+
+def described(error):
+    """An error in one line, without the content that it may carry."""
+    return f"{type(error).__name__}: {error}"
 
 
 def labels_text(classes):

@@ -25,6 +25,7 @@ FORMATS = ("serving", "mobile", "onnx")
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 INPUTS = ("waveform", "features")
 DEFAULT_WINDOW = 1.0  # seconds of a timeline's windows
+MAX_PEAK = 16.0  # of a waveform whose full scale is 1; more are integers, not divided
 EXPORT_PATCH_SIZES = (8, 16, 24, 32, 48)
 MAX_SERVED_SECONDS = 60.0
 
@@ -67,4 +68,8 @@ class TrainSettings(Settings):
 
     def __post_init__(self):
         check_choice("dtype", self.dtype, DTYPES)
-        check_positive("accumulate", self.accumulate, int)
+        for name in ("epochs", "batch_tokens", "segments", "accumulate"):
+            check_positive(name, getattr(self, name), int)
+        check_positive("learning_rate", self.learning_rate)
+        if self.row_length is not None:
+            check_positive("row_length", self.row_length, int)

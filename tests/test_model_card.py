@@ -206,8 +206,9 @@ def test_choose_says_what_is_nearest_and_what_is_wrong(tmp_path):
     write_card(tmp_path, POINTS, MODEL)
     code, _, message = choose(tmp_path, "--budget", "5ms", "--max-mb", 9)
     assert code == 1 and "within 5 ms and 9 MB; the nearest is small with 10 ms" in message
-    code, out, _ = choose(tmp_path, "--budget", "5ms", "--json")
+    code, out, message = choose(tmp_path, "--budget", "5ms", "--json")
     assert code == 1 and json.loads(out)["best"] is None
+    assert "within 5 ms; the nearest is small" in message
     assert json.loads(out)["nearest"]["name"] == "small"
     for text in ("fast", "-3ms", "0", "nan"):
         code, _, message = choose(tmp_path, "--budget", text)

@@ -135,6 +135,35 @@ def evaluation_batches(data, fbank, *, patches, packing, seed=0):
     """
     check_lengths(data, fbank, patches, packing)
     clips = load_waveforms(data, fbank.sample_rate)
+    return _every_clip_once(clips, fbank, patches=patches, packing=packing, seed=seed)
+
+
+def prediction_batches(waveforms, fbank, *, patches, packing):
+    """`evaluation_batches` of clips in memory, which may be others in each iteration.
+
+    So one dataset, traced once, serves many predictions.
+
+    Args:
+        waveforms: function without arguments to a list of float32 (samples,) at the
+            filterbank's sample rate; it is called when an iteration begins.
+        fbank, patches, packing: as in `evaluation_batches`.
+
+    Returns:
+        Dataset as `evaluation_batches`; clip_ids index the list.
+    """
+
+    def clips():
+        for number, waveform in enumerate(waveforms()):
+            yield {"waveform": waveform, "label": 0, "clip_id": number}
+
+    scalar = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int64)
+    spec = {"waveform": tf.TensorSpec([None]), "label": scalar[0], "clip_id": scalar[1]}
+    dataset = tf.data.Dataset.from_generator(clips, output_signature=spec)
+    return _every_clip_once(dataset, fbank, patches=patches, packing=packing, seed=0)
+
+
+def _every_clip_once(clips, fbank, *, patches, packing, seed):
+    """Waveforms to the batches of `evaluation_batches`."""
     clips = extract_features(clips, fbank, frame_shifts_ms=patches.frame_shifts_ms, seed=seed)
     clips = make_tokens(clips, patches, seed=seed, max_tokens=_max_tokens(packing))
     batches = batch_rows(pack(clips, packing), packing)

@@ -51,11 +51,17 @@ def patch_pair(patch_size, name="patch_size"):
         ValueError: patch_size is not one or two positive whole numbers.
     """
     pair = tuple(patch_size) if isinstance(patch_size, (tuple, list)) else (patch_size, patch_size)
-    if len(pair) != 2 or any(isinstance(p, bool) or int(p) != p or p < 1 for p in pair):
+    if len(pair) != 2 or not all(_is_count(one) for one in pair):
         raise ValueError(
             f"{name}={patch_size!r} must be one positive whole number, or two: (frequency, time)."
         )
     return int(pair[0]), int(pair[1])
+
+
+def _is_count(value):
+    """Whether a value is a positive whole number, of Python or NumPy."""
+    is_number = isinstance(value, (int, float, np.integer, np.floating))
+    return is_number and not isinstance(value, bool) and value >= 1 and int(value) == value
 
 
 def patch_name(pair):

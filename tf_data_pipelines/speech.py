@@ -354,6 +354,6 @@ def _write_corpus(folder, arguments, engine, progress):
 def _is_complete(folder, arguments):
     """Whether `folder` holds the corpus of these arguments."""
     try:
-        return json.loads((folder / RECORD).read_text())["arguments"] == arguments
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))["arguments"] == arguments
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -132,7 +132,9 @@ def export_run(
         if test:
             points = operating_points(written, test, progress=True)
             facts = {"data": f"the test split of {pathlib.Path(data).name}", "command": command}
-            write_card(building, points, {**describe_run(loaded, out.name), **facts})
+            write_card(
+                building, points, {**describe_run(loaded, out.name, frame_shift_ms), **facts}
+            )
     return [out / path.absolute().relative_to(building.absolute()) for path in written]
 
 
@@ -280,7 +282,7 @@ with open(sys.argv[2], "w") as file:
             raise RuntimeError(
                 f"the TensorFlow process that exports failed:\n{done.stderr[-2000:]}"
             )
-        answer = json.loads(path.read_text())
+        answer = json.loads(path.read_text(encoding="utf-8"))
     if "error" in answer:
         raise getattr(builtins, answer["kind"])(answer["error"])
     return [pathlib.Path(path) for path in answer["paths"]]

@@ -15,6 +15,7 @@ from keras_flexast.evaluation import measure, share_text
 from keras_flexast.figures import points_figure
 from keras_flexast.files import atomic_write
 from keras_flexast.inference.artifacts import load_artifact, scoring_artifacts
+from keras_flexast.runs import described
 
 BOUNDS = {"float16": 0.5, "dynamic": 0.5, "int8": 2.0}  # points below float32; more is reported
 REASONS = {
@@ -100,12 +101,13 @@ def operating_points(paths, data, threads=(1, 2), progress=False):
     return [{**point, "latency_ms": one} for point, one in zip(points, times, strict=True)]
 
 
-def describe_run(run, name):
+def describe_run(run, name, frame_shift_ms=None):
     """What a card says of the model itself.
 
     Args:
         run: Run.
         name: name of the model.
+        frame_shift_ms: frame shift of the export in milliseconds; None for that of training.
 
     Returns:
         dictionary for `write_card`.
@@ -118,7 +120,7 @@ def describe_run(run, name):
         "pooling": run.model.pooling_name,
         "sample_rate": run.fbank.sample_rate,
         "mel_bins": run.fbank.mel_bins,
-        "frame_shift_ms": run.fbank.frame_shift_ms,
+        "frame_shift_ms": run.front_end(frame_shift_ms)[0].frame_shift_ms,
         "window_ms": run.fbank.window_ms,
         "mean": run.fbank.mean,
         "std": run.fbank.std,
@@ -182,11 +184,11 @@ def read_card(folder):
             f"{path} does not exist. `flexast export RUN --data DATA` writes one."
         )
     try:
-        card = json.loads(path.read_text())
+        card = json.loads(path.read_text(encoding="utf-8"))
         for point in card["points"]:
             point["name"], point["value"], point["megabytes"], point["latency_ms"].keys()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}. Export again.") from error
+        raise ValueError(f"{path} is damaged: {described(error)}. Export again.") from error
     if not card["points"]:
         raise ValueError(f"{path} has no operating points. Export again.")
     return card

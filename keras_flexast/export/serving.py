@@ -27,12 +27,11 @@ from keras_flexast.export.serving_files import batching_config, models_config, w
 from keras_flexast.files import atomic_folder, atomic_write, refuse_overwrite
 from keras_flexast.inference.artifacts import artifact_texts, describe_artifact
 from keras_flexast.models import embedding_model
-from keras_flexast.settings import MAX_SERVED_SECONDS
+from keras_flexast.settings import MAX_PEAK, MAX_SERVED_SECONDS
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import MAX_ROW_LENGTH, check_positive, patch_name, patch_pair
 
 TOP = 5  # labels that an answer names
-MAX_PEAK = 16.0  # of a waveform whose full scale is 1; a higher one holds undivided integers
 
 
 def write_serving(

@@ -243,7 +243,7 @@ def load_artifact(path, signature=None, threads=2):
         if len(found) > 1 and signature != "serving_default":
             raise ValueError(
                 f"{path} has several signatures, {', '.join(found)}; choose one, such as "
-                f"--patch-size {signature.removeprefix('patch_')}."
+                f"patch_size={signature.removeprefix('patch_')} (--patch-size)."
             )
     if signature not in found:
         raise ValueError(f"{path} has no signature {signature!r}; it has {', '.join(found)}.")
@@ -456,7 +456,7 @@ def _classes_and_description(path, texts):
     """Class names and description from an artifact's texts, or from labels beside it."""
     place = path / "assets" / LABELS if path.is_dir() else path.with_suffix(f".{LABELS}")
     if LABELS not in texts and place.exists():
-        texts = {**texts, LABELS: place.read_text()}
+        texts = {**texts, LABELS: place.read_text(encoding="utf-8")}
     try:
         classes, description = read_texts(texts)
     except ValueError as error:

@@ -4,6 +4,8 @@ import abc
 import concurrent.futures
 import functools
 import os
+import pathlib
+import threading
 
 import numpy as np
 from rich.progress import Progress
@@ -22,8 +24,10 @@ from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
 from keras_flexast.inference.timeline import artifact_timeline, run_timeline
 from keras_flexast.models import embedding_model
 from keras_flexast.runs import Run, configured_run, is_cut, warn_of_cuts
+from keras_flexast.settings import MAX_PEAK
 from tf_data_pipelines.settings import patch_name, patch_pair
 
+MIN_SECONDS = 0.025  # of a clip: one window of the filterbank
 GROUP_SECONDS = 1800.0  # of sound that a run holds in memory at once, 115 MB at 16 kHz
 
 
@@ -59,7 +63,7 @@ class Classifier(abc.ABC):
         """Scores of sound files of any format, rate and length.
 
         Args:
-            paths: paths of the files.
+            paths: list of paths, or one path.
             progress: show a progress bar.
 
         Returns:
@@ -130,6 +134,11 @@ def load_classifier(
         if patch_size is None:
             return ArtifactClassifier(load_artifact(path, threads=threads))
         return ArtifactClassifier(artifact_of_size(path, patch_size, threads))
+    if not isinstance(path, Run) and pathlib.Path(path, "serving").is_dir():
+        raise ValueError(
+            f"{path} is a folder of several exported artifacts; give one of them, such as "
+            f"{pathlib.Path(path, 'serving')}, or the folder of a run."
+        )
     run = configured_run(path, resize=resize, full_length=full_length)
     pair = run.model.backbone.base_patch if patch_size is None else patch_pair(patch_size)
     return RunClassifier(run, pair, frame_shift_ms)
@@ -152,6 +161,7 @@ class RunClassifier(Classifier):
         self.sample_rate = run.fbank.sample_rate
         self.multi_label = run.multi_label
         self.patch_size = patch_name(patch_size)
+        self._lock, self._waveforms, self._batches = threading.Lock(), (), {}
 
     @functools.cached_property
     def _logits(self):
@@ -162,12 +172,9 @@ class RunClassifier(Classifier):
         return PackedPredictor(embedding_model(self.run.model))
 
     def predict(self, waveforms):
-        for number, waveform in enumerate(waveforms):
-            if len(waveform) < self.run.fbank.window:
-                raise ValueError(
-                    f"waveforms[{number}] has {len(waveform)} samples; at least one window, "
-                    f"{self.run.fbank.window} samples, is needed. Pad it with background sound."
-                )
+        waveforms = checked_waveforms(waveforms, self.sample_rate)
+        fbank, seconds = self.run.fbank, [len(one) / self.sample_rate for one in waveforms]
+        warn_of_cuts(self.run, sum(is_cut(fbank, one) for one in seconds), len(waveforms))
         return self.run.scores(self._outputs(self._logits, waveforms))
 
     def predict_files(self, paths, progress=False):
@@ -185,14 +192,19 @@ class RunClassifier(Classifier):
 
     def _outputs(self, predictor, waveforms):
         """Outputs of clips in memory, float32 (clips, width)."""
-        from tf_data_pipelines.pipeline import evaluation_batches, packing_for
+        from tf_data_pipelines.pipeline import packing_for, prediction_batches
         from tf_data_pipelines.sources import WaveformSource
 
         run, data = self.run, WaveformSource(waveforms, self.sample_rate)
         patches = run.patches_at([self.pair], self.frame_shift_ms)
         packing = packing_for(data, run.fbank, patches, run.packing)
-        batches = evaluation_batches(data, run.fbank, patches=patches, packing=packing)
-        return packed_outputs(predictor, batches, len(data.durations))[0]
+        with self._lock:  # one dataset for each shape of the rows, traced once
+            self._waveforms = data.waveforms
+            if packing not in self._batches:
+                self._batches[packing] = prediction_batches(
+                    lambda: self._waveforms, run.fbank, patches=patches, packing=packing
+                )
+            return packed_outputs(predictor, self._batches[packing], len(data.waveforms))[0]
 
     def _file_outputs(self, predictor, paths, progress):
         """(outputs float32 (usable files, width), paths of the usable files, rejected)."""
@@ -203,7 +215,7 @@ class RunClassifier(Classifier):
                 outputs.append(self._outputs(predictor, held))
                 held.clear()
 
-        paths = [os.fspath(path) for path in paths]
+        paths = path_list(paths)
         with Progress(disable=not progress) as bar:
             for path, (waveform, reason) in bar.track(
                 zip(paths, self._decoded(paths), strict=True), len(paths), description="Classifying"
@@ -218,11 +230,8 @@ class RunClassifier(Classifier):
                     flush()
             flush()
         warn_of_cuts(self.run, cut, len(usable))
-        return (
-            np.concatenate([np.zeros((0, predictor.width), "float32"), *outputs]),
-            usable,
-            (tuple(rejected)),
-        )
+        outputs = np.concatenate([np.zeros((0, predictor.width), "float32"), *outputs])
+        return outputs, usable, tuple(rejected)
 
     def _decoded(self, paths):
         """(waveform, None) or (None, reason) of each file, decoded a few files ahead."""
@@ -266,13 +275,59 @@ class ArtifactClassifier(Classifier):
         self.patch_size = artifact.patch_size
 
     def predict(self, waveforms):
-        return self.artifact.scores(list(waveforms))
+        return self.artifact.scores(checked_waveforms(waveforms, self.sample_rate))
 
     def predict_files(self, paths, progress=False):
-        return file_scores(self.artifact, paths, "Classifying" if progress else None)
+        text = "Classifying" if progress else None
+        return file_scores(self.artifact, path_list(paths), text)
 
     def embed_files(self, paths, progress=False):
-        return file_embeddings(self.artifact, paths, "Embedding" if progress else None)
+        text = "Embedding" if progress else None
+        return file_embeddings(self.artifact, path_list(paths), text)
 
     def timeline(self, path, *, window=None, hop=None, progress=False):
         return artifact_timeline(self.artifact, path, window=window, hop=hop, progress=progress)
+
+
+def checked_waveforms(waveforms, sample_rate):
+    """The waveforms as a list of float32 arrays, as every kind of classifier asks for them.
+
+    Raises:
+        ValueError: one of them is no 1-D array of floats, too short, silent, not finite or far
+            beyond full scale; the message says which and why.
+    """
+    if isinstance(waveforms, np.ndarray) and waveforms.ndim == 1:
+        raise ValueError("waveforms is one array; give a list of arrays, such as [waveform].")
+    if not len(waveforms):
+        raise ValueError("waveforms is empty; give at least one float32 array (samples,).")
+    least = round(MIN_SECONDS * sample_rate)
+    checked = []
+    for number, waveform in enumerate(map(np.asarray, waveforms)):
+        problem = None
+        if waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating):
+            problem = (
+                f"has dtype {waveform.dtype} and shape {waveform.shape}; expected floats in "
+                f"[-1, 1] of shape (samples,). Divide 16-bit integers by 32768."
+            )
+        elif len(waveform) < least:
+            problem = (
+                f"has {len(waveform)} samples; at least {least} are needed, {1000 * MIN_SECONDS:g} "
+                f"ms. Pad it with background sound."
+            )
+        elif not np.isfinite(waveform).all():
+            problem = "has NaN or infinite samples; expected numbers in [-1, 1]."
+        elif np.abs(waveform).max() > MAX_PEAK:
+            problem = f"has samples beyond {MAX_PEAK:g}; expected numbers in [-1, 1]."
+        elif waveform.min() == waveform.max():
+            problem = "is silent: all its samples are equal; expected sound."
+        if problem:
+            raise ValueError(f"waveforms[{number}] {problem}")
+        checked.append(waveform.astype("float32", copy=False))
+    return checked
+
+
+def path_list(paths):
+    """A list of paths as str; one path is a list of one."""
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    return [os.fspath(path) for path in paths]

@@ -42,7 +42,9 @@ def open_saved_model(path, threads):
             run = _saved_model_run(loaded, serve, output)
             signatures[name] = Signature(given["waveform"].shape[1], width, run)
     files = [path / "assets" / name for name in (LABELS, DESCRIPTION)]
-    return signatures, {file.name: file.read_text() for file in files if file.exists()}
+    return signatures, {
+        file.name: file.read_text(encoding="utf-8") for file in files if file.exists()
+    }
 
 
 def _saved_model_run(loaded, serve, output):

@@ -126,9 +126,14 @@ def artifact_timeline(artifact, path, *, window=None, hop=None, progress=False):
             f"window={window:g} s: {artifact.path} takes {own:g} s, no other length. Leave it out."
         )
     window = own or (DEFAULT_WINDOW if window is None else window)
-    heard = _hear(
-        path, rate, window=window, hop=hop, score=artifact.scores, batch=64, progress=progress
-    )
+
+    def score(waveforms):  # a window that is refused, such as a silent one, scores 0
+        scores, refused = artifact.answer(list(waveforms))
+        if all(refused):
+            raise ValueError(f"{artifact.path} refused {path}: {refused[0]}")
+        return scores
+
+    heard = _hear(path, rate, window=window, hop=hop, score=score, batch=64, progress=progress)
     multi_label = artifact.multi_label
     if multi_label is None:  # an artifact that does not say: softmax sums to 1
         multi_label = not np.allclose(heard[-1].sum(1), 1, atol=0.01)
