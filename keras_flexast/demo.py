@@ -16,7 +16,7 @@ from rich.table import Table
 from keras_flexast.evaluation import evaluate_run
 from keras_flexast.export import export_run
 from keras_flexast.figures import accuracy_figure
-from keras_flexast.files import atomic_folder, atomic_write
+from keras_flexast.files import RUN, atomic_folder, atomic_write
 from keras_flexast.inference.artifacts import scoring_artifacts
 from keras_flexast.inference.scoring import PackedPredictor, fixed_scores, packed_outputs
 from keras_flexast.metrics import accuracy
@@ -51,7 +51,7 @@ def run_demo(out="flexast-demo", *, seed=TrainSettings.seed, overwrite=False):
         ImportError: espeakng-loader is not installed.
     """
     console, stage = Console(), _Stages()
-    with atomic_folder(out, overwrite) as folder:
+    with atomic_folder(out, overwrite, kind=RUN) as folder:
         data = _make_data(folder / "speech", seed, stage=stage)
         train, test = data.split("train"), data.split("test")
         run = _new_run(data, seed)

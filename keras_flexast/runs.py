@@ -81,9 +81,7 @@ class Run:
 def save_run(run, folder):
     """Write a run into an existing folder; each of its files is replaced whole."""
     folder = pathlib.Path(folder)
-    model_path = folder / "model.part.keras"
-    run.model.save(model_path)
-    os.replace(model_path, folder / "model.keras")
+    save_model(run.model, folder / "model.keras")
     settings = {
         "classes": list(run.classes),
         "multi_label": run.multi_label,
@@ -95,6 +93,13 @@ def save_run(run, folder):
     }
     atomic_write(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
     atomic_write(folder / "labels.txt", labels_text(run.classes))
+
+
+def save_model(model, path):
+    """Write a `.keras` file, whole or not at all."""
+    partial = pathlib.Path(path).with_suffix(".part.keras")
+    model.save(partial)
+    os.replace(partial, path)
 
 
 def load_run(folder):

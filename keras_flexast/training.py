@@ -9,12 +9,12 @@ import warnings
 import keras
 
 from keras_flexast.evaluation import score_clips
-from keras_flexast.files import atomic_folder, refuse_overwrite
+from keras_flexast.files import RUN, atomic_folder, refuse_overwrite, refuse_partial
 from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
 from keras_flexast.layers import MaskedSelfAttention
 from keras_flexast.layers.kernels import choose_kernel, current_site
 from keras_flexast.models import PackedAST
-from keras_flexast.runs import Run, as_run, save_run, versions
+from keras_flexast.runs import Run, as_run, save_model, save_run, versions
 from keras_flexast.settings import DEFAULT_SIZE, TrainSettings
 from tf_data_pipelines.settings import BASE_PATCH, PATCH_SIZES, FbankSettings
 
@@ -59,7 +59,9 @@ def train_run(
     from tf_data_pipelines.pipeline import training_packing
     from tf_data_pipelines.sources import read_data
 
-    refuse_overwrite(out, overwrite)
+    inputs = [one for one in (data, init) if isinstance(one, str | os.PathLike)]
+    refuse_overwrite(out, overwrite, kind=RUN, inputs=inputs)
+    refuse_partial(out)
     settings, options = settings or TrainSettings(), dict(model_options or {})
     resized = sorted(FIXED_BY_INIT & set(options))
     if init is not None and resized:
@@ -100,7 +102,7 @@ def train_run(
         },
     )
     fit = _prepare(run, train=train, validation=validation, settings=settings, augment=augment)
-    with atomic_folder(out, overwrite, keep_partial=True) as folder:
+    with atomic_folder(out, overwrite, kind=RUN, inputs=inputs, keep_partial=True) as folder:
         history = fit(folder)
         model.load_weights(folder / "model.keras")
         if settings.dtype != "float32":
@@ -219,6 +221,28 @@ class MeanAveragePrecision(keras.callbacks.Callback):
         logs["val_mAP"] = score_clips(self.source, logits)["value"]
 
 
+class KeepBest(keras.callbacks.Callback):
+    """Saves the model at the end of each epoch that is the best so far, of equal ones the last.
+
+    The file is replaced whole: a kill at any moment leaves the one or the other. NaN never wins.
+
+    Args:
+        path: path of the `.keras` file.
+        metric: name of a metric in the logs; larger is better, from 0.
+    """
+
+    def __init__(self, path, metric):
+        super().__init__()
+        self.path = path
+        self.metric = metric
+        self.best = 0.0
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs[self.metric] >= self.best:
+            self.best = logs[self.metric]
+            save_model(self.model, self.path)
+
+
 def steps_per_epoch(data, fbank, patches, packing):
     """Batches in one pass over the clips, from their mean tokens over the patch sizes."""
     from tf_data_pipelines.pipeline import clip_tokens
@@ -302,14 +326,7 @@ def _prepare(run, *, train, validation, settings, augment):
 
 def _callbacks(run, folder, *, held_out, source):
     """Keeping the best epoch in the folder, TensorBoard, and mAP for multi-label clips."""
-    checkpoint = keras.callbacks.ModelCheckpoint(
-        folder / "model.keras",
-        "val_mAP" if run.multi_label else "val_accuracy",
-        save_best_only=True,
-        mode="max",
-        initial_value_threshold=0.0,
-    )
-    checkpoint.monitor_op = keras.ops.greater_equal  # of equal epochs the last
+    metric = "val_mAP" if run.multi_label else "val_accuracy"
     measure = [MeanAveragePrecision(held_out, source)] if run.multi_label else []
     board = keras.callbacks.TensorBoard(folder / "logs", write_graph=False)
-    return [*measure, checkpoint, board]
+    return [*measure, KeepBest(folder / "model.keras", metric), board]

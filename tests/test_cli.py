@@ -232,6 +232,27 @@ def test_wrong_uses_end_in_one_error_and_write_nothing(trained, sounds, tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_nothing_of_the_users_is_replaced(trained, sounds, tmp_path):
+    thesis, interrupted = tmp_path / "docs" / "thesis.tex", tmp_path / "new.partial" / "mine"
+    for file in (thesis, interrupted):
+        file.parent.mkdir()
+        file.write_text("mine")
+    count = len(list(sounds.rglob("*.*")))
+    for arguments, text in (
+        (["train", sounds, "--out", sounds, "--overwrite"], "is not replaced: it is no run"),
+        (["train", sounds, "--out", thesis.parent, "--overwrite"], "is not replaced"),
+        (["convert", DATA / "hf_ast_plain", thesis.parent, "--overwrite"], "is not replaced"),
+        (["export", trained, "--out", thesis.parent, "--overwrite"], "is not replaced"),
+        (["export", trained, "--out", trained, "--overwrite"], "it is no export"),
+        (["demo", "--out", thesis.parent, "--overwrite"], "is not replaced"),
+        (["train", sounds, "--out", tmp_path / "new"], "new.partial exists already"),
+    ):
+        code, _, message = run(*arguments)
+        assert code != 0 and text in message, message
+    assert thesis.read_text() == interrupted.read_text() == "mine"
+    assert len(list(sounds.rglob("*.*"))) == count and (trained / "model.keras").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["train", "x"], ["predict"], ["demo", "--epochs", "3"], ["export", "x", "--input", "mp3"]],

@@ -12,7 +12,7 @@ from keras_flexast.conversion.front_end import AUDIOSET_CLASSES, front_end
 from keras_flexast.conversion.initialization import initialize
 from keras_flexast.conversion.model_parts import read_parts
 from keras_flexast.conversion.weight_names import IMAGE_FAMILIES, WeightNames, family_of
-from keras_flexast.files import atomic_folder, atomic_write, refuse_overwrite
+from keras_flexast.files import RUN, atomic_folder, atomic_write, refuse_overwrite
 from keras_flexast.models import PackedAST
 from keras_flexast.runs import Run, save_run, versions
 from keras_flexast.settings import FAMILIES, TABLE_RULES, TARGETS, TrainSettings
@@ -192,7 +192,7 @@ def convert_run(
         ElasticAST, arXiv:2407.08691; ViT, arXiv:2010.11929; DeiT, arXiv:2012.12877.
     """
     if out is not None:
-        refuse_overwrite(out, overwrite)
+        refuse_overwrite(out, overwrite, kind=RUN, inputs=_paths(source))
     options = Options(
         family=family, to=to, classes=classes, num_heads=num_heads, mel_bins=mel_bins,
         frames=frames, stride=stride, base_patch=base_patch, table=table, resize=resize,
@@ -201,10 +201,16 @@ def convert_run(
     conversion = _convert(source, options)
     if out is not None:
         account = json.dumps(conversion.to_dict(), indent=2)
-        with atomic_folder(out, overwrite) as folder:
+        with atomic_folder(out, overwrite, kind=RUN, inputs=_paths(source)) as folder:
             save_run(conversion.run, folder)
             atomic_write(folder / "conversion.json", account + "\n")
     return conversion
+
+
+def _paths(source):
+    """The source as a list of paths; empty for a name on a hub or a model in memory."""
+    on_disk = isinstance(source, str | os.PathLike) and os.path.exists(source)
+    return [source] if on_disk else []
 
 
 def _convert(source, options):

@@ -26,7 +26,7 @@ from keras_flexast.export.model_card import describe_run, operating_points, writ
 from keras_flexast.export.onnx import write_onnx
 from keras_flexast.export.serving import write_serving
 from keras_flexast.export.tflite import write_multi_tflite, write_tflite
-from keras_flexast.files import atomic_folder, refuse_overwrite
+from keras_flexast.files import EXPORT, atomic_folder, refuse_overwrite
 from keras_flexast.runs import configured_run
 from keras_flexast.settings import (
     EXPORT_PATCH_SIZES,
@@ -106,7 +106,8 @@ def export_run(
     _check(arguments, precisions)
     sizes = {patch_name(patch_pair(size)): patch_pair(size) for size in arguments["patch_sizes"]}
     out = pathlib.Path(out or pathlib.Path("saved_models", pathlib.Path(run).resolve().name))
-    refuse_overwrite(out, overwrite)
+    inputs = [run] if data is None else [run, data]
+    refuse_overwrite(out, overwrite, kind=EXPORT, inputs=inputs)
     command = command or _call_text(arguments)
     if keras.backend.backend() != "tensorflow":
         arguments |= {"patch_sizes": list(sizes.values()), "command": command}
@@ -122,7 +123,7 @@ def export_run(
     )
     loaded = configured_run(run, resize=resize)
     train, test = _splits(data, loaded) if data else (None, None)
-    with atomic_folder(out, overwrite) as building:
+    with atomic_folder(out, overwrite, kind=EXPORT, inputs=inputs) as building:
         if (out / "serving").exists():
             shutil.copytree(out / "serving", building / "serving")
         writers = _writers(loaded, building, plan, train)

@@ -24,7 +24,7 @@ import numpy as np
 
 from keras_flexast.export.common import check_backend
 from keras_flexast.export.serving_files import batching_config, models_config, write_warm_up
-from keras_flexast.files import atomic_folder, atomic_write, refuse_overwrite
+from keras_flexast.files import SAVED_MODEL, atomic_folder, atomic_write, refuse_overwrite
 from keras_flexast.inference.artifacts import artifact_texts, describe_artifact
 from keras_flexast.models import embedding_model
 from keras_flexast.settings import MAX_PEAK, MAX_SERVED_SECONDS
@@ -98,11 +98,11 @@ def write_serving(
     version = 1 + max(versions, default=0) if version is None else version
     check_positive("version", version, int)
     target = folder / str(version)
-    refuse_overwrite(target, overwrite)
+    refuse_overwrite(target, overwrite, kind=SAVED_MODEL)
     module = _Serving(run, patch_sizes, max_seconds, frame_shift_ms)
     created = not folder.exists()
     try:
-        with atomic_folder(target, overwrite) as partial:
+        with atomic_folder(target, overwrite, kind=SAVED_MODEL) as partial:
             module.write(partial, name)
     except BaseException:
         if created:
