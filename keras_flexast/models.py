@@ -120,7 +120,7 @@ class PackedBackbone(keras.Model):
 
     @classmethod
     def from_config(cls, config):
-        return cls(**config)
+        return _from_config(cls, config)
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
@@ -158,10 +158,6 @@ class PackedAST(keras.Model):
     Output:
         logits float32 (rows, segments, num_classes). Slots without a clip hold finite
         numbers without meaning; their weight in the packed batch is 0.
-
-    Example:
-        model = PackedAST(num_classes=10, size="nano")
-        model.fit(training_batches(...))   # tf_data_pipelines
     """
 
     def __init__(
@@ -186,7 +182,7 @@ class PackedAST(keras.Model):
         base_patch, stride = base_and_stride(backbone.get("base_patch", BASE_PATCH), stride)
 
         # === Layers ===
-        head = keras.layers.Dense(num_classes, dtype=_head_dtype(dtype), name="head")
+        head = keras.layers.Dense(num_classes, dtype="float32", name="head")
         backbone = PackedBackbone(**backbone, dtype=dtype, name="backbone")
         if pooling == "attention":
             heads, scale = backbone.num_heads, backbone.attention_scale
@@ -239,7 +235,7 @@ class PackedAST(keras.Model):
 
     @classmethod
     def from_config(cls, config):
-        return cls(**{**config, "dtype": keras.dtype_policies.get(config.get("dtype"))})
+        return _from_config(cls, config)
 
 
 def FlexiAST(num_classes, size="base", pooling="cls", **kwargs):
@@ -359,7 +355,6 @@ def _with_dimensions(size, options):
 def _dtype(model, backbone):
     """The dtype policy of a model's layers; of quantized layers one by one."""
     policy = backbone.patch_embed.dtype_policy
-    policy = getattr(policy, "default_policy", policy)  # of a quantized model that was loaded
     policies = keras.dtype_policies.DTypePolicyMap(policy)
     for layer in model._flatten_layers():
         if layer.quantization_mode is not None:
@@ -367,7 +362,13 @@ def _dtype(model, backbone):
     return keras.dtype_policies.serialize(policies if len(policies) else policy)
 
 
-def _head_dtype(dtype):
-    """float32, also in mixed precision, unless the head is quantized."""
-    quantized = isinstance(dtype, keras.dtype_policies.DTypePolicyMap) and "head" in list(dtype)
-    return dtype["head"] if quantized else "float32"
+def _from_config(cls, config):
+    """A model of a config from `_dtype`; quantized layers are quantized again, one by one."""
+    policy = keras.dtype_policies.get(config.get("dtype"))
+    if not isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        return cls(**{**config, "dtype": policy})
+    model = cls(**{**config, "dtype": policy.default_policy})
+    for layer in model._flatten_layers():
+        if layer.path in list(policy):
+            layer.dtype_policy = policy[layer.path]  # built as float, so Keras quantizes it
+    return model

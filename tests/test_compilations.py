@@ -54,7 +54,9 @@ def counted(model, name):
 def run_of(packing):
     model = PackedAST(3, dim=16, depth=1, num_heads=2, grid=(8, 64), segments=packing.segments)
     patches = model.patch_settings(PATCH_SIZES)
-    return Run(model, FBANK, patches=patches, packing=packing, classes=("a", "b", "c"))
+    return Run(
+        model, FBANK, patches=patches, packing=packing, classes=("class0", "class1", "class2")
+    )
 
 
 def test_training_compiles_once(scanned):
