@@ -435,7 +435,16 @@ def export(
 
 
 def main():
-    """Run the command line; errors that say what to do are shown without a traceback."""
+    """Run the command line; errors that say what to do are shown without a traceback.
+
+    What is compiled is kept for the next command, below $XDG_CACHE_HOME or ~/.cache.
+    """
+    # By machine: a program compiled for another processor may stop this one.
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = os.path.join(home, "keras-flexast", platform.node())
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{cache}/jax")
+    os.environ.setdefault("TF_XLA_FLAGS", f"--tf_xla_persistent_cache_directory={cache}/tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         app()
     except (ValueError, OSError, ImportError, RuntimeError) as error:
@@ -452,14 +461,7 @@ def main():
 
 
 def _start():
-    """Set up and import what computes. After the options are checked: it takes seconds."""
-    # What is compiled is kept for the next command, by machine: a program compiled for another
-    # processor may stop this one.
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    cache = os.path.join(home, "keras-flexast", platform.node())
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{cache}/jax")
-    os.environ.setdefault("TF_XLA_FLAGS", f"--tf_xla_persistent_cache_directory={cache}/tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    """Import what computes. After the options are checked: it takes seconds."""
     warnings.showwarning = _show_warning
     with _quiet():
         import keras

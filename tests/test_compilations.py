@@ -80,9 +80,9 @@ def test_a_sweep_over_patch_sizes_compiles_at_most_twice(scanned):
     assert tokens[0].max() > SHORT.row_length > tokens[3].max()  # patch 8 needs longer rows
     attention = run.model.backbone.blocks[0].self_attention
     traces = counted(attention, "call")
-    results = evaluate_run(run, scanned, patch_sizes=PATCH_SIZES)
+    results = evaluate_run(run, scanned, split="all", patch_sizes=PATCH_SIZES)
     again = len(traces)
-    evaluate_run(run, scanned, patch_sizes=[16, 20])
+    evaluate_run(run, scanned, split="all", patch_sizes=[16, 20])
     per_shape = len(traces) - again  # one shape, however often Keras traces it
     assert again == 2 * per_shape
     assert [r["patch_size"] for r in results] == [(size, size) for size in PATCH_SIZES]
