@@ -239,7 +239,7 @@ def test_nothing_of_the_users_is_replaced(trained, sounds, tmp_path):
         file.write_text("mine")
     count = len(list(sounds.rglob("*.*")))
     for arguments, text in (
-        (["train", sounds, "--out", sounds, "--overwrite"], "is not replaced: it is no run"),
+        (["train", sounds, "--out", sounds, "--overwrite"], "is not replaced"),
         (["train", sounds, "--out", thesis.parent, "--overwrite"], "is not replaced"),
         (["convert", DATA / "hf_ast_plain", thesis.parent, "--overwrite"], "is not replaced"),
         (["export", trained, "--out", thesis.parent, "--overwrite"], "is not replaced"),
