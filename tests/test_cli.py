@@ -243,7 +243,7 @@ def test_nothing_of_the_users_is_replaced(trained, sounds, tmp_path):
         (["train", sounds, "--out", thesis.parent, "--overwrite"], "is not replaced"),
         (["convert", DATA / "hf_ast_plain", thesis.parent, "--overwrite"], "is not replaced"),
         (["export", trained, "--out", thesis.parent, "--overwrite"], "is not replaced"),
-        (["export", trained, "--out", trained, "--overwrite"], "it is no export"),
+        (["export", trained, "--out", trained, "--overwrite"], "is not replaced"),
         (["demo", "--out", thesis.parent, "--overwrite"], "is not replaced"),
         (["train", sounds, "--out", tmp_path / "new"], "new.partial exists already"),
     ):
