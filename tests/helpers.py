@@ -9,8 +9,12 @@ import tempfile
 import textwrap
 import zipfile
 
+import keras
 import numpy as np
+import pytest
 
+# A test that starts a process of its own, where the backend of this one makes no difference.
+ONCE = pytest.mark.skipif(keras.backend.backend() != "jax", reason="the same on every backend")
 ROOT = pathlib.Path(__file__).parents[1]
 SAMPLES, CLASSES = 1000, ("low", "middle", "high")  # of the tiny classifiers
 

@@ -13,7 +13,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers import randomize, run_python
+from helpers import ONCE, randomize, run_python
 
 from keras_flexast.conversion.checkpoints import read_checkpoint
 
@@ -419,6 +419,7 @@ def test_damaged_settings_are_named(tmp_path, name, content):
         read_checkpoint(tmp_path)
 
 
+@ONCE
 def test_hub_names(tmp_path, monkeypatch):
     pytest.importorskip("huggingface_hub")
     pytest.importorskip("safetensors")

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import soundfile
-from helpers import randomize, run_python
+from helpers import ONCE, randomize, run_python
 
 from keras_flexast import ElasticAST, evaluate_run, load_classifier
 from keras_flexast.export.model_card import describe_run
@@ -91,6 +91,7 @@ def test_the_same_embeddings_from_a_run_and_its_saved_model(folder):
             load_classifier(folder / "run.export" / "run" / name).embed_files(files)
 
 
+@ONCE
 @pytest.mark.parametrize("name", ARTIFACTS[1:])
 def test_files_for_other_runtimes_need_no_tensorflow(folder, name):
     pytest.importorskip("ai_edge_litert")

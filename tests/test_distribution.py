@@ -2,7 +2,7 @@
 
 import keras
 import pytest
-from helpers import run_python
+from helpers import ONCE, run_python
 
 COMMON = """
     import keras, numpy as np
@@ -71,6 +71,7 @@ def test_two_devices_have_the_losses_of_one(monkeypatch):
     assert values[0] > values[2] and values[:3] == pytest.approx(values[3:], abs=1e-4)
 
 
+@ONCE
 def test_a_model_spread_over_two_devices_has_the_losses_of_one(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     out = run_python(COMMON + SPREAD + '\n    print("LOSSES", *one, *two)\n', backend="jax")

@@ -5,7 +5,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from helpers import pack_rows, randomize, run_python
+from helpers import ONCE, pack_rows, randomize, run_python
 
 from keras_flexast import FlexiAST, PackedAST, fixed_model
 from keras_flexast.inference.scoring import PackedPredictor
@@ -231,6 +231,7 @@ def test_one_compilation_trains_every_patch_size():
     assert last["accuracy"] == 1
 
 
+@ONCE
 def test_jax_trains_without_tensorflow(tmp_path):
     batch, labels, weights, _ = clips_and_targets()
     np.savez(tmp_path / "batch.npz", labels=labels, weights=weights, **batch)
@@ -297,11 +298,10 @@ def test_quantized_models_come_back(tmp_path, mode):
     model.quantize(mode)
     logits = model.predict_on_batch(batch)
     assert 0 < np.abs(logits - before).max() < (0.1 if mode == "int8" else 1.5)
-    model.save(tmp_path / "model.keras")
     for _ in range(2):
-        again = keras.saving.load_model(tmp_path / "model.keras")
-        np.testing.assert_array_equal(again.predict_on_batch(batch), logits)
-        again.save(tmp_path / "model.keras")
+        model.save(tmp_path / "model.keras")
+        model = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(model.predict_on_batch(batch), logits)
 
 
 def test_unknown_arguments_are_refused():

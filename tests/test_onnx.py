@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     keras.utils.set_random_seed(0)
     run = Run(
-        randomize(ElasticAST(len(CLASSES), "nano", depth=2), scale=0.2),
+        randomize(ElasticAST(len(CLASSES), "nano", depth=1), scale=0.2),
         FbankSettings(sample_rate=RATE),
         patches=PatchSettings(),
         packing=PackSettings(),

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import soundfile
-from helpers import pack_rows, randomize, run_python
+from helpers import ONCE, pack_rows, randomize, run_python
 
 from keras_flexast import ElasticAST, FlexiAST
 from keras_flexast.export.serving import _Serving, write_serving
@@ -86,7 +86,7 @@ WRITE = """
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serving")
     keras.utils.set_random_seed(0)
-    small = {"size": None, "dim": 24, "depth": 2, "num_heads": 2}
+    small = {"size": None, "dim": 24, "depth": 1, "num_heads": 2}
     elastic = ElasticAST(7, segments=3, **small)
     flexi = FlexiAST(7, grid=(8, 5), segments=2, stride=10, mel_bins=86, **small)
     for name, model, options in (
@@ -362,6 +362,7 @@ def test_threads_get_their_own_answers(serve, clips):
             np.testing.assert_allclose(scores, wanted, rtol=0, atol=1e-6)
 
 
+@ONCE
 def test_tensorflow_alone_serves(folder, serve, clips):
     inputs = batch(clips, np.nan)
     np.savez(folder / "inputs.npz", **inputs)
