@@ -35,6 +35,7 @@ _LAZY = {
     "augment_features": "augment",
     "augment_waveforms": "augment",
     "batch_rows": "packing",
+    "counted": "pipeline",
     "pack": "packing",
     "evaluation_batches": "pipeline",
     "extract_features": "pipeline",

@@ -14,12 +14,15 @@ import numpy as np
 import soundfile
 import soxr
 
+from tf_data_pipelines.settings import MAX_PEAK
+
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 MIN_SAMPLES = 400  # one 25 ms analysis window at 16 kHz
 
 BLOCK_FRAMES = 1 << 20  # frames that soundfile decodes at a time
 MP3_SLACK = 3 * 1152  # libsndfile guesses the length of an MP3 without a Xing header
 STREAMED = 0x7FFF0000  # sizes from here on are a pipe's placeholder, not a promise
+MAX_CHUNKS = 256  # chunks of a WAV that are searched; a file of empty ones would take minutes
 
 
 class AudioError(ValueError):
@@ -40,7 +43,7 @@ def read_audio(path, sample_rate=16000, min_samples=MIN_SAMPLES):
 
     Raises:
         AudioError: the file is missing, a folder, of unknown extension, empty, not audio,
-            truncated or silent, has NaN or infinite samples, or has under `min_samples`.
+            truncated or silent, has NaN, infinite or huge samples, or has under `min_samples`.
     """
     path = os.fspath(path)
     with _open(path) as file:
@@ -101,13 +104,7 @@ def stream_audio(path, sample_rate=16000):
             late. Silent and short files are accepted.
     """
     path = os.fspath(path)
-    with _open(path) as file:
-        if not os.fstat(file.fileno()).st_size:
-            raise AudioError(f"{path} is empty (0 bytes). Restore or remove it.")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
-            mended = _mend_wav(path, contents)
-            stream = None if mended is contents else io.BytesIO(mended)
-    stream = stream or _open(path)
+    stream = _mended_stream(path)
     file = _sound_file(path, stream)
 
     def blocks():
@@ -126,10 +123,37 @@ def stream_audio(path, sample_rate=16000):
     return file.frames / file.samplerate, blocks()
 
 
+def announced_seconds(path):
+    """How long a sound file says it lasts; nothing is decoded, so it takes no time or memory.
+
+    Args:
+        path: file name, see `read_audio`.
+
+    Returns:
+        seconds; of an MP3 that does not say it, a guess.
+
+    Raises:
+        AudioError: the file cannot be opened, see `read_audio`.
+    """
+    path = os.fspath(path)
+    with _mended_stream(path) as stream, _sound_file(path, stream) as file:
+        return file.frames / file.samplerate
+
+
+def _mended_stream(path):
+    """A sound file opened for reading bytes, in memory where the sizes in its header are mended."""
+    with _open(path) as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise AudioError(f"{path} is empty (0 bytes). Restore or remove it.")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
+            mended = _mend_wav(path, contents)
+            return _open(path) if mended is contents else io.BytesIO(mended)
+
+
 def _open(path):
     """A sound file opened for reading bytes."""
     if os.path.isdir(path):
-        raise AudioError(f"{path} is a folder; expected one sound file.")
+        raise AudioError(f"{path} is a folder without sound files; expected a sound file.")
     check_extension(path)
     try:
         return open(path, "rb")
@@ -177,13 +201,19 @@ def decode_contents(path, contents, sample_rate, min_samples):
 
 
 def _mix(path, samples):
-    """float32 (frames, channels) to their average (frames,); NaN and infinity raise."""
+    """float32 (frames, channels) to their average (frames,); NaN, infinity and huge raise."""
     wave = samples[:, 0] if samples.shape[1] == 1 else samples.mean(1, dtype=np.float32)
     finite = np.isfinite(wave)
     if not finite.all():
         raise AudioError(
             f"{path} has {wave.size - finite.sum():,} NaN or infinite of {wave.size:,} samples; "
             f"expected finite numbers in [-1, 1]. Write it again, or remove it."
+        )
+    peak = np.abs(wave).max(initial=0)
+    if peak > MAX_PEAK:  # the power of a frame would overflow from about 1e18
+        raise AudioError(
+            f"{path} has samples up to {peak:.3g}; expected numbers in [-1, 1], and at most "
+            f"{MAX_PEAK:g}. Divide it by its full scale (32768 for 16-bit integers), or remove it."
         )
     return wave
 
@@ -231,18 +261,10 @@ def _mend_wav(path, contents):
     """The bytes, with the true sizes in the header of a streamed WAV; a truncated WAV raises."""
     if contents[:4] != b"RIFF" or contents[8:12] != b"WAVE":
         return contents
-    at = 12
-    while contents[at : at + 4] != b"data":
-        if at + 8 > len(contents):
-            return contents  # no data chunk: soundfile says so
-        size = struct.unpack_from("<I", contents, at + 4)[0]
-        at += 8 + size + size % 2
-    if at + 8 > len(contents):
-        return contents
-    riff, size = (
-        struct.unpack_from("<I", contents, 4)[0],
-        struct.unpack_from("<I", contents, at + 4)[0],
-    )
+    at = _data_chunk(contents, 12)
+    if at is None:
+        return contents  # soundfile says so
+    riff, size = (struct.unpack_from("<I", contents, place)[0] for place in (4, at + 4))
     present = len(contents) - at - 8
     if size >= STREAMED or (size == 0 and riff <= at):  # the sizes were never filled in
         sizes = struct.pack("<I", len(contents) - 8), struct.pack("<I", present)
@@ -252,4 +274,21 @@ def _mend_wav(path, contents):
             f"{path} is truncated: its header promises {size:,} bytes of samples, the file "
             f"has {present:,}. Copy it again, or remove it."
         )
+    if _data_chunk(contents, at + 8 + size + size % 2) is not None:
+        raise AudioError(
+            f"{path} has two 'data' chunks; expected one, with all samples. Write it again, for "
+            f"example with ffmpeg, or remove it."
+        )
     return contents
+
+
+def _data_chunk(contents, at):
+    """Byte at which a chunk "data" begins, of the MAX_CHUNKS from byte `at` on; None without."""
+    for _ in range(MAX_CHUNKS):
+        if at + 8 > len(contents):
+            break
+        if contents[at : at + 4] == b"data":
+            return at
+        size = struct.unpack_from("<I", contents, at + 4)[0]
+        at += 8 + size + size % 2
+    return None

@@ -6,29 +6,57 @@ and every epoch differs. A stage that is off returns the dataset that it was giv
 
 import tensorflow as tf
 
-GAIN, MASKS = 1, 2  # one stream of random numbers for each stage
+GAIN, MASKS, FILL, LEVEL, NOISE = range(1, 6)  # streams of random numbers
 
 
-def augment_waveforms(clips, settings, seed):
-    """Scale each waveform by a random gain.
+def augment_waveforms(clips, settings, seed, *, sample_rate=16000, longest=None):
+    """Scale each waveform by a random gain, put silence around it, and noise over both.
 
     Args:
         clips: Dataset of dictionaries with `waveform` float32 (samples,); other columns pass.
-        settings: AugmentSettings; this stage uses gain_db.
-        seed: random seed of the gains.
+        settings: AugmentSettings; this stage uses gain_db, fill_ms and noise_snr_db.
+        seed: random seed of gains, lengths and noise.
+        sample_rate: sample rate of the waveforms in Hz.
+        longest: number of samples that silence fills a clip up to at most; None for any.
 
     Returns:
         Dataset of the same dictionaries.
     """
     if not settings.changes_waveforms:
         return clips
+    room = round(settings.fill_ms * sample_rate / 1000)
 
-    def scale(count, clip):
-        (draw,) = _draws(1, seed, count, GAIN)
-        decibels = settings.gain_db * (2 * draw - 1)
-        return {**clip, "waveform": clip["waveform"] * 10 ** (decibels / 20)}
+    def augment(count, clip):
+        waveform = clip["waveform"]
+        if settings.gain_db:
+            (draw,) = _draws(1, seed, count, GAIN)
+            waveform *= _ratio(settings.gain_db * (2 * draw - 1))
+        power = tf.reduce_mean(waveform**2)
+        if settings.fill_ms:
+            most = room if longest is None else tf.minimum(room, longest - tf.size(waveform))
+            waveform = _fill(waveform, tf.maximum(0, most), _draws(3, seed, count, FILL))
+        if settings.noise_snr_db:
+            used, level = _draws(2, seed, count, LEVEL)
+            lowest, highest = settings.noise_snr_db
+            scale = tf.sqrt(power) * _ratio(-(lowest + (highest - lowest) * level))
+            noise = tf.random.stateless_normal(tf.shape(waveform), _key(seed, count, NOISE))
+            waveform += tf.where(used < 0.5, scale, 0.0) * noise
+        return {**clip, "waveform": waveform}
 
-    return clips.enumerate().map(scale, tf.data.AUTOTUNE)
+    return clips.enumerate().map(augment, tf.data.AUTOTUNE)
+
+
+def _ratio(decibels):
+    return 10 ** (decibels / 20)
+
+
+def _fill(waveform, most, draws):
+    """Up to `most` zeros around a waveform, or none; three draws in [0, 1)."""
+    used, share, before = draws
+    share = tf.where(used < 0.5, share, 0.0)
+    total = tf.cast(share * tf.cast(most + 1, tf.float32), tf.int32)
+    first = tf.cast(before * tf.cast(total + 1, tf.float32), tf.int32)
+    return tf.pad(waveform, [[first, total - first]])
 
 
 def augment_features(clips, settings, fbank, seed):
@@ -66,10 +94,13 @@ def augment_features(clips, settings, fbank, seed):
 
 def _draws(number, seed, count, stream):
     """Numbers in [0, 1) that depend on the seed, the count of clips and the stream alone."""
-    key = tf.random.experimental.stateless_fold_in(
+    return tf.unstack(tf.random.stateless_uniform([number], _key(seed, count, stream)))
+
+
+def _key(seed, count, stream):
+    return tf.random.experimental.stateless_fold_in(
         tf.stack([tf.cast(seed, count.dtype), count]), stream
     )
-    return tf.unstack(tf.random.stateless_uniform([number], key))
 
 
 def _band(size, most, width, place):

@@ -1,5 +1,6 @@
 """Kaldi's log-mel filterbank in TensorFlow operations, eager or in a graph."""
 
+import dataclasses
 import functools
 import math
 
@@ -23,6 +24,43 @@ def features(waveform, settings):
         float32 (frames, mel_bins) or (batch, frames, mel_bins): `log_mel`, then `normalize`.
     """
     return normalize(log_mel(waveform, settings), settings)
+
+
+def padded_features(waveform, length, settings):
+    """`features` of clips in waveforms of one length; what follows a clip is not heard.
+
+    Args:
+        waveform: float32 (batch, samples), samples static, at settings.sample_rate Hz.
+        length: int32 (batch,), number of samples that belong to the clip, from the first on;
+            at most all of them.
+        settings: FbankSettings.
+
+    Returns:
+        float32 (batch, frames, mel_bins), frames as for the whole waveform: first those of the
+        clip alone, whose windows lie within it, then zeros; and int32 (batch,), the number of
+        the clip's frames. With settings.clip_ms they are the same for every clip.
+    """
+    length = tf.clip_by_value(length, 0, waveform.shape[1])
+    waveform = tf.where(_before(length, waveform.shape[1]), waveform, 0.0)
+    if settings.remove_clip_mean:
+        samples = tf.cast(tf.maximum(1, length), waveform.dtype)
+        waveform -= (tf.reduce_sum(waveform, -1) / samples)[:, None]
+    bare = dataclasses.replace(settings, remove_clip_mean=False, clip_ms=None)
+    mel = log_mel(waveform, bare)
+    frames = tf.maximum(0, 1 + (length - settings.window) // settings.shift)
+    inside = (tf.range(mel.shape[1]) < frames[:, None])[..., None]
+    if settings.clip_ms is None:
+        return tf.where(inside, normalize(mel, settings), 0.0), frames
+    mel = _fit(tf.where(inside, mel, 0.0), settings.clip_frames)
+    return normalize(mel, settings), tf.zeros_like(frames) + settings.clip_frames
+
+
+def _before(length, size):
+    """bool (batch, size), True up to each length; without a constant of that size in the graph."""
+    block = math.isqrt(size) + 1
+    starts = np.arange(0, size, block)
+    inside = np.arange(block) < (length[:, None] - starts)[..., None]
+    return tf.reshape(inside, [-1, len(starts) * block])[:, :size]
 
 
 def log_mel(waveform, settings):
@@ -108,10 +146,13 @@ def _frame(waveform, window, shift, block):
     It gathers whole blocks, not samples: 400 / 80 = 5 indices for each frame.
     """
     samples = waveform.shape[-1] or tf.shape(waveform)[-1]
+    known = isinstance(samples, int) and isinstance(shift, int)  # static shapes for exports
+    count = (max if known else tf.maximum)(0, 1 + (samples - window) // shift)
     batch = [waveform.shape[0] or tf.shape(waveform)[0]] if waveform.shape.rank == 2 else []
+    if batch and known and count:
+        batch = [-1]
     whole = samples // block
     blocks = tf.reshape(waveform[..., : whole * block], [*batch, whole, block])
-    count = tf.maximum(0, 1 + (samples - window) // shift)
     first = tf.range(count) * (shift // block)
     frames = tf.gather(blocks, first[:, None] + np.arange(window // block), axis=-2)
     return tf.reshape(frames, [*batch, count, window])

@@ -7,6 +7,7 @@ import collections
 import csv
 import itertools
 import os
+import pathlib
 import zlib
 
 import numpy as np
@@ -65,6 +66,22 @@ def read_folder(root):
     return [row for f in splits for row in _read_classes(f, SPLIT_ALIASES[f.name.lower()])]
 
 
+def sound_files(paths):
+    """Sound files, and in the place of each folder the sound files in it and below it.
+
+    Args:
+        paths: list of paths of files and folders.
+
+    Returns:
+        list of pathlib.Path, those of a folder sorted; names that start with "." and folders
+        that start with "_" are left out. A folder without sound files stays itself.
+    """
+    found = []
+    for path in map(pathlib.Path, paths):
+        found += (_sounds(path) or [path]) if path.is_dir() else [path]
+    return found
+
+
 def _read_classes(root, split):
     rows = []
     for folder in _folders(root):
@@ -79,7 +96,10 @@ def _read_classes(root, split):
 
 
 def _folders(root):
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
+    """The folders in a folder that are not left out; a link to a folder above would never end."""
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
+    above = root.resolve()
+    return [p for p in folders if not (p.is_symlink() and above.is_relative_to(p.resolve()))]
 
 
 def _sounds(root, deep=True):
@@ -107,6 +127,12 @@ def read_manifest(manifest):
     with_splits = any(row.get("split") for _, row in lines)
     rows, seen, missing = [], {}, []
     for line, row in lines:
+        for column in (path_column, label_column):
+            if "\n" in row[column] or "\r" in row[column]:
+                raise ValueError(
+                    f"{manifest} line {line}: {column} has more than one line, from a quote that "
+                    f"is closed too late. Close it."
+                )
         if not row[path_column]:
             raise ValueError(f"{manifest} line {line}: {path_column} is empty. Fill it in.")
         path = os.path.normpath(manifest.parent / os.path.expanduser(row[path_column]))
@@ -141,14 +167,21 @@ def read_manifest(manifest):
 
 def _read_csv(manifest):
     """Lower-case column names, and (line number, {column: value}) of each line with text."""
+    lines, line = [], 1  # where the row at hand begins
     try:
         with open(manifest, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            lines = [(reader.line_num, [v.strip() for v in values]) for values in reader]
+            reader = csv.reader(file, strict=True)
+            for values in reader:
+                lines.append((line, [value.strip() for value in values]))
+                line = reader.line_num + 1
     except UnicodeDecodeError as error:
         raise ValueError(f"{manifest} is not UTF-8 text ({error}). Save it as UTF-8.") from None
     except csv.Error as error:
-        raise ValueError(f"{manifest} line {reader.line_num} is not CSV: {error}.") from None
+        reason = "a quote is not closed" if "end of data" in str(error) else error
+        raise ValueError(
+            f"{manifest} line {line} is not CSV: {reason}. Close each quote, and write a quote in "
+            f"a value twice."
+        ) from None
     lines = [(line, values) for line, values in lines if any(values)]
     if not lines:
         raise ValueError(f"{manifest} is empty. {LAYOUT}")

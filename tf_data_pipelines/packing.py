@@ -191,7 +191,8 @@ class _Packer:
             condition=tokens <= self.row_length,
             data=[
                 "clip", clip_id, "has", tokens, "tokens, more than the row length",
-                self.row_length, '. Raise row_length, or pass overlong="crop".',
+                self.row_length, '. Raise row_length (--row-length), or pass overlong="crop"'
+                " (--overlong crop).",
             ],
         )  # fmt: skip
 

@@ -91,6 +91,73 @@ def patch_tokens(spectrogram, settings, *, choice=0, frame_shift_scale=1.0, max_
     return tokens, positions
 
 
+def check_patches(settings, mel_bins):
+    """Raise a ValueError where a patch size does not fit a spectrogram of so many mel bins."""
+    _plan(settings, mel_bins)
+
+
+def token_counts(spectrogram, settings):
+    """Number of tokens that `patch_tokens` gives a clip at each patch size, int32 (sizes,)."""
+    numbers = _plan(settings, spectrogram.shape[1])["numbers"]
+    _, patch_t, step_t, count_f = numbers.T
+    frames = tf.maximum(tf.shape(spectrogram)[0], patch_t)
+    count_t = patch_count(frames, patch_t, step_t, settings.remainder)
+    return count_f * count_t + settings.prefix_tokens
+
+
+def padded_patches(spectrogram, frames, settings, *, frame_shift_scale=1.0):
+    """The patches of clips in spectrograms of one length, as if each clip were alone.
+
+    Counts, first frames and positions follow from the frames of the clip as in `patch_tokens`,
+    and all shapes are static, as exported models need them.
+
+    Args:
+        spectrogram: float32 (batch, all frames, mel_bins), normalized, sizes static, at least
+            as long as a patch, and zeros after the frames of the clip.
+        frames: int32 (batch,), number of frames of each clip.
+        settings: PatchSettings of one patch size.
+        frame_shift_scale: as in `patch_tokens`.
+
+    Returns:
+        patches float32 (batch, tokens, p_f, p_t), as many as a clip of all frames has;
+        positions float32 (batch, tokens, 4); and segment_ids int32 (batch, tokens), 1 for a
+        patch of the clip, 0 for one that a clip of its length does not have. Tokens run through
+        time inside each band; prefix tokens are not among them.
+    """
+    _, longest, mel_bins = spectrogram.shape
+    plan = _plan(settings, mel_bins)
+    patch_f, patch_t, step, count_f = plan["numbers"][0].tolist()
+    most = int(patch_count(longest, patch_t, step, settings.remainder))
+    size, index = tf.maximum(frames, patch_t)[:, None], tf.range(most)[None]
+    count = patch_count(size, patch_t, step, settings.remainder)
+    start = patch_start(
+        index, count, size=size, patch=patch_t, step=step, remainder=settings.remainder
+    )
+    start = tf.where(index < count, start, 0)  # (batch, most)
+    missing = [max(0, (most - 1) * step + patch_t - longest), max(0, plan["missing_f"])]
+    x = tf.pad(spectrogram, [[0, 0], *([0, one] for one in missing)])
+    x = tf.gather(x, start[..., None] + np.arange(patch_t), axis=1, batch_dims=1)
+    start_f = plan["start_f"][0, :count_f, None] + np.arange(patch_f)
+    x = tf.gather(x, start_f, axis=3)  # (batch, most, p_t, count_f, p_f)
+    patches = tf.reshape(tf.transpose(x, [0, 3, 1, 4, 2]), [-1, count_f * most, patch_f, patch_t])
+
+    center, extent = patch_center(
+        tf.cast(index, tf.float32),
+        tf.cast(count, tf.float32),
+        start=tf.cast(start, tf.float32),
+        patch=float(patch_t),
+        position=settings.position,
+        axis=settings.axes[1],
+        scale=frame_shift_scale,
+    )
+    center, extent = center + 0 * extent, extent + 0 * center  # (batch, most) both
+    along_t = tf.stack([0 * center, center, 0 * center, extent], -1)[:, None]
+    along_f = plan["position_f"][0, :count_f, None]
+    positions = tf.reshape(along_f + along_t, [-1, count_f * most, 4])
+    exists = tf.repeat(tf.cast(index < count, tf.int32)[:, None], count_f, 1)
+    return patches, positions, tf.reshape(exists, [-1, count_f * most])
+
+
 @functools.cache
 def _plan(settings, mel_bins):
     """Constants of every patch size, padded to one shape so that tf.gather picks a size."""

@@ -23,12 +23,13 @@ from tf_data_pipelines.augment import augment_features, augment_waveforms
 from tf_data_pipelines.decode import decode_audio
 from tf_data_pipelines.fbank import features, log_mel_at, normalize
 from tf_data_pipelines.packing import batch_rows, pack
-from tf_data_pipelines.patches import patch_tokens
+from tf_data_pipelines.patches import check_patches, patch_tokens, token_counts
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import (
     MAX_ROW_LENGTH,
     AugmentSettings,
     PackSettings,
+    patch_name,
     round_row_length,
     training_row_length,
 )
@@ -41,10 +42,11 @@ CACHE_SECONDS = 4 * 3600  # decoded clips up to 4 hours (0.9 GB of float32) stay
 def training_batches(data, fbank, *, patches, packing, seed=1337, augment=None):
     """Endless packed batches in a new random order in each epoch, for `model.fit`.
 
-    Each clip draws a patch size and a frame shift from the settings. The draw depends on the
-    seed and on the number of clips before, so a run repeats exactly. What does not change from
+    Each clip draws a patch size and a frame shift from the settings; a long clip only one of
+    the patch sizes at which it fits a row. The draw depends on the seed and on the number of
+    clips before, so a run repeats exactly. What does not change from
     epoch to epoch is cached in memory up to CACHE_SECONDS of sound: the features, or the
-    waveforms where the frame shift or the gain changes.
+    waveforms where those or the frame shift change.
 
     If `data.graph_only`, the whole pipeline is one graph without Python, and tf.data service
     workers can run it:
@@ -71,23 +73,23 @@ def training_batches(data, fbank, *, patches, packing, seed=1337, augment=None):
         (rows, segments).
 
     Raises:
-        ValueError: a clip has more tokens than a row; the message names it.
+        ValueError: a clip has more tokens than a row at every patch size, and packing.overlong
+            is "error"; the message names it.
     """
     check_lengths(data, fbank, patches, packing)
-    max_tokens = _max_tokens(packing)
     clips = training_clips(
-        data, fbank, patches=patches, max_tokens=max_tokens, seed=seed, augment=augment
+        data, fbank, patches=patches, packing=packing, seed=seed, augment=augment
     )
     batches = batch_rows(pack(clips, packing), packing, partial=False)
     return batches.map(_split_batch).prefetch(tf.data.AUTOTUNE)
 
 
-def training_clips(data, fbank, *, patches, max_tokens=None, seed=1337, augment=None):
+def training_clips(data, fbank, *, patches, packing=None, seed=1337, augment=None):
     """The clips of `training_batches` before they are packed, where columns can be added.
 
     Args:
         data, fbank, patches, seed, augment: as in `training_batches`.
-        max_tokens: largest number of tokens of a clip, see `make_tokens`.
+        packing: PackSettings of the rows to come, see `make_tokens`; None for any length.
 
     Returns:
         Endless Dataset of dictionaries with `tokens`, `positions`, `label` and `clip_id`.
@@ -105,17 +107,22 @@ def training_clips(data, fbank, *, patches, max_tokens=None, seed=1337, augment=
         clips = clips.cache().shuffle(count, seed)
     clips = clips.repeat()
     if not same_waveforms:
-        clips = augment_waveforms(clips, augment, seed)
+        longest = int(np.rint(np.max(data.durations) * fbank.sample_rate))
+        clips = augment_waveforms(
+            clips, augment, seed, sample_rate=fbank.sample_rate, longest=longest
+        )
         clips = extract_features(clips, fbank, frame_shifts_ms=shifts, seed=seed)
     clips = augment_features(clips, augment, fbank, seed)
-    return make_tokens(clips, patches, seed=seed, max_tokens=max_tokens)
+    return make_tokens(clips, patches, seed=seed, packing=packing)
 
 
-def evaluation_batches(data, fbank, *, patches, packing, seed=0):
+def evaluation_batches(data, fbank, *, patches, packing, seed=0, cache=False):
     """Packed batches that hold every clip exactly once, also in the last partial batch.
 
-    On the tf.data service too, with ShardingPolicy.DYNAMIC; each worker then has a last
-    partial batch. Clips are never augmented.
+    How many they are shows only when they are read; `counted` gives `model.fit` and
+    `model.evaluate` the number, without which TensorFlow reports another loss. On the tf.data
+    service too, with ShardingPolicy.DYNAMIC; each worker then has a last partial batch. Clips
+    are never augmented.
 
     Args:
         data: ScannedSource of files, or WaveformSource of arrays.
@@ -124,6 +131,8 @@ def evaluation_batches(data, fbank, *, patches, packing, seed=0):
         packing: PackSettings.
         seed: random seed of the draws of patch size and frame shift; each clip has the same
             draw in every epoch.
+        cache: whether to keep the features for the next epochs in memory, up to CACHE_SECONDS
+            of sound.
 
     Returns:
         tf.data.Dataset of (inputs, labels, weights, clip_ids), see `training_batches`;
@@ -131,11 +140,26 @@ def evaluation_batches(data, fbank, *, patches, packing, seed=0):
         slot.
 
     Raises:
-        ValueError: a clip has more tokens than a row; the message names it.
+        ValueError: a clip has more tokens than a row at every patch size, and packing.overlong
+            is "error"; the message names it.
     """
     check_lengths(data, fbank, patches, packing)
     clips = load_waveforms(data, fbank.sample_rate)
-    return _every_clip_once(clips, fbank, patches=patches, packing=packing, seed=seed)
+    cache = cache and np.sum(data.durations) <= CACHE_SECONDS
+    return _every_clip_once(clips, fbank, patches=patches, packing=packing, seed=seed, cache=cache)
+
+
+def counted(batches):
+    """The same batches with a known number of them; they are all read once to count them.
+
+    TensorFlow's `model.evaluate` counts the fetch that finds no more batches as a batch of
+    loss 0, so that the loss of N batches comes out as N / (N + 1) of itself.
+
+    Args:
+        batches: finite Dataset, such as `evaluation_batches(..., cache=True)`.
+    """
+    count = int(batches.reduce(np.int64(0), lambda count, _: count + 1))
+    return batches.apply(tf.data.experimental.assert_cardinality(count))
 
 
 def prediction_batches(waveforms, fbank, *, patches, packing):
@@ -162,10 +186,12 @@ def prediction_batches(waveforms, fbank, *, patches, packing):
     return _every_clip_once(dataset, fbank, patches=patches, packing=packing, seed=0)
 
 
-def _every_clip_once(clips, fbank, *, patches, packing, seed):
+def _every_clip_once(clips, fbank, *, patches, packing, seed, cache=False):
     """Waveforms to the batches of `evaluation_batches`."""
     clips = extract_features(clips, fbank, frame_shifts_ms=patches.frame_shifts_ms, seed=seed)
-    clips = make_tokens(clips, patches, seed=seed, max_tokens=_max_tokens(packing))
+    if cache:
+        clips = clips.cache()
+    clips = make_tokens(clips, patches, seed=seed, packing=packing)
     batches = batch_rows(pack(clips, packing), packing)
     return batches.map(lambda batch: (*_split_batch(batch), batch["clip_ids"])).prefetch(
         tf.data.AUTOTUNE
@@ -264,7 +290,7 @@ def extract_features(clips, fbank, *, frame_shifts_ms=(), seed=0):
     return clips.enumerate().map(extract, tf.data.AUTOTUNE)
 
 
-def make_tokens(clips, patches, *, seed=0, max_tokens=None):
+def make_tokens(clips, patches, *, seed=0, packing=None):
     """Replace `features` and `frame_shift_scale` by `tokens` and `positions`.
 
     Args:
@@ -272,19 +298,31 @@ def make_tokens(clips, patches, *, seed=0, max_tokens=None):
             static, and `frame_shift_scale` float32 ().
         patches: PatchSettings; each clip draws one of its patch sizes.
         seed: random seed of the draws.
-        max_tokens: largest number of tokens; a clip with more loses its last patches. None
-            keeps all.
+        packing: PackSettings of the rows to come. A clip draws only from the patch sizes at
+            which it fits a row; where there are none it draws from all of them, and with
+            overlong="crop" it loses its last patches. None lets clips have any length.
 
     Returns:
         Dataset of dictionaries with `tokens` float32 (tokens, 256) and `positions` float32
         (tokens, 4), see `patch_tokens`.
     """
+    max_tokens = packing.row_length if packing and packing.overlong == "crop" else None
+
+    check_patches(
+        patches, clips.element_spec["features"].shape[1]
+    )  # inside it, TensorFlow wraps it
 
     def tokenize(count, clip):
+        features = clip.pop("features")
+        sizes = np.arange(len(patches.patch_sizes))
+        if packing is not None and len(sizes) > 1:
+            fits = token_counts(features, patches) <= packing.row_length
+            sizes = tf.boolean_mask(sizes, fits | ~tf.reduce_any(fits))
+        choice = tf.gather(sizes, _draw(tf.size(sizes), seed, 2 * count))
         tokens, positions = patch_tokens(
-            clip.pop("features"),
+            features,
             patches,
-            choice=_draw(len(patches.patch_sizes), seed, 2 * count),
+            choice=choice,
             frame_shift_scale=clip.pop("frame_shift_scale"),
             max_tokens=max_tokens,
         )
@@ -296,10 +334,6 @@ def make_tokens(clips, patches, *, seed=0, max_tokens=None):
 def _draw(choices, seed, count):
     """One of so many choices, int32 (), that depends on the seed and the count alone."""
     return tf.random.stateless_uniform([], [seed, count], minval=0, maxval=choices, dtype=tf.int32)
-
-
-def _max_tokens(packing):
-    return packing.row_length if packing.overlong == "crop" else None
 
 
 def _split_batch(batch):
@@ -331,16 +365,32 @@ def _tokens_of(durations, fbank, patches):
     )
 
 
+def drawn_sizes(tokens, packing):
+    """Which patch sizes each clip draws from: those at which it fits a row, else all of them.
+
+    Args:
+        tokens: int (patch sizes, clips), see `clip_tokens`.
+        packing: PackSettings.
+
+    Returns:
+        bool (patch sizes, clips).
+    """
+    fits = tokens <= packing.row_length
+    return fits | ~fits.any(0)
+
+
 def check_lengths(data, fbank, patches, packing):
-    """Raise a ValueError that names clip and patch size if a clip cannot fit into a row."""
+    """Raise a ValueError that names the clip if it fits into a row at no patch size."""
     tokens = clip_tokens(data, fbank, patches)
-    size, clip = np.unravel_index(np.argmax(tokens), tokens.shape)
+    clip = np.argmax(tokens.min(0))
+    size = np.argmin(tokens[:, clip])
     if tokens[size, clip] > packing.row_length and packing.overlong == "error":
         patch_f, patch_t = patches.patch_sizes[size]
         raise ValueError(
             f"clip {data.clip_name(clip)!r} ({data.durations[clip]:.1f} s) has "
             f"{tokens[size, clip]:,} tokens at patch {patch_f}x{patch_t}, more than the row "
-            f'length {packing.row_length:,}. Raise row_length, or pass overlong="crop".'
+            f"length {packing.row_length:,}. Raise row_length (--row-length), pass larger "
+            f'patch_sizes (--patch-sizes), or pass overlong="crop" (--overlong crop).'
         )
     for patch_f, patch_t in patches.patch_sizes:
         column = token_count(patch_t, fbank.mel_bins, (patch_f, patch_t), patches)
@@ -348,8 +398,42 @@ def check_lengths(data, fbank, patches, packing):
             raise ValueError(
                 f"the {fbank.mel_bins} mel bins give {column:,} tokens at patch "
                 f"{patch_f}x{patch_t} in a single column, more than the row length "
-                f"{packing.row_length:,}. Raise row_length, or choose larger patches."
+                f"{packing.row_length:,}. Raise row_length (--row-length), or leave this patch "
+                f"size out (--patch-sizes)."
             )
+
+
+def lengths_warning(splits, fbank, *, patches, packing):
+    """A message that counts the clips that cannot have every patch size, and those that are cut.
+
+    Args:
+        splits: list of ScannedSource or WaveformSource, such as the training and validation clips.
+        fbank: FbankSettings.
+        patches: PatchSettings.
+        packing: PackSettings.
+
+    Returns:
+        str, or None where every clip fits a row at every patch size.
+    """
+    tokens = np.concatenate([clip_tokens(split, fbank, patches) for split in splits], 1)
+    drawn, length = drawn_sizes(tokens, packing), f"a row of {packing.row_length:,} tokens"
+    parts, limited = [], ~drawn.all(0)
+    cut = (tokens.min(0) > packing.row_length) & (packing.overlong == "crop")
+    if limited.any():
+        sizes = zip(patches.patch_sizes, (~drawn).sum(1), strict=True)
+        listed = ", ".join(f"{count} not from {patch_name(size)}" for size, count in sizes if count)
+        parts.append(
+            f"{limited.sum()} of {len(limited)} clips are too long for {length} at some patch "
+            f"sizes, so they draw only from the others ({listed})."
+        )
+    if cut.any():
+        parts.append(
+            f"{cut.sum()} of {len(cut)} clips are too long for {length} at every patch size, so "
+            f"they lose their end."
+        )
+    if parts:
+        parts.append("A larger row_length (--row-length) holds more.")
+    return " ".join(parts) or None
 
 
 def training_packing(
@@ -370,9 +454,11 @@ def training_packing(
         patches: PatchSettings.
         batch_tokens: number of tokens in a batch; a batch has at least one row.
         row_length: number of tokens in a row. None makes rows long enough for the longest
-            clip of any split, see `training_row_length`.
+            clip of any split, see `training_row_length`; a longer clip draws only from the
+            patch sizes at which it fits.
         segments: number of clip slots in a row.
-        overlong: rule for a clip with more tokens than a row, see PackSettings.
+        overlong: rule for a clip with more tokens than a row at every patch size, see
+            PackSettings.
 
     Returns:
         PackSettings.
@@ -385,7 +471,7 @@ def training_packing(
     return PackSettings(rows, row_length, segments, overlong=overlong)
 
 
-def packing_for(data, fbank, patches, packing):
+def packing_for(data, fbank, patches, packing, crop=False):
     """Pack settings for evaluation, with rows long enough for every clip at every patch size.
 
     The given rows are kept if every clip fits, so that the model compiles once. A few clips
@@ -397,12 +483,14 @@ def packing_for(data, fbank, patches, packing):
         fbank: FbankSettings.
         patches: PatchSettings.
         packing: PackSettings of the training.
+        crop: whether clips that need more than MAX_ROW_LENGTH tokens lose their end.
 
     Returns:
         PackSettings.
 
     Raises:
-        ValueError: a clip needs more than MAX_ROW_LENGTH tokens; the message names it.
+        ValueError: a clip needs more than MAX_ROW_LENGTH tokens, without `crop`; the message
+            names it.
     """
     tokens = clip_tokens(data, fbank, patches).max(0)
     most, total = int(tokens.max()), int(tokens.sum())
@@ -411,13 +499,14 @@ def packing_for(data, fbank, patches, packing):
         return dataclasses.replace(packing, rows=1, row_length=row_length)
     if most <= packing.row_length:
         return packing
-    if most > MAX_ROW_LENGTH:
+    if most > MAX_ROW_LENGTH and not crop:
         clip = int(tokens.argmax())
         name, seconds = data.clip_name(clip), data.durations[clip]
         raise ValueError(overlong_reason(name, seconds, fbank=fbank, patches=patches))
-    row_length = round_row_length(most)
+    row_length = min(MAX_ROW_LENGTH, round_row_length(most))
     rows = max(1, packing.rows * packing.row_length // row_length)
-    return dataclasses.replace(packing, row_length=row_length, rows=rows)
+    overlong = "crop" if most > MAX_ROW_LENGTH else packing.overlong
+    return dataclasses.replace(packing, row_length=row_length, rows=rows, overlong=overlong)
 
 
 def overlong_reason(name, seconds, *, fbank, patches):

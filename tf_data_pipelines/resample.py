@@ -28,7 +28,7 @@ def resample(waveform, rate, target):
         target: sample rate of the result in Hz, likewise.
 
     Returns:
-        float32 (samples * target / rate, rounded half up,). Up to 0.9 of the lower Nyquist
+        float32 (samples * target / rate, rounded as soxr does,). Up to 0.9 of the lower Nyquist
         frequency it is the same sound (to -125 dB), above that it is what soxr HQ gives (to
         -58 dB for white noise). At equal rates it is the waveform itself.
 
@@ -78,8 +78,9 @@ def _filtered(waveform, rate, target):
     with tf.control_dependencies([checked]):  # before a division by zero
         up, down = _reduced(rate, target)
     samples = tf.shape(waveform)[0]
-    doubled = tf.cast(samples, tf.int64) * tf.cast(2 * up, tf.int64)
-    wanted = tf.cast((doubled + tf.cast(down, tf.int64)) // tf.cast(2 * down, tf.int64), tf.int32)
+    # soxr's own floating-point numbers: they decide which way a half is rounded.
+    ratio = tf.cast(rate, tf.float64) / tf.cast(target, tf.float64)
+    wanted = tf.cast(tf.floor(tf.cast(samples, tf.float64) / ratio + 0.5), tf.int32)
 
     # A block is a multiple of M as long as the filter, so that two blocks hold every window.
     reach = (math.ceil(REACH) * tf.maximum(up, down) + up - 1) // up  # input samples on each side

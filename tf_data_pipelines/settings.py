@@ -18,7 +18,16 @@ OVERLONGS = ("error", "crop")
 PATCH_SIZES = (8, 10, 12, 16, 20, 24, 30, 32, 40, 48)  # FlexiAST's sampling set
 MAX_ROW_LENGTH = 8192  # tokens; dense attention over more needs over 3 GB a layer
 TRAINING_ROW_LENGTHS = (256, 4096)  # tokens of the shortest and the longest training rows
+SHARES = (0.1, 0.1)  # of each class for validation and test, where the data has no splits
+MAX_FRAME_MS = 10_000  # of a frame and of the time to the next
+MAX_CLIP_MS = 24 * 3_600_000
+MAX_MEL_BINS = 1024
+SAMPLE_RATES = (1000, 384_000)  # Hz, lowest and highest
+MAX_LOG_MEL = 1000  # of a mean and a standard deviation; log-mel lies between -16 and 90
 BASE_PATCH = 16  # bins and frames of the papers' kernel
+MAX_CELLS = 100_000  # of a position table, 4 hours at 160 ms
+MAX_PATCH = 4096  # frames, 41 s; the matrix of a longer patch would only fill memory
+MAX_PEAK = 16.0  # of a waveform whose full scale is 1; more are integers, not divided
 
 
 class DataWarning(UserWarning):
@@ -33,35 +42,81 @@ def check_choice(name, value, choices):
         )
 
 
-def check_positive(name, value, kind=(int, float)):
-    """Raise unless `value` is a finite number above zero."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, kind)
-        or not math.isfinite(value)
-        or value <= 0
-    ):
-        raise ValueError(f"{name}={value!r} must be a positive number.")
+def check_positive(name, value, kind=(int, float), most=None):
+    """Raise unless `value` is a finite number above zero, and at most `most`."""
+    if not _is_number(value, kind) or value <= 0 or (most is not None and value > most):
+        limit = "" if most is None else f" up to {most:,}"
+        raise ValueError(f"{name}={value!r} must be a positive number{limit}.")
 
 
-def patch_pair(patch_size, name="patch_size"):
+def check_between(name, value, least, most, kind=(int, float)):
+    """Raise unless `value` is a number from `least` to `most`, both included."""
+    if not _is_number(value, kind) or not least <= value <= most:
+        what = "whole number" if kind is int else "number"
+        raise ValueError(f"{name}={value!r} must be a {what} from {least:,} to {most:,}.")
+
+
+def _is_number(value, kind):
+    """Whether a value is a finite number of this type; bool is an int that is none."""
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_flag(name, value):
+    """Raise unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be True or False.")
+
+
+def checked_shares(shares):
+    """(validation, test) as they are; a ValueError unless they leave room for training."""
+    validation, test = shares
+    numbers = all(type(share) in (int, float) for share in (validation, test))
+    if not (numbers and validation >= 0 and test >= 0 and validation + test < 1):
+        raise ValueError(
+            f"validation={validation} and test={test} must be 0 or more and leave room for "
+            f"training: their sum must be below 1."
+        )
+    return validation, test
+
+
+def check_names(where, names):
+    """Raise a ValueError unless every class name is one line of text, as lists of labels need it.
+
+    Args:
+        where: what has the names, for the message.
+        names: class names.
+    """
+    for name in names:
+        if name.splitlines() != [name] or not name.strip() or any(map(_is_surrogate, name)):
+            raise ValueError(
+                f"{where} has the class name {name!r}; expected one line of UTF-8 text. Rename it."
+            )
+
+
+def _is_surrogate(character):
+    """Whether a character stands for a byte that is no UTF-8."""
+    return "\ud800" <= character <= "\udfff"
+
+
+def patch_pair(patch_size, name="patch_size", most=MAX_PATCH):
     """`24` -> (24, 24); `(16, 24)` -> (16, 24): frequency first, then time.
 
     Raises:
-        ValueError: patch_size is not one or two positive whole numbers.
+        ValueError: patch_size is not one or two whole numbers from 1 to `most`.
     """
     pair = tuple(patch_size) if isinstance(patch_size, (tuple, list)) else (patch_size, patch_size)
-    if len(pair) != 2 or not all(_is_count(one) for one in pair):
+    if len(pair) != 2 or not all(_is_count(one, most) for one in pair):
         raise ValueError(
-            f"{name}={patch_size!r} must be one positive whole number, or two: (frequency, time)."
+            f"{name}={patch_size!r} must be one whole number from 1 to {most}, or two: "
+            f"(frequency, time)."
         )
     return int(pair[0]), int(pair[1])
 
 
-def _is_count(value):
-    """Whether a value is a positive whole number, of Python or NumPy."""
+def _is_count(value, most):
+    """Whether a value is a whole number of Python or NumPy from 1 to `most`."""
     is_number = isinstance(value, (int, float, np.integer, np.floating))
-    return is_number and not isinstance(value, bool) and value >= 1 and int(value) == value
+    return is_number and not isinstance(value, bool) and 1 <= value <= most and int(value) == value
 
 
 def patch_name(pair):
@@ -112,6 +167,8 @@ class Settings:
     @classmethod
     def from_dict(cls, values):
         """The settings with these values; an unknown name raises and lists the known ones."""
+        if not isinstance(values, dict):
+            raise ValueError(f"{cls.__name__} is a {type(values).__name__}; expected a dictionary.")
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
@@ -155,11 +212,17 @@ class FbankSettings(Settings):
     std: float = 4.5689974
 
     def __post_init__(self):
-        for name in ("frame_shift_ms", "window_ms", "sample_rate", "std"):
-            check_positive(name, getattr(self, name))
-        check_positive("mel_bins", self.mel_bins, int)
+        for name in ("frame_shift_ms", "window_ms"):
+            check_positive(name, getattr(self, name), most=MAX_FRAME_MS)
+        check_between("sample_rate", self.sample_rate, *SAMPLE_RATES, kind=int)
+        check_positive("mel_bins", self.mel_bins, int, most=MAX_MEL_BINS)
+        check_between("preemphasis", self.preemphasis, 0, 1)
+        check_flag("remove_clip_mean", self.remove_clip_mean)
+        check_between("mean", self.mean, -MAX_LOG_MEL, MAX_LOG_MEL)
+        check_positive("std", self.std, most=MAX_LOG_MEL)
         if self.clip_ms is not None:
-            check_positive("clip_ms", self.clip_ms)
+            check_positive("clip_ms", self.clip_ms, most=MAX_CLIP_MS)
+        check_between("low_freq", self.low_freq, 0, self.sample_rate)
         if not 0 <= self.low_freq < self.sample_rate / 2:
             raise ValueError(
                 f"low_freq={self.low_freq} must lie between 0 and half of "
@@ -167,6 +230,8 @@ class FbankSettings(Settings):
             )
         if self.shift < 1:
             raise ValueError(f"frame_shift_ms={self.frame_shift_ms} is under one sample.")
+        if self.window < 2:
+            raise ValueError(f"window_ms={self.window_ms} is under two samples.")
 
     def with_frame_shift(self, frame_shift_ms):
         """The same settings at another frame shift in milliseconds; None gives these."""
@@ -248,9 +313,9 @@ class PatchSettings(Settings):
             self, "patch_sizes", tuple(patch_pair(size) for size in self.patch_sizes)
         )
         object.__setattr__(self, "frame_shifts_ms", tuple(self.frame_shifts_ms))
-        object.__setattr__(self, "grid", tuple(self.grid))
+        object.__setattr__(self, "grid", patch_pair(self.grid, "grid", MAX_CELLS))
         for shift in self.frame_shifts_ms:
-            check_positive("frame_shifts_ms", shift)
+            check_positive("frame_shifts_ms", shift, most=MAX_FRAME_MS)
         check_choice("remainder", self.remainder, REMAINDERS)
         check_choice("position", self.position, POSITIONS)
         check_choice("resize", self.resize, RESIZES)
@@ -315,19 +380,43 @@ class AugmentSettings(Settings):
             SpecAugment; 0 is the mean after normalization.
         time_mask_ms: largest length of the stretch of time that is set to 0 in each clip, in
             milliseconds.
+        fill_ms: largest length of the silence that is put around a clip, in milliseconds, as
+            in the buffer of a phone. Every other clip draws a length uniformly, and how much of
+            it comes before the clip. No clip gets longer than the longest of the data.
+        noise_snr_db: (lowest, highest) level of a clip over white noise, in decibels. Every
+            other clip draws one uniformly; the noise is also in the silence around the clip.
+            Empty for no noise.
     """
 
     gain_db: float = 0.0
     freq_mask: int = 0
     time_mask_ms: float = 0.0
+    _: dataclasses.KW_ONLY
+    fill_ms: float = 0.0
+    noise_snr_db: tuple = ()
 
     def __post_init__(self):
-        number = (int, float)
-        for name, kind in (("gain_db", number), ("freq_mask", int), ("time_mask_ms", number)):
-            if getattr(self, name) != 0:
+        for name in ("gain_db", "freq_mask", "time_mask_ms", "fill_ms"):
+            kind = int if name == "freq_mask" else (int, float)
+            if getattr(self, name) != 0 or isinstance(getattr(self, name), bool):
                 check_positive(name, getattr(self, name), kind)
+        object.__setattr__(self, "noise_snr_db", self._checked_range(self.noise_snr_db))
+
+    @staticmethod
+    def _checked_range(given):
+        """`noise_snr_db` as a tuple of two finite numbers in order, or an empty one."""
+        try:
+            pair = tuple(float(one) for one in given)
+        except (TypeError, ValueError):
+            pair = (math.nan,)
+        if pair and not (len(pair) == 2 and -math.inf < pair[0] <= pair[1] < math.inf):
+            raise ValueError(
+                f"noise_snr_db={given!r} must be two numbers, (lowest, highest) in decibels, such "
+                f"as (20, 60); or () for no noise."
+            )
+        return pair
 
     @property
     def changes_waveforms(self):
         """Whether any setting acts on waveforms, so that features cannot be cached."""
-        return self.gain_db != 0
+        return bool(self.gain_db or self.fill_ms or self.noise_snr_db)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tf_data_pipelines.audio import MIN_SAMPLES, AudioError, read_audio
+from tf_data_pipelines.audio import MIN_SAMPLES, AudioError, announced_seconds, read_audio
 from tf_data_pipelines.listing import (
     LAYOUT,
     NAMED,
@@ -24,7 +24,7 @@ from tf_data_pipelines.listing import (
     read_manifest,
     some_of,
 )
-from tf_data_pipelines.settings import DataWarning
+from tf_data_pipelines.settings import MAX_PEAK, SHARES, DataWarning, check_names, checked_shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,11 @@ class Source:
         if not clips:
             present = collections.Counter(clip.split for clip in self.clips)
             listed = ", ".join(f"{split!r} ({count} clips)" for split, count in present.items())
-            raise ValueError(f"split {name!r} has no clips; present are {listed or 'none'}.")
+            raise ValueError(
+                f"split {name!r} has no clips; present are {listed or 'none'}. Choose one of them "
+                f"(--split), give clips that split in the manifest or a folder {name}/, or let "
+                f"splits be drawn from more clips or larger shares (--validation, --test)."
+            )
         return dataclasses.replace(self, clips=clips)
 
 
@@ -96,6 +100,7 @@ class ScannedSource:
         source: Source with the usable clips, in their order, and with all classes.
         durations: float64 (clips,), length of each clip in seconds.
         rejected: tuple of (path, reason) for each unusable file.
+        emptied: tuple of (class name, split) for each class that lost all its clips of a split.
         mean: mean of the log-mel values of the training clips; of all clips where no clip is
             for training.
         std: standard deviation of the same values.
@@ -107,6 +112,7 @@ class ScannedSource:
     durations: np.ndarray
     _: dataclasses.KW_ONLY
     rejected: tuple[tuple[str, str], ...]
+    emptied: tuple[tuple[str, str], ...] = ()
     mean: float
     std: float
     graph_only: bool = False
@@ -127,11 +133,21 @@ class ScannedSource:
         return [self.split(name) for name in sorted(present)]
 
     def warning(self):
-        """A message that counts and names the rejected files; None if there are none."""
+        """A message that counts and names the rejected files; None if there are none.
+
+        It also names the classes of which no clip is left for validation or test.
+        """
         if not self.rejected:
             return None
         total = len(self.rejected) + len(self.source)
-        return f"{len(self.rejected)} of {total} clips are left out:\n{_reasons(self.rejected)}"
+        text = f"{len(self.rejected)} of {total} clips are left out:\n{_reasons(self.rejected)}"
+        if self.emptied:
+            listed = some_of([f"{name} ({split})" for name, split in self.emptied])
+            text += (
+                f"\nSo no clip is left of {listed}. Replace these files; or remove them, where "
+                f"the splits are drawn, which then happens without them."
+            )
+        return text
 
     def summary(self):
         """Facts of the data as a dictionary for JSON.
@@ -171,7 +187,8 @@ class WaveformSource:
         sample_rate: sample rate of the waveforms in Hz.
 
     Raises:
-        ValueError: there are no waveforms, or one of them is not a 1-D array of finite floats.
+        ValueError: there are no waveforms, or one of them is not a 1-D array of finite floats,
+            or is beyond MAX_PEAK.
     """
 
     waveforms: tuple[np.ndarray, ...]
@@ -188,6 +205,11 @@ class WaveformSource:
                     f"waveforms[{number}] has dtype {waveform.dtype} and shape {waveform.shape}; "
                     f"expected finite floats in [-1, 1] of shape (samples,), one channel."
                 )
+            if np.abs(waveform).max(initial=0) > MAX_PEAK:
+                raise ValueError(
+                    f"waveforms[{number}] has samples beyond {MAX_PEAK:g}; expected numbers in "
+                    f"[-1, 1]. Divide 16-bit integers by 32768."
+                )
         waveforms = tuple(waveform.astype("float32", copy=False) for waveform in waveforms)
         object.__setattr__(self, "waveforms", waveforms)
 
@@ -201,7 +223,9 @@ class WaveformSource:
         return f"waveforms[{clip_id}]"
 
 
-def read_data(data, settings, *, classes=None, split=None, progress=False):
+def read_data(
+    data, settings, *, classes=None, split=None, shares=SHARES, refuse=None, progress=False
+):
     """The usable clips of a folder or manifest, measured; a warning names those left out.
 
     Args:
@@ -210,6 +234,9 @@ def read_data(data, settings, *, classes=None, split=None, progress=False):
         settings: FbankSettings, see `scan_source`.
         classes: class names in the order of a trained model; None sorts the names in data.
         split: name of the only split to read; None or "all" reads all clips.
+        shares: shares of validation and test clips, see `load_source`; those of a model's
+            training, so that its test clips are met again.
+        refuse: why a file is left out unread, see `scan_source`.
         progress: whether to show a progress bar.
 
     Returns:
@@ -226,16 +253,17 @@ def read_data(data, settings, *, classes=None, split=None, progress=False):
                 f"{some_of(classes)} in this order. Load it with classes= of the model."
             )
         return data if everything else data.split(split)
-    source = load_source(data, classes)
+    validation, test = shares
+    source = load_source(data, classes, validation=validation, test=test)
     if not everything:
         source = source.split(split)
-    scanned = scan_source(source, settings, progress)
+    scanned = scan_source(source, settings, progress, refuse=refuse)
     if scanned.warning():
         warnings.warn(scanned.warning(), DataWarning, stacklevel=2)
     return scanned
 
 
-def load_source(data, classes=None, *, validation=0.1, test=0.1, seed=1337):
+def load_source(data, classes=None, *, validation=SHARES[0], test=SHARES[1], seed=1337):
     """Clips, labels and splits of a folder or of a manifest; it opens no sound file.
 
     A folder holds one folder per class, or first split folders (train, validation, test; val,
@@ -262,11 +290,7 @@ def load_source(data, classes=None, *, validation=0.1, test=0.1, seed=1337):
         FileNotFoundError: data, or a file that the manifest names, does not exist.
         ValueError: the layout of data is wrong; the message names the folder or line.
     """
-    if min(validation, test) < 0 or validation + test >= 1:
-        raise ValueError(
-            f"validation={validation} and test={test} must be 0 or more and leave room for "
-            f"training: their sum must be below 1."
-        )
+    checked_shares((validation, test))
     data = pathlib.Path(data).expanduser()
     if data.is_dir():
         rows, multi_label = read_folder(data), False
@@ -281,6 +305,7 @@ def load_source(data, classes=None, *, validation=0.1, test=0.1, seed=1337):
         raise ValueError(
             f"{data} has one class, {present[0]!r}; a classifier needs at least 2. {LAYOUT}"
         )
+    check_names(data, present)
     classes = tuple(present if classes is None else classes)
     unknown = [name for name in present if name not in classes]
     if unknown:
@@ -303,7 +328,7 @@ def load_source(data, classes=None, *, validation=0.1, test=0.1, seed=1337):
     return Source(tuple(clips), classes, multi_label)
 
 
-def scan_source(source, settings, progress=False, max_rejected=0.5):
+def scan_source(source, settings, progress=False, max_rejected=0.5, *, refuse=None):
     """Open every clip once, drop the unusable ones and measure durations and log-mel values.
 
     Args:
@@ -311,6 +336,8 @@ def scan_source(source, settings, progress=False, max_rejected=0.5):
         settings: FbankSettings; its mean and std are not used.
         progress: whether to show a progress bar.
         max_rejected: largest share of unusable clips; with more of them the scan raises.
+        refuse: function of a path and the seconds that the file announces, before it is decoded,
+            that gives the reason why the clip is unusable, or None; None refuses nothing.
 
     Returns:
         ScannedSource.
@@ -336,6 +363,9 @@ def scan_source(source, settings, progress=False, max_rejected=0.5):
 
     def measure(clip):
         try:
+            reason = refuse and refuse(clip.path, announced_seconds(clip.path))
+            if reason:
+                return _Measured(reason=reason)
             waveform = read_audio(clip.path, settings.sample_rate, min_samples)
         except AudioError as error:
             return _Measured(reason=str(error))
@@ -358,12 +388,14 @@ def scan_source(source, settings, progress=False, max_rejected=0.5):
         source, clips=tuple(clip for clip, one in pairs if one.reason is None)
     )
     _check_rejected(source, kept, rejected, max_rejected)
+    emptied = sorted(_labels_by_split(source) - _labels_by_split(kept))
     count, total, squares = np.sum([one.sums for one in results], 0)
     mean = total / count
     return ScannedSource(
         kept,
         np.array([one.seconds for one in results if one.reason is None]),
         rejected=rejected,
+        emptied=tuple((source.classes[label], split) for label, split in emptied),
         mean=float(mean),
         std=float(np.sqrt(max(0.0, squares / count - mean**2))),
         graph_only=all(one.plain for one in results),
@@ -394,7 +426,8 @@ def _check_rejected(source, kept, rejected, max_rejected):
             + (f", more than max_rejected={max_rejected:g}" if kept.clips else "")
             + f":\n{_reasons(rejected)}"
         )
-    lost = _trained_labels(source) - _trained_labels(kept)
+    gone = _labels_by_split(source) - _labels_by_split(kept)
+    lost = {label for label, split in gone if split == "train"}
     if lost:
         names = [source.classes[label] for label in sorted(lost)]
         paths = {c.path for c in source.clips if c.split == "train" and lost & set(c.labels)}
@@ -405,8 +438,21 @@ def _check_rejected(source, kept, rejected, max_rejected):
         )
 
 
-def _trained_labels(source):
-    return {label for clip in source.clips if clip.split == "train" for label in clip.labels}
+def check_trained(source):
+    """Raise a ValueError for a class that has clips, but none to train on."""
+    present = _labels_by_split(source)
+    trained = {label for label, split in present if split == "train"}
+    lost = sorted({label for label, _ in present} - trained)
+    if lost:
+        raise ValueError(
+            f"no training clip of {some_of([source.classes[label] for label in lost])}, only clips "
+            f"for validation or test. Add some to the training split, or remove the class."
+        )
+
+
+def _labels_by_split(source):
+    """The (label, split) pairs that have a clip."""
+    return {(label, clip.split) for clip in source.clips for label in clip.labels}
 
 
 def _reasons(rejected):

@@ -8,10 +8,10 @@ import struct
 import numpy as np
 import tensorflow as tf
 
-from tf_data_pipelines.audio import STREAMED
+from tf_data_pipelines.audio import MAX_CHUNKS, STREAMED
 from tf_data_pipelines.resample import RATES, can_resample, resample
 
-MAX_CHUNKS = 256  # chunks of a WAV that are searched; a file of empty ones would take minutes
+SILENT = "The WAV is silent: all its samples are equal; expected sound."
 
 
 def decode_wav(path, sample_rate=16000):
@@ -43,8 +43,8 @@ def decode_wav_bytes(contents, sample_rate=16000, max_seconds=60.0):
     """Decode a 16-bit PCM WAV to mono in a graph that is served; no file can make it raise.
 
     It accepts any rate that `can_resample` accepts, any number of channels, a plain or a
-    WAVE_FORMAT_EXTENSIBLE header, other chunks before the samples, and sizes that a pipe left
-    open.
+    WAVE_FORMAT_EXTENSIBLE header, other chunks around the samples, and sizes that a pipe left
+    open. Silence is refused before it is resampled, which would change its ends.
 
     Args:
         contents: bytes of the file, a scalar string tensor.
@@ -66,9 +66,14 @@ def decode_wav_bytes(contents, sample_rate=16000, max_seconds=60.0):
         samples = tf.io.decode_raw(tf.strings.substr(contents, start, size), tf.int16)
         samples = tf.reshape(samples, [-1, channels])
         waveform = tf.reduce_mean(tf.cast(samples, tf.float32) / 2**15, 1)
-        return resample(waveform, header["rate"], sample_rate)
+        silent = tf.equal(tf.reduce_max(waveform), tf.reduce_min(waveform))
+        return tf.cond(
+            silent,
+            lambda: (tf.zeros([0]), tf.constant(SILENT)),
+            lambda: (resample(waveform, header["rate"], sample_rate), tf.constant("")),
+        )
 
-    waveform = tf.cond(tf.equal(error, ""), decode, lambda: tf.zeros([0]))
+    waveform, error = tf.cond(tf.equal(error, ""), decode, lambda: (tf.zeros([0]), error))
     return tf.ensure_shape(waveform, [None]), error
 
 
@@ -83,9 +88,11 @@ def _read_header(contents):
     riff, size = number_at(contents, 4, 4), number_at(contents, data + 4, 4)
     streamed = (size >= STREAMED) | (tf.equal(size, 0) & (riff <= tf.cast(data, tf.int64)))
     size = tf.where(streamed, present, size)
+    behind = find_chunk(contents, b"data", tf.cast(data, tf.int64) + 8 + size + size % 2)
     return {
         "form": form,  # byte at which the chunk "fmt " begins
         "data": data,  # byte at which the chunk "data" begins
+        "second": behind,  # byte at which another one begins
         "tag": tag,
         "channels": channels,
         "bits": bits,
@@ -127,6 +134,7 @@ def _header_problem(contents, header, sample_rate, max_seconds):
             ("The WAV is truncated: its header promises ", size, " bytes of samples, ", present,
              " came."),
         ),
+        (header["second"] < length, "The WAV has two 'data' chunks; expected one."),
         (
             ~can_resample(rate, sample_rate),
             ("The WAV has ", rate, f" Hz; expected {RATES[0]} to {RATES[1]} in a simple ratio to "
@@ -177,12 +185,14 @@ def has_at(contents, at, word):
     return tf.equal(tf.strings.substr(contents, at, len(word)), word)
 
 
-def find_chunk(contents, name):
+def find_chunk(contents, name, start=12):
     """Byte at which the first chunk of a RIFF file with this name begins, int32.
 
-    It is the length of the contents where none of the first MAX_CHUNKS has this name.
+    It is the length of the contents where none of the MAX_CHUNKS from byte `start` on, an int or
+    an int64 scalar, has this name.
     """
     length = tf.strings.length(contents)
+    start = tf.minimum(tf.cast(start, tf.int64), tf.cast(length, tf.int64))
 
     def searching(at):
         return (at + 8 <= length) & ~has_at(contents, at, name)
@@ -193,7 +203,9 @@ def find_chunk(contents, name):
             tf.cast(tf.minimum(tf.cast(at, tf.int64) + 8 + size + size % 2, 2**31 - 9), tf.int32)
         ]
 
-    (at,) = tf.while_loop(searching, following, [tf.constant(12)], maximum_iterations=MAX_CHUNKS)
+    (at,) = tf.while_loop(
+        searching, following, [tf.cast(start, tf.int32)], maximum_iterations=MAX_CHUNKS
+    )
     return tf.where(has_at(contents, at, name), at, length)
 
 
@@ -218,7 +230,9 @@ def _decode_pcm16(contents):
     length = tf.strings.length(contents)
     at = find_chunk(contents, b"data")
     size = number_at(contents, at + 4, 4)
-    whole = tf.cast(at, tf.int64) + 8 + size <= tf.cast(length, tf.int64)
+    end = tf.cast(at, tf.int64) + 8 + size
+    second = find_chunk(contents, b"data", end + size % 2)
+    whole = (end <= tf.cast(length, tf.int64)) & tf.equal(second, length)
     channels = tf.cast(number_at(contents, 22, 2), tf.int32)
     frames = tf.where(whole, tf.cast(size, tf.int32) // (2 * channels), 0)
     start = tf.minimum(at + 8, length)

@@ -1,5 +1,7 @@
 """Each augmentation changes what it should, within its limits, and repeats exactly."""
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,6 +16,9 @@ from tf_data_pipelines.sources import WaveformSource
 FBANK = FbankSettings(mel_bins=37, mean=-7.0, std=3.0)
 GAIN = AugmentSettings(gain_db=6.0)
 MASKS = AugmentSettings(freq_mask=11, time_mask_ms=230.0)
+FILL = AugmentSettings(fill_ms=300.0)
+NOISE = AugmentSettings(noise_snr_db=(10, 40))
+PHONE = AugmentSettings(fill_ms=300.0, noise_snr_db=(10, 40))
 CLIPS = 43
 
 
@@ -79,6 +84,67 @@ def test_a_gain_moves_every_log_mel_value_equally(data):
         assert abs(difference[0, 0]) > 1e-3
 
 
+def decibels(waveform):
+    return 10 * np.log10(np.mean(np.square(waveform, dtype="float64")))
+
+
+def test_noise_is_as_far_below_each_other_clip_as_drawn(data):
+    levels = []
+    for clip in items(augment_waveforms(load_waveforms(data, 16000).repeat(5), NOISE, seed=5)):
+        original = data.waveforms[clip["clip_id"]]
+        added = clip["waveform"] - original
+        if added.any():
+            assert abs(np.mean(added)) < 0.1 * np.std(added)
+            low, high = np.array_split(np.abs(np.fft.rfft(added)) ** 2, 2)
+            assert 0.8 < low.sum() / high.sum() < 1.25  # white
+            levels.append(decibels(original) - decibels(added))
+    assert 0.4 < len(levels) / (5 * CLIPS) < 0.6
+    assert 9.5 < min(levels) < 12 and 38 < max(levels) < 40.5
+    assert len(np.unique(np.round(levels, 3))) == len(levels)
+
+
+@pytest.mark.parametrize("longest", [None, 9000])
+def test_silence_is_put_around_each_other_clip(data, longest):
+    before, after = [], []
+    clips = load_waveforms(data, 16000).repeat(3)
+    for clip in items(augment_waveforms(clips, FILL, seed=5, longest=longest)):
+        original, waveform = data.waveforms[clip["clip_id"]], clip["waveform"]
+        sound = np.flatnonzero(waveform)
+        np.testing.assert_array_equal(waveform[sound[0] : sound[-1] + 1], original)
+        before.append(sound[0])
+        after.append(len(waveform) - 1 - sound[-1])
+        assert longest is None or len(waveform) <= longest
+    total = np.add(before, after)
+    assert 0.4 < np.mean(total == 0) < 0.62 and total.max() <= 4800
+    assert max(before) > 1500 and max(after) > 1500
+    assert longest or total.max() > 4500
+
+
+def test_noise_is_in_the_silence_too(data):
+    filled = 0
+    for clip in items(augment_waveforms(load_waveforms(data, 16000), PHONE, seed=5)):
+        loud = np.abs(clip["waveform"]) > 0
+        extra = len(loud) - len(data.waveforms[clip["clip_id"]])
+        noisy = loud.all()
+        assert noisy or not extra or len(loud) - loud.sum() >= extra
+        filled += noisy and extra > 0
+    assert filled > 5
+
+
+def test_no_clip_gets_longer_than_the_longest(data, monkeypatch):
+    given = {}
+
+    def augment(clips, settings, seed, **limits):
+        given.update(limits)
+        return augment_waveforms(clips, settings, seed, **limits)
+
+    monkeypatch.setattr(pipeline, "augment_waveforms", augment)
+    packing = PackSettings(rows=4, row_length=128, segments=4)
+    patches = PatchSettings((16,), remainder="crop")
+    training_batches(data, FBANK, patches=patches, packing=packing, augment=FILL)
+    assert given == {"sample_rate": 16000, "longest": max(map(len, data.waveforms))}
+
+
 def test_masks_are_one_band_up_to_their_width():
     sizes = masks(augment_features(full_spectrograms(), MASKS, FBANK, seed=5))
     assert set(sizes[:, 0]) == set(range(24)) and set(sizes[:, 1]) == set(range(12))
@@ -120,6 +186,8 @@ def test_the_same_seed_draws_the_same_and_every_epoch_differs(data):
     waves, spectrograms = load_waveforms(data, 16000), full_spectrograms(clips=CLIPS)
     for stage in (
         lambda seed: augment_waveforms(waves.repeat(2), GAIN, seed),
+        lambda seed: augment_waveforms(waves.repeat(2), FILL, seed),
+        lambda seed: augment_waveforms(waves.repeat(2), NOISE, seed),
         lambda seed: augment_features(spectrograms.repeat(2), MASKS, FBANK, seed),
     ):
         first = items(stage(5))
@@ -157,9 +225,26 @@ def test_training_clips_change_in_every_epoch(monkeypatch, settings, cache_secon
     np.testing.assert_array_equal(augmented, epochs(data, 3, augment=settings))
 
 
+@pytest.mark.parametrize("settings", [FILL, NOISE], ids=["fill", "noise"])
+def test_some_epochs_of_a_clip_are_as_on_a_phone(settings):
+    rng = np.random.default_rng(1)
+    data = WaveformSource([rng.normal(0, 0.1, length) for length in (8009, 16000)])
+    plain, augmented = epochs(data, 8), epochs(data, 8, augment=settings)
+    same = [np.array_equal(one, other) for one, other in zip(plain, augmented, strict=True)]
+    assert not all(same)
+    np.testing.assert_array_equal(augmented, epochs(data, 8, augment=settings))
+
+
 @pytest.mark.parametrize(
     ("settings", "shifts", "each_epoch"),
-    [(None, (), False), (MASKS, (), False), (GAIN, (), True), (MASKS, (10, 20), True)],
+    [
+        (None, (), False),
+        (MASKS, (), False),
+        (GAIN, (), True),
+        (FILL, (), True),
+        (NOISE, (), True),
+        (MASKS, (10, 20), True),
+    ],
 )
 def test_features_are_computed_again_only_if_the_waveforms_change(
     monkeypatch, data, *, settings, shifts, each_epoch
@@ -190,13 +275,19 @@ def test_features_are_computed_again_only_if_the_waveforms_change(
     [
         ({"gain_db": -3.0}, r"gain_db=-3\.0 must be a positive number"),
         ({"freq_mask": 2.5}, r"freq_mask=2\.5 must be"),
+        ({"gain_db": False}, "gain_db=False must be a positive number"),
         ({"time_mask_ms": float("nan")}, "time_mask_ms=nan must be"),
+        ({"fill_ms": -1}, "fill_ms=-1 must be a positive number"),
+        ({"noise_snr_db": 30}, "noise_snr_db=30 must be two numbers"),
+        ({"noise_snr_db": (40, 20)}, r"noise_snr_db=\(40, 20\) must be two numbers"),
+        ({"noise_snr_db": (20, float("nan"))}, "must be two numbers"),
     ],
 )
 def test_settings_mistakes(values, message):
     with pytest.raises(ValueError, match=message):
         AugmentSettings(**values)
-    assert AugmentSettings.from_dict(MASKS.to_dict()) == MASKS
+    for settings in (MASKS, PHONE):
+        assert AugmentSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
 def test_hidden_values_are_the_mean_of_the_log_mel(data):

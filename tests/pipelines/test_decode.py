@@ -10,6 +10,7 @@ import tensorflow as tf
 from tf_data_pipelines import audio, decode
 from tf_data_pipelines.audio import (
     AudioError,
+    announced_seconds,
     pad_waveforms,
     read_audio,
     read_waveforms,
@@ -217,8 +218,11 @@ def bad_files(folder):
     nan[7] = np.nan
     nan[8] = np.inf
     add("nan.wav", "2 NaN or infinite of 8,000 samples", samples=nan, subtype="FLOAT")
+    add("huge.wav", r"samples up to 1e\+20; .* at most 16", samples=2e20 * tone(), subtype="FLOAT")
+    add("twice.wav", "two 'data' chunks", riff(FMT, *2 * [chunk(b"data", PCM.tobytes())]))
     add("silent.wav", "silent: all 8,000 samples", samples=np.zeros(8000))
     add("constant.flac", "silent.* are 0.25", samples=np.full(8000, 0.25))
+    add("constant.wav", "silent.* are 0.25", samples=np.full(8000, 0.25), rate=22050)
     add("antiphase.wav", "silent.*2 channel", samples=tone() * [1, -1], subtype="FLOAT")
     add("short.wav", r"lasts 0\.0249 s \(399 samples.* at least 25 ms", samples=tone()[:399])
     add("short.flac", r"lasts 0\.0063 s \(100 .* at least 25 ms", samples=tone()[1:101])
@@ -233,7 +237,7 @@ def test_bad_files_are_named(tmp_path):
         assert path in str(caught.value)
         with pytest.raises(AudioError, match=message):
             decode_audio(path)
-    for name in ("nan.wav", "silent.wav", "short.wav", "cut.wav", "text.wav", "c.m4a"):
+    for name in ("nan.wav", "huge.wav", "silent.wav", "short.wav", "cut.wav", "text.wav", "c.m4a"):
         path, message = bad_files(tmp_path)[name]
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             through_map([path])
@@ -360,6 +364,8 @@ def test_wav_bytes_with_any_usual_header(contents):
         (riff(*[chunk(b"JUNK", b"")] * 300, FMT, DATA), "no 'fmt ' chunk"),
         (riff(FMT, DATA)[:-1], "promises 2018 bytes of samples, 2017 came"),
         (riff(FMT, DATA)[:40], "truncated"),
+        (riff(FMT, DATA, chunk(b"LIST", bytes(6)), DATA), "two 'data' chunks"),
+        (riff(header(rate=22050), chunk(b"data", 900 * b"\1\2")), "silent"),
         (riff(header(bits=24), DATA), "format 1, 24 bits and 1 channels; expected format 1"),
         (riff(header(3, bits=32), DATA), "format 3, 32 bits"),
         (riff(header(channels=0), DATA), "0 channels"),
@@ -391,11 +397,30 @@ def test_streamed_blocks_are_the_whole_recording(tmp_path, monkeypatch, rate, ex
     np.testing.assert_allclose(np.concatenate(blocks), whole, rtol=0, atol=1e-6)
 
 
+def test_the_length_is_told_without_decoding(tmp_path, monkeypatch):
+    paths = [write(tmp_path / f"a.{kind}", tone(22050), 22050) for kind in ("wav", "flac", "ogg")]
+    streamed = tmp_path / "streamed.wav"
+    streamed.write_bytes(riff(FMT, chunk(b"data", PCM.tobytes(), 0xFFFFFFFF), size=0xFFFFFFFF))
+    monkeypatch.setattr(soundfile.SoundFile, "read", None)
+    for path in paths:
+        assert announced_seconds(path) == pytest.approx(0.5)
+    assert announced_seconds(streamed) == len(PCM) / RATE
+    with pytest.raises(AudioError, match=r"gone\.wav does not exist"):
+        announced_seconds(tmp_path / "gone.wav")
+
+
+def test_zeros_behind_the_samples_are_no_chunks(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(riff(FMT, chunk(b"data", PCM.tobytes())) + bytes(4096))
+    np.testing.assert_array_equal(read_audio(path), PCM / np.float32(2**15))
+    np.testing.assert_array_equal(decode_audio(str(path)), PCM / np.float32(2**15))
+
+
 def test_streaming_mends_and_refuses_as_reading_does(tmp_path):
     path = tmp_path / "a.wav"
     path.write_bytes(riff(FMT, chunk(b"data", PCM.tobytes(), 0xFFFFFFFF), size=0xFFFFFFFF))
     np.testing.assert_array_equal(np.concatenate(list(stream_audio(path)[1])), read_audio(path))
-    fine = "silent.wav", "constant.flac", "antiphase.wav", "short.wav", "short.flac"
+    fine = "silent.wav", "constant.flac", "constant.wav", "antiphase.wav", "short.wav", "short.flac"
     for name, (path, message) in bad_files(tmp_path).items():
         if name not in (*fine, "no_samples.wav"):
             with pytest.raises(AudioError, match=message):

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_data_pipelines.fbank import LOG_FLOOR, features, log_mel, log_mel_at, normalize
+from tf_data_pipelines.fbank import (
+    LOG_FLOOR,
+    features,
+    log_mel,
+    log_mel_at,
+    normalize,
+    padded_features,
+)
 from tf_data_pipelines.settings import FbankSettings
 
 REFERENCE = np.load(pathlib.Path(__file__).parents[1] / "data" / "fbank.npz")
@@ -139,6 +146,37 @@ def test_clips_of_one_length_are_cut_or_filled_up(samples):
         FbankSettings(clip_ms=0)
 
 
+@pytest.mark.parametrize("clip_ms", [None, 300.0])
+@pytest.mark.parametrize("remove_clip_mean", [True, False])
+def test_what_follows_a_clip_is_not_heard(clip_ms, remove_clip_mean):
+    settings = FbankSettings(
+        20.0, mel_bins=37, mean=-7.0, clip_ms=clip_ms, remove_clip_mean=remove_clip_mean
+    )
+    lengths = [9000, 5001, 720, 719, 399, 10]
+    loud = 0.5 + 3 * noise(len(lengths), 9000)
+    loud[1, 7000] = np.nan
+    found, frames = padded_features(loud, tf.constant(lengths), settings)
+    longest = int(settings.frames(9000))
+    assert found.shape == (len(lengths), longest, 37)
+    for clip, length in enumerate(lengths):
+        expected = features(loud[clip, :length], settings).numpy()
+        assert frames[clip] == len(expected) == settings.frames(length)
+        np.testing.assert_allclose(found[clip, : len(expected)], expected, rtol=0, atol=FLOAT32)
+        assert not found[clip, len(expected) :].numpy().any()
+    for length, most in ((2**31 - 1, 9000), (-5, 0)):  # no length is beyond the waveform
+        _, frames = padded_features(loud, tf.fill([len(lengths)], length), settings)
+        assert frames[0] == settings.frames(most)
+
+
+def test_shapes_are_static_where_the_length_is():
+    for spec, shape in (
+        (tf.TensorSpec([None, 9000]), [None, 54, 128]),
+        (tf.TensorSpec([None]), [None, 128]),
+    ):
+        graph = tf.function(lambda x: features(x, FbankSettings())).get_concrete_function(spec)
+        assert graph.structured_outputs.shape.as_list() == shape
+
+
 def test_normalize():
     settings = FbankSettings(mean=-4.0, std=2.5)
     np.testing.assert_array_equal(normalize(np.float32([-4.0, 1.0, -14.0]), settings), [0, 1, -2])
@@ -185,6 +223,20 @@ def test_refuses_what_is_no_waveform(waveform, message):
         ({"frame_shift_ms": -10}, "frame_shift_ms=-10 must be a positive number"),
         ({"std": 0.0}, "std=0.0 must be a positive number"),
         ({"mel_bins": 12.5}, "mel_bins=12.5 must be a positive number"),
+        ({"window_ms": 0.01}, "window_ms=0.01 is under two samples"),
+        ({"window_ms": 1e9}, r"window_ms=1000000000\.0 must be a positive number up to 10,000"),
+        ({"frame_shift_ms": 1e9}, r"frame_shift_ms=1000000000\.0 must be .* up to 10,000"),
+        ({"clip_ms": float("inf")}, "clip_ms=inf must be a positive number up to"),
+        ({"mel_bins": 10**9}, "mel_bins=1000000000 must be a positive number up to 1,024"),
+        ({"sample_rate": 16000.5}, r"sample_rate=16000\.5 must be a whole number from 1,000 to"),
+        ({"sample_rate": 10}, "sample_rate=10 must be a whole number from 1,000 to 384,000"),
+        ({"preemphasis": 1.5}, r"preemphasis=1\.5 must be a number from 0 to 1"),
+        ({"remove_clip_mean": "no"}, "remove_clip_mean='no' must be True or False"),
+        ({"mean": "x"}, "mean='x' must be a number from -1,000 to 1,000"),
+        ({"mean": float("nan")}, "mean=nan must be a number from"),
+        ({"std": 1e9}, r"std=1000000000\.0 must be a positive number up to 1,000"),
+        ({"low_freq": float("nan")}, "low_freq=nan must be a number from 0"),
+        ({"low_freq": "x"}, "low_freq='x' must be a number from 0"),
         ({"low_freq": 8000}, "low_freq=8000 must lie between 0 and half of sample_rate=16000"),
     ],
 )

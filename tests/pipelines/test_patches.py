@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_data_pipelines.patches import patch_tokens
+from tf_data_pipelines.patches import padded_patches, patch_tokens
 from tf_data_pipelines.resize import (
     axis_grid,
     kernel_matrix,
@@ -12,7 +12,14 @@ from tf_data_pipelines.resize import (
     table_weights,
     token_count,
 )
-from tf_data_pipelines.settings import BASE_PATCH, PATCH_SIZES, REMAINDERS, Axis, PatchSettings
+from tf_data_pipelines.settings import (
+    BASE_PATCH,
+    PATCH_SIZES,
+    POSITIONS,
+    REMAINDERS,
+    Axis,
+    PatchSettings,
+)
 
 SIZES = [8, (12, 20), 16, (30, 10), 48]
 GEOMETRIES = {  # base patch, stride: FlexiAST's, AST's, another
@@ -295,20 +302,50 @@ def test_cover_misses_no_cell(size, patch):
     np.testing.assert_array_equal(starts, starts_of(size, patch, "cover"))
 
 
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("remainder", REMAINDERS)
+@pytest.mark.parametrize("size", [(16, 16), (10, 24)])
+def test_a_clip_has_its_own_patches_in_a_longer_spectrogram(size, remainder, position):
+    base, stride = GEOMETRIES["16 every 10"]
+    settings = PatchSettings(
+        (size,), remainder=remainder, position=position, base_patch=base, stride=stride, grid=(5, 9)
+    )
+    lengths = [101, 100, 59, 25, 24, 23, 7, 0]
+    spectrograms = np.stack([spectrogram_of(101, 67, seed) for seed in range(len(lengths))])
+    for clip, length in enumerate(lengths):
+        spectrograms[clip, length:] = 0
+    patches, positions, segment_ids = padded_patches(
+        spectrograms, tf.constant(lengths), settings, frame_shift_scale=1.5
+    )
+    over_f, over_t = (kernel_matrix(patch, 16) for patch in size)
+    tokens = np.einsum("pf,cnpq,qt->cnft", over_f, patches, over_t)
+    for clip, length in enumerate(lengths):
+        expected = patch_tokens(spectrograms[clip, :length], settings, frame_shift_scale=1.5)
+        exists = segment_ids[clip].numpy() == 1
+        assert exists.sum() == token_count(length, 67, size, settings)
+        found = tokens[clip][exists].reshape(-1, 256), positions[clip].numpy()[exists]
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=2e-5)
+
+
 def test_mistakes():
     with pytest.raises(ValueError, match=r"patch_size is 48 along frequency, larger than .* 40"):
         patch_tokens(spectrogram_of(97, 40), PatchSettings((16, 48)))
     for values, message in (
         ({"patch_sizes": ()}, "patch_sizes is empty"),
-        ({"patch_sizes": (0,)}, "patch_size=0 must be one positive whole number"),
+        ({"patch_sizes": (0,)}, "patch_size=0 must be one whole number from 1 to 4096"),
         ({"patch_sizes": ((8, 8, 8),)}, r"patch_size=\(8, 8, 8\) must be"),
         ({"patch_sizes": (8.5,)}, r"patch_size=8\.5 must be"),
         ({"frame_shifts_ms": (10, 0)}, "frame_shifts_ms=0 must be a positive number"),
+        ({"frame_shifts_ms": (float("nan"),)}, "frame_shifts_ms=nan must be a positive number"),
+        ({"grid": (0, 0)}, r"grid=\(0, 0\) must be one whole number from 1 to 100000, or two"),
+        ({"grid": (8, float("inf"))}, r"grid=\(8, inf\) must be"),
         ({"remainder": "wrap"}, "remainder='wrap' is unknown. Choose one of 'crop', 'pad', 'cov"),
         ({"prefix_tokens": 3}, "prefix_tokens=3 is unknown"),
     ):
         with pytest.raises(ValueError, match=message):
             PatchSettings(**values)
+    assert PatchSettings(grid=(8, 22500)).grid == (8, 22500)  # an hour at 10 ms
     assert PatchSettings.from_dict(PatchSettings((8, [12, 20])).to_dict()) == PatchSettings(
         (8, (12, 20))
     )

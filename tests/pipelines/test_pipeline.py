@@ -241,10 +241,54 @@ def test_a_clip_too_long_for_a_row_is_named_first(scanned, fbank, batches_of):
     gone = [dataclasses.replace(c, path=f"{c.path}.gone") for c in scanned.source.clips]
     source = dataclasses.replace(scanned.source, clips=tuple(gone))
     lost = dataclasses.replace(scanned, source=source)  # the check opens no file
-    with pytest.raises(ValueError, match='Raise row_length, or pass overlong="crop"') as error:
+    with pytest.raises(ValueError, match=r"Raise row_length \(--row-length\), .*crop") as error:
         batches_of(lost, fbank, patches=PATCHES, packing=packing)
     for part in (f"{longest.path}.gone", f"{counts.max()} tokens at patch 12x20", "more than"):
         assert part in str(error.value)
+
+
+def test_a_long_clip_draws_from_the_sizes_at_which_it_fits_a_row(fbank):
+    """And what fits at every size draws as if there were no rows."""
+    lengths = [4000, 16000, 40000] * 8
+    data = WaveformSource([np.linspace(0, 1, length) for length in lengths])
+    tokens = clip_tokens(data, fbank, DRAWN)
+    packing = PackSettings(rows=2, row_length=50, segments=3)
+    fits = tokens <= packing.row_length
+    assert [tuple(column) for column in fits.T[:3]] == [
+        (True, True, True), (False, True, True), (False, False, True),
+    ]  # fmt: skip
+    fine = dataclasses.replace(DRAWN, frame_shifts_ms=())
+    clips = clips_in(evaluation_batches(data, fbank, patches=fine, packing=packing, seed=3))
+    assert sorted(clips) == list(range(len(lengths)))
+    for clip_id, (found, _, _) in clips.items():
+        draw = tf.random.stateless_uniform(
+            [], [3, 2 * clip_id], 0, fits[:, clip_id].sum(), tf.int32
+        )
+        assert len(found) == tokens[fits[:, clip_id], clip_id][draw]
+    endless = training_batches(data, fbank, patches=fine, packing=packing)
+    assert all((inputs["segment_ids"] > 0).any() for inputs, _, _ in take(endless, 9))
+    message = pipeline.lengths_warning([data], fbank, patches=DRAWN, packing=packing)
+    assert "16 of 24 clips are too long for a row of 50 tokens at some patch sizes" in message
+    assert "(16 not from 8, 8 not from 16)" in message and "--row-length" in message
+    roomy = dataclasses.replace(packing, row_length=999)
+    assert pipeline.lengths_warning([data], fbank, patches=DRAWN, packing=roomy) is None
+    small = dataclasses.replace(packing, row_length=15, overlong="crop")
+    message = pipeline.lengths_warning([data], fbank, patches=DRAWN, packing=small)
+    assert "16 of 24 clips" in message and "lose their end" in message
+
+
+def test_the_number_of_batches_is_known_when_they_are_counted(tmp_path, fbank):
+    for number, name in enumerate(["a/0", "a/1", "b/0", "b/1", "b/2"]):
+        write_sine(tmp_path / f"{name}.wav", 500 + 100 * number, seconds=0.3)
+    data = scan_source(load_source(tmp_path, validation=0, test=0), fbank)
+    packing = PackSettings(rows=1, row_length=89, segments=2)
+    batches = evaluation_batches(data, fbank, patches=PATCHES, packing=packing, cache=True)
+    assert batches.cardinality() == tf.data.UNKNOWN_CARDINALITY
+    batches = pipeline.counted(batches)
+    assert batches.cardinality() == 3
+    for clip in data.source.clips:
+        pathlib.Path(clip.path).unlink()  # all of them are in memory
+    assert sorted(clips_in(batches)) == list(range(5)) and len(list(batches)) == 3
 
 
 def test_overlong_crop(scanned, fbank):
@@ -374,6 +418,8 @@ def test_evaluation_rows_are_long_enough(arrays, fbank):
     endless = WaveformSource([np.zeros(16000), np.zeros(16000 * 400)])
     with pytest.raises(ValueError, match=r"waveforms\[1\] \(400\.0 s\) has 12,001 .* 8,192"):
         packing_for(endless, fbank, PATCHES, run)
+    cut = packing_for(endless, fbank, PATCHES, run, crop=True)
+    assert cut == dataclasses.replace(run, rows=1, row_length=8192, overlong="crop")
 
 
 def test_rounded_row_lengths_are_few_and_close():

@@ -53,6 +53,13 @@ def test_has_the_length_of_soxr(rate):
         assert len(resample(sound, rate, TARGET)) == expected
 
 
+@pytest.mark.parametrize(("rate", "target", "samples"), [(24000, 22050, 400), (44100, 48000, 147)])
+def test_rounds_a_half_as_soxr_does(rate, target, samples):
+    sound = np.ones(samples, "float32")
+    expected = len(soxr.resample(sound, rate, target, quality="HQ"))
+    assert len(resample(sound, rate, target)) == expected
+
+
 @pytest.mark.parametrize("rate", [8000, 44100, 48000])
 def test_keeps_what_is_heard_and_stops_the_rest(rate):
     times = np.arange(rate) / rate

@@ -2,14 +2,23 @@
 
 import collections
 import dataclasses
+import os
 
 import numpy as np
 import pytest
 import soundfile
 
 from tf_data_pipelines.fbank import log_mel
+from tf_data_pipelines.listing import sound_files
 from tf_data_pipelines.settings import FbankSettings
-from tf_data_pipelines.sources import Clip, Source, WaveformSource, load_source, scan_source
+from tf_data_pipelines.sources import (
+    Clip,
+    Source,
+    WaveformSource,
+    check_trained,
+    load_source,
+    scan_source,
+)
 
 RATE = 16000
 
@@ -92,6 +101,16 @@ def test_split_folders(tmp_path):
     assert len(part) == 2 and part.classes == source.classes
     with pytest.raises(ValueError, match=r"'dev' has no clips; present are .*'train' \(5 clips\)"):
         source.split("dev")
+
+
+def test_sound_files_of_folders(tmp_path):
+    folder_of(tmp_path / "data", b=2, a=1)
+    (tmp_path / "data" / "a" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "empty").mkdir()
+    alone = tmp_path / "x.txt"
+    found = sound_files([alone, str(tmp_path / "data"), tmp_path / "data" / "empty"])
+    names = [str(path.relative_to(tmp_path)) for path in found]
+    assert names == ["x.txt", "data/a/0.wav", "data/b/0.wav", "data/b/1.wav", "data/empty"]
 
 
 def test_a_class_may_be_called_test(tmp_path):
@@ -181,6 +200,9 @@ def test_folder_mistakes(tmp_path):
     touch(tmp_path / "list.txt")
     with pytest.raises(ValueError, match=r"list\.txt' is neither a folder nor a \.csv"):
         load_source(tmp_path / "list.txt")
+    for name in ("two\nlines", os.fsdecode(b"caf\xe9")):
+        with pytest.raises(ValueError, match=r"has the class name .*; expected one line of UTF-8"):
+            load_source(folder_of(tmp_path / name, **{name: 1, "other": 1}))
     with pytest.raises(ValueError, match=r"validation=0\.5 and test=0\.5 .*below 1"):
         load_source(tmp_path / "single", validation=0.5, test=0.5)
 
@@ -202,6 +224,10 @@ def test_folder_mistakes(tmp_path):
         ("path,label\na.wav,x\n./a.wav,y\n", r"line 3: .*a\.wav is on line 2 already.*';'"),
         ("path,label\na.wav,x\nb.wav,x\n", "has one class, 'x'"),
         ("path,label\na.wav,caf\xe9\n".encode("latin-1"), "is not UTF-8 text"),
+        ('path,label\na.wav,x\nb.wav,"y\nc.wav,z\n', "line 3 is not CSV: a quote is not closed"),
+        ('path,label\na.wav,"x\nb.wav,y"\nc.wav,z\n', "line 2: label has more than one line"),
+        ('path,label\na.wav,"x\nb.wav,"y\n', "line 2 is not CSV: .* Close each quote"),
+        ("path,labels\na.wav,x;y\u2028z\n", "class name 'y.u2028z'; expected one line"),
     ],
 )
 def test_manifest_mistakes(tmp_path, text, message):
@@ -276,6 +302,27 @@ def test_scan_refuses_too_little(tmp_path):
         scan_source(sounds(tmp_path, [0.1] * 5, bad=(1, 3)), settings)
 
 
+def test_a_class_without_clips_of_a_split_is_named(tmp_path):
+    source = sounds(tmp_path, [0.1] * 6, bad=(3,))  # a, b, a, b, a, b
+    splits = ("train", "train", "test", "test", "train", "train")
+    clips = zip(source.clips, splits, strict=True)
+    source = dataclasses.replace(
+        source, clips=tuple(dataclasses.replace(clip, split=split) for clip, split in clips)
+    )
+    found = scan_source(source, FbankSettings())
+    assert found.emptied == (("b", "test"),)
+    assert "no clip is left of 'b (test)'. Replace these files" in found.warning()
+    assert scan_source(found.source, FbankSettings()).emptied == ()
+
+
+def test_a_class_without_training_clips_is_refused():
+    clips = [Clip("0", (0,), "train"), Clip("1", (1,), "train"), Clip("2", (2,), "test")]
+    source = Source(tuple(clips), ("a", "b", "c", "never"), False)
+    with pytest.raises(ValueError, match="no training clip of 'c', only clips for validation or"):
+        check_trained(source)
+    check_trained(dataclasses.replace(source, clips=tuple(clips[:2])))
+
+
 def test_waveforms_in_memory_have_durations_and_names():
     source = WaveformSource([np.zeros(400), np.ones(8000, "float32")], sample_rate=8000)
     np.testing.assert_allclose(source.durations, [0.05, 1.0])
@@ -290,6 +337,7 @@ def test_waveforms_in_memory_have_durations_and_names():
         ([np.zeros(5), np.zeros((2, 5))], r"waveforms\[1\] has .* shape \(2, 5\); .*one channel"),
         ([np.zeros(5, "int16")], r"waveforms\[0\] has dtype int16"),
         ([np.array([0.5, np.nan])], "expected finite floats"),
+        ([np.array([0.5, 1e20])], r"waveforms\[0\] has samples beyond 16"),
     ],
 )
 def test_refuses_what_is_no_waveform(waveforms, message):
