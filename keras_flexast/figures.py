@@ -1,10 +1,11 @@
 """Pictures of results, as PNG files."""
 
 import io
+import warnings
 
 import numpy as np
 
-from keras_flexast.files import atomic_write
+from keras_flexast.files import PICTURE, SOFTWARE, atomic_write, refuse_overwrite
 
 MARKERS = "osD^vP*X"
 
@@ -25,12 +26,14 @@ def accuracy_figure(curves, path, title, metric="accuracy"):
     names = list(next(iter(curves.values())))
     for (label, curve), marker in zip(curves.items(), "so^v", strict=False):
         values = [100 * value for value in curve.values()]
-        axes.plot(range(len(names)), values, marker=marker, label=label)
+        axes.plot(range(len(names)), values, marker=marker, label=_short(label, 60))
         axes.annotate(
             f"{values[-1]:.1f}", (len(names) - 1, values[-1]), (6, -3), textcoords="offset points"
         )
     axes.set_xticks(range(len(names)), [str(name) for name in names])
-    axes.set(xlabel="patch size (mel bins x frames)", ylabel=f"{metric} (%)", title=title)
+    axes.set(
+        xlabel="patch size (mel bins x frames)", ylabel=f"{metric} (%)", title=_short(title, 80)
+    )
     axes.set(ylim=(0, 104), xlim=(-0.3, len(names) - 0.3))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
@@ -41,7 +44,7 @@ def points_figure(points, path, *, title, threads=1, chosen=None, budget_ms=None
     """Draw accuracy against latency: a marker per operating point, a color per patch size.
 
     Args:
-        points: operating points of a card; those not timed with `threads` are left out.
+        points: operating points of a card, each with its latency as `ms`.
         path: path of the PNG file to write.
         title: text above the axes.
         threads: number of threads of the latency.
@@ -51,13 +54,12 @@ def points_figure(points, path, *, title, threads=1, chosen=None, budget_ms=None
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
-    points = [point for point in points if str(threads) in point["latency_ms"]]
     figure = Figure(figsize=(8.5, 4.6), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     sizes = _numbered(points, _size)
     kinds = _numbered(points, _kind)
     for point in points:
-        place = point["latency_ms"][str(threads)], 100 * point["value"]
+        place = point["ms"], 100 * point["value"]
         axes.errorbar(
             *place, 100 * (point["standard_error"] or 0), fmt=MARKERS[kinds[_kind(point)] % 8],
             color=f"C{sizes[_size(point)]}", ecolor="0.85", elinewidth=1, ms=7, alpha=0.8, zorder=3,
@@ -67,7 +69,7 @@ def points_figure(points, path, *, title, threads=1, chosen=None, budget_ms=None
     for name, number in kinds.items():
         axes.plot([], [], MARKERS[number % 8], color="0.4", label=name)
     if chosen is not None:
-        place = chosen["latency_ms"][str(threads)], 100 * chosen["value"]
+        place = chosen["ms"], 100 * chosen["value"]
         axes.plot(*place, "o", ms=15, mfc="none", mec="black", label="chosen")
     if budget_ms is not None:
         axes.axvline(budget_ms, color="0.4", linestyle="--", label=f"{budget_ms:g} ms")
@@ -76,9 +78,9 @@ def points_figure(points, path, *, title, threads=1, chosen=None, budget_ms=None
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set(
-        xlabel=f"milliseconds a clip, {threads} thread{'s' * (threads > 1)}",
+        xlabel=f"milliseconds a clip, {threads_text(points, threads)}",
         ylabel=f"{points[0]['metric']} (%)",
-        title=title,
+        title=_short(title, 80),
     )
     axes.margins(x=0.08, y=0.12)
     axes.grid(alpha=0.3)
@@ -86,7 +88,13 @@ def points_figure(points, path, *, title, threads=1, chosen=None, budget_ms=None
     _write(figure, path)
 
 
-def timeline_figure(timeline, path, title, rows=10):
+def threads_text(points, threads):
+    """ "1 thread", and how a server among the points was timed."""
+    served = any(point["format"] == "saved_model" for point in points)
+    return f"{threads} thread{'s' * (threads > 1)}" + "; server: all cores" * served
+
+
+def timeline_figure(timeline, path, title, *, rows=10, note=None):
     """Draw a Timeline: a band of the winning labels over a heat map of the top classes.
 
     Args:
@@ -95,6 +103,7 @@ def timeline_figure(timeline, path, title, rows=10):
         title: text above the axes.
         rows: largest number of classes, those that win most windows first; where another
             class wins, the band is white.
+        note: text that the file carries unseen; None for none.
     """
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
@@ -127,7 +136,7 @@ def timeline_figure(timeline, path, title, rows=10):
     heat.set_xticks(_ticks(edges[-1]))
     heat.set(xlabel="time (min:sec)", xlim=(edges[0], edges[-1]))
     figure.colorbar(mesh, ax=heat, label="score", pad=0.01)
-    _write(figure, path)
+    _write(figure, path, note)
 
 
 def clock(seconds):
@@ -165,7 +174,10 @@ def _name_stretches(axes, edges, *, winners, classes, shown):
 
 
 def _short(name, width=24):
+    """A name as text in a picture: neither a formula, nor hidden, nor more than a line."""
+    name = " ".join(name.encode("utf-8", "replace").decode().split())
     name = name if len(name) <= width else name[: width - 1] + "\u2026"
+    name = f" {name}" if name.startswith("_") else name  # a legend would leave it out
     return name.replace("$", r"\$")  # two of them would be a formula
 
 
@@ -183,7 +195,24 @@ def _numbered(points, name):
     return {name: number for number, name in enumerate(sorted(names, key=lambda n: (len(n), n)))}
 
 
-def _write(figure, path):
+def refuse_picture(path):
+    """Raise where a picture cannot be written, or would replace what is no picture of ours.
+
+    Args:
+        path: path of the PNG file; None for none.
+
+    Raises:
+        FileExistsError, ValueError, OSError: as `refuse_overwrite`.
+    """
+    if path is not None:
+        refuse_overwrite(path, True, kind=PICTURE)
+
+
+def _write(figure, path, note=None):
+    """Write a PNG file; it names this program, which then may replace it."""
+    refuse_picture(path)
     content = io.BytesIO()
-    figure.savefig(content, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in any script
+        figure.savefig(content, format="png", metadata={"Software": SOFTWARE, "Comment": note})
     atomic_write(path, content.getvalue())

@@ -2,10 +2,19 @@
 
 import contextlib
 import dataclasses
+import errno
 import os
 import pathlib
 import shutil
 import uuid
+import zipfile
+from collections.abc import Callable
+
+SOFTWARE = "keras-flexast"  # as pictures name what wrote them
+LONGEST_NAME = 200  # bytes of 255; while it is written, a file or folder has a longer name
+FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))  # in the words of every library
+
+PARTIAL = ".partial"  # ending of the name of what is being written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +31,53 @@ class FolderKind:
     marks: tuple[tuple[str, ...], ...]
     others: tuple[str, ...] = ()
 
-    def foreign(self, folder):
-        """Why a folder is not of this kind alone; None if it is."""
-        present = {path.name for path in pathlib.Path(folder).iterdir()}
-        if not any(present.issuperset(mark) for mark in self.marks):
+    def is_whole(self, folder):
+        """Whether a folder is there, with all that tells this kind."""
+        return any(all(pathlib.Path(folder, n).exists() for n in mark) for mark in self.marks)
+
+    def foreign(self, path):
+        """Why a path is not a folder of this kind alone; None if it is."""
+        if not path.is_dir():
+            return "it is a file"
+        if not self.is_whole(path):
             return f"it is no {self.name}"
-        more = present.difference(self.others, *self.marks)
+        more = _content(path).difference(self.others, *self.marks)
         return f"it also holds {min(more)!r}" if more else None
+
+
+@dataclasses.dataclass(frozen=True)
+class FileKind:
+    """What tells that this program wrote a file.
+
+    Args:
+        name: name of the kind, for messages.
+        suffix: ending of the names of such files.
+        is_ours: function of the file's path: whether this program wrote it as it is.
+    """
+
+    name: str
+    suffix: str
+    is_ours: Callable[[pathlib.Path], bool]
+
+    def foreign(self, path):
+        """Why a path is not a file of this kind; None if it is."""
+        if path.is_dir():
+            return "it is a folder"
+        ours = path.is_file() and self.is_ours(path)
+        return None if ours else f"it is no {self.name} that this program wrote"
+
+
+def _is_our_picture(path):
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    return start.startswith(b"\x89PNG\r\n") and f"Software\0{SOFTWARE}".encode() in start
+
+
+def _are_our_embeddings(path):
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return sorted(archive.namelist()) == ["embeddings.npy", "files.npy"]
 
 
 RUN = FolderKind(
@@ -37,17 +86,24 @@ RUN = FolderKind(
     ("labels.txt", "logs", "conversion.json", "speech", "export", "accuracy.png", "report.json"),
 )
 EXPORT = FolderKind(
-    "export", (("serving",), ("mobile",), ("onnx",)), ("README.md", "card.json", "points.png")
+    "export",
+    (("serving",), ("mobile",), ("onnx",), ("mediapipe",)),
+    ("README.md", "card.json", "points.png"),
 )
 SAVED_MODEL = FolderKind(
     "SavedModel",
     (("saved_model.pb",),),
     ("assets", "assets.extra", "variables", "fingerprint.pb"),
 )
+PICTURE = FileKind("picture", ".png", _is_our_picture)
+EMBEDDINGS = FileKind("file of embeddings", ".npz", _are_our_embeddings)
+
+
+_partials = []  # (kind, path) of what `atomic_folder` keeps
 
 
 @contextlib.contextmanager
-def atomic_folder(folder, overwrite=False, *, kind, inputs=(), keep_partial=False):
+def atomic_folder(folder, overwrite=False, *, kind, inputs=(), keep_partial=False, update=None):
     """A folder that appears whole or not at all.
 
     Args:
@@ -55,13 +111,18 @@ def atomic_folder(folder, overwrite=False, *, kind, inputs=(), keep_partial=Fals
         overwrite: replace what is there if it is of the same kind; otherwise that is an error.
         kind: FolderKind of what is written.
         inputs: paths that are read; they must not lie in a folder that is replaced.
-        keep_partial: build in `FOLDER.partial`, and leave it there after an interruption.
+        keep_partial: build in `FOLDER.partial`, and leave it there after an interruption once
+            it is whole; `kept_partials` lists it then.
+        update: function of the new folder and of the one that is there already, which moves
+            the new content into the old folder; both lie in one file system. None replaces
+            the old folder whole.
 
     Yields:
         pathlib.Path of the folder to write into, renamed at the end.
 
     Raises:
         FileExistsError: `folder` exists and must not be replaced, or `FOLDER.partial` exists.
+        OSError: there is no room; whatever library noticed it, the message names the folder.
     """
     folder = pathlib.Path(folder)
     refuse_overwrite(folder, overwrite, kind=kind, inputs=inputs)
@@ -69,29 +130,87 @@ def atomic_folder(folder, overwrite=False, *, kind, inputs=(), keep_partial=Fals
     if keep_partial:
         refuse_partial(folder)
     else:
-        partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+        # Inside a folder that is updated: it may be a mount of its own.
+        partial = hidden(folder / folder.name if update and folder.exists() else folder)
+    missing = [parent for parent in folder.parents if not parent.exists()]
     partial.mkdir(parents=True)
+    if keep_partial:
+        _partials.append((kind, partial))
     try:
         yield partial
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
+        refuse_overwrite(folder, overwrite, kind=kind, inputs=inputs)  # hours may have passed
+        if folder.exists() and update:
+            update(partial, folder)
+        else:
+            _swap(partial, folder)
+    except BaseException as error:
+        kept = keep_partial and partial.is_dir() and kind.is_whole(partial)
+        if not kept:
+            shutil.rmtree(partial, ignore_errors=True)
+        for reason in FULL:
+            if reason in str(error):
+                so_far = f" {partial} holds what was whole before." if kept else ""
+                raise OSError(
+                    f"{folder} cannot be written: {reason}. Make room, or choose another "
+                    f"place.{so_far}"
+                ) from error
+        raise
     finally:
         if not keep_partial:
             shutil.rmtree(partial, ignore_errors=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):  # it is not empty
+                parent.rmdir()
+
+
+def _swap(new, folder):
+    """Put a new folder in its place; the older one is removed after that, or comes back."""
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    aside = hidden(folder)
+    os.replace(folder, aside)
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        os.replace(aside, folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def move_in(source, target):
+    """Move what one folder holds into another; every file, and every folder that is new, whole.
+
+    Folders go before the files beside them, because a file may tell of the folders. Both lie in
+    one file system.
+    """
+    for path in sorted(source.iterdir(), key=lambda path: (path.is_file(), path.name)):
+        place = target / path.name
+        if path.is_dir() and place.is_dir():
+            move_in(path, place)
+        else:
+            os.replace(path, place)
+
+
+def kept_partials():
+    """The unfinished folders that this process has left, a list of pathlib.Path."""
+    return [partial for kind, partial in _partials if kind.is_whole(partial)]
 
 
 def atomic_write(path, content):
     """Write text or bytes to a file that appears whole or not at all."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = hidden(path)
     try:
         if isinstance(content, str):
             partial.write_text(content, encoding="utf-8")
         else:
             partial.write_bytes(content)
         os.replace(partial, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{path} cannot be written: {reason}. Choose another place.") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -99,7 +218,19 @@ def atomic_write(path, content):
 def partial_of(folder):
     """Where a folder with `keep_partial` is built."""
     folder = pathlib.Path(folder)
-    return folder.with_name(folder.name + ".partial")
+    return folder.with_name(folder.name + PARTIAL)
+
+
+def _content(folder):
+    """Names in a folder, without what `atomic_folder` leaves when its process is killed."""
+    names = {path.name for path in folder.iterdir()}
+    return {name for name in names if not (name.startswith(".") and PARTIAL in name)}
+
+
+def hidden(path):
+    """A name beside a path for what is being written; `_content` does not count it."""
+    path = pathlib.Path(path)
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
 
 
 def refuse_partial(folder):
@@ -114,28 +245,56 @@ def refuse_partial(folder):
 
 
 def refuse_overwrite(path, overwrite=False, *, kind=None, inputs=()):
-    """Raise FileExistsError when an output is there already and must not be replaced.
+    """Raise where an output cannot be written or must not be replaced, before the work begins.
 
     Args:
         path: path of the output; an empty folder is free.
         overwrite: whether to replace what is there.
-        kind: FolderKind of the output, if it is a folder; nothing else is replaced.
+        kind: FolderKind or FileKind of the output; nothing else is replaced. None is any file.
         inputs: paths that are read; they must not lie in a folder that is replaced.
+
+    Raises:
+        FileExistsError: something is there that must stay.
+        ValueError: the path has no name, too long a name, or another ending than the kind's.
+        NotADirectoryError, PermissionError: nothing can be written there.
     """
     path = pathlib.Path(path)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if path.name in ("", ".."):
+        raise ValueError(
+            f"{path} names no new file or folder. Give a name, such as {path / 'out'}."
+        )
+    if isinstance(kind, FileKind) and path.suffix.lower() != kind.suffix:
+        raise ValueError(f"{path} must end in {kind.suffix}: it becomes a {kind.name}.")
+    _check_place(path)
+    if path.is_symlink():
+        raise FileExistsError(
+            f"{path} is not replaced: it is a link to {os.readlink(path)}. Give that path itself, "
+            f"or another one."
+        )
+    if not path.exists():
+        return
+    if path.is_dir() and not isinstance(kind, FileKind) and not _content(path):
         return
     if not overwrite:
         raise FileExistsError(
             f"{path} exists already. Choose another place, or pass overwrite=True (--overwrite)."
         )
-    reason = None
-    if path.is_dir() != (kind is not None):
-        reason = "it is a folder" if path.is_dir() else "it is a file"
-    elif kind is not None:
+    reason = "it is a folder" if path.is_dir() else None
+    if kind is not None:
         reason = kind.foreign(path)
-        for one in inputs:
-            if pathlib.Path(one).resolve().is_relative_to(path.resolve()):
-                reason = f"{one} lies in it"
+    for one in inputs:
+        if pathlib.Path(one).resolve().is_relative_to(path.resolve()):
+            reason = reason or f"{one} lies in it"
     if reason:
         raise FileExistsError(f"{path} is not replaced: {reason}. Choose another place.")
+
+
+def _check_place(path):
+    """Raise unless the nearest folder above a path that exists can be written into."""
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise ValueError(f"{path} has a name of over {LONGEST_NAME} bytes. Give a shorter one.")
+    above = next(one for one in path.absolute().parents if one.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {above} is a file.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written: {above} may not be written into.")
