@@ -1,4 +1,4 @@
-"""Where the weights of a block lie when one model is spread over several devices (JAX)."""
+"""Several devices: sums over a batch that they share, and where a spread model's weights lie."""
 
 import keras
 
@@ -33,3 +33,37 @@ def layout_map(mesh, axis="model"):
     layouts[f"{SPLIT_OUTPUTS}/bias"] = (axis,)
     layouts[f"{SPLIT_INPUTS}/kernel"] = (axis, None)
     return layouts
+
+
+def batch_devices():
+    """How many devices share the rows of a batch: those of JAX, or of a tf.distribute strategy."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.distribute.get_strategy().num_replicas_in_sync
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return 1
+    return max(1, distribution.num_model_replicas // distribution.num_processes)
+
+
+def sum_over_devices(*values):
+    """Sums of what the devices of a tf.distribute strategy hold, and the number of devices.
+
+    On JAX every value is that of the whole batch already.
+
+    Args:
+        *values: float scalars, such as the sum of the losses of this device's clips.
+
+    Returns:
+        the sums, then the number of devices that were added up.
+    """
+    devices = 1
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        replica = tf.distribute.get_replica_context()  # None while Keras builds the model
+        devices = 1 if replica is None else replica.num_replicas_in_sync
+        if devices > 1:
+            values = replica.all_reduce(tf.distribute.ReduceOp.SUM, list(values))
+    return *values, devices

@@ -1,5 +1,8 @@
 """Accuracy of runs and of exported artifacts on labeled clips, at any patch sizes."""
 
+import dataclasses
+import warnings
+
 from keras_flexast.inference.artifacts import (
     artifact_of_size,
     check_settled,
@@ -10,7 +13,13 @@ from keras_flexast.inference.artifacts import (
 from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
 from keras_flexast.metrics import accuracy, mean_average_precision, standard_error
 from keras_flexast.runs import Run, configured_run, is_cut, warn_of_cuts
-from tf_data_pipelines.settings import PATCH_SIZES, FbankSettings, patch_name
+from tf_data_pipelines.settings import (
+    MAX_ROW_LENGTH,
+    PATCH_SIZES,
+    DataWarning,
+    FbankSettings,
+    patch_name,
+)
 
 
 def evaluate_run(
@@ -23,7 +32,8 @@ def evaluate_run(
 
     Args:
         run: Run, folder of a run, or path of an exported artifact.
-        data: folder or manifest as for training, or a ScannedSource.
+        data: folder or manifest as for training, or a ScannedSource. A file that is too long for
+            one of the patch sizes is left out undecoded, with a warning.
         patch_sizes: ints or (frequency, time) pairs; None for PATCH_SIZES, or for all that an
             artifact has.
         split: "train", "validation", "test", or "all" for all clips.
@@ -41,6 +51,7 @@ def evaluate_run(
         FileNotFoundError, ValueError: no run or artifact, no such data, split or patch size, or
             other classes than the model's.
     """
+    from tf_data_pipelines.patches import check_patches
     from tf_data_pipelines.sources import read_data
 
     if not isinstance(run, Run) and is_artifact(run):
@@ -49,18 +60,21 @@ def evaluate_run(
         if patch_sizes is not None:
             artifacts = [artifact_of_size(run, size) for size in patch_sizes]
         fbank = FbankSettings(sample_rate=artifacts[0].sample_rate)
-        data = read_data(data, fbank, classes=artifacts[0].classes, split=split, progress=progress)
+        first = artifacts[0]
+        data = read_data(
+            data, fbank, classes=first.classes, split=split, shares=first.shares, progress=progress
+        )
         return [_evaluate_artifact(artifact, data, progress) for artifact in artifacts]
     run = configured_run(run, resize=resize, full_length=full_length)
-    data = read_data(data, run.fbank, classes=run.classes, split=split, progress=progress)
-    warn_of_cuts(run, sum(is_cut(run.fbank, one) for one in data.durations), len(data.durations))
-    return _evaluate_packed(
-        run,
-        data,
-        PATCH_SIZES if patch_sizes is None else patch_sizes,
-        frame_shift_ms=frame_shift_ms,
-        progress=progress,
+    sizes = PATCH_SIZES if patch_sizes is None else patch_sizes
+    check_patches(
+        run.patches_at(sizes, frame_shift_ms), run.fbank.mel_bins
+    )  # before any file is read
+    data = read_data(
+        data, run.fbank, classes=run.classes, split=split, shares=run.shares, progress=progress
     )
+    warn_of_cuts(run, sum(is_cut(run.fbank, one) for one in data.durations), len(data.durations))
+    return _evaluate_packed(run, data, sizes, frame_shift_ms=frame_shift_ms, progress=progress)
 
 
 def measure(artifact, data, description=None):
@@ -112,6 +126,13 @@ def score_clips(source, outputs):
     return {"metric": "accuracy", "value": value, "standard_error": error, "clips": clips}
 
 
+def spread(data, count):
+    """The ScannedSource of at most `count` of its clips, spread over all of them."""
+    every = max(1, -(-len(data.source) // count))
+    source = dataclasses.replace(data.source, clips=data.source.clips[::every])
+    return dataclasses.replace(data, source=source, durations=data.durations[::every])
+
+
 def share_text(result):
     """ "97.0 ± 0.7": the value of a result in percent, with its standard error if it has one."""
     error = result.get("standard_error")
@@ -129,20 +150,21 @@ def _evaluate_packed(run, data, patch_sizes, *, frame_shift_ms=None, progress=Fa
 
     However many patch sizes, the batches have at most two shapes, so that the model compiles
     at most twice: rows of the run's own length, and longer rows for the sizes whose clips do
-    not all fit them.
+    not all fit them. A clip that no row holds is cut there, and a warning counts it.
     """
     from tf_data_pipelines.pipeline import clip_tokens, evaluation_batches, packing_for
 
     pairs = run.patches_at(patch_sizes, frame_shift_ms).patch_sizes
-    longest = clip_tokens(data, run.fbank, run.patches_at(pairs, frame_shift_ms)).max(1)
-    fits = dict(zip(pairs, longest <= run.packing.row_length, strict=True))
+    tokens = clip_tokens(data, run.fbank, run.patches_at(pairs, frame_shift_ms))
+    _warn_of_overlong(tokens, pairs)
+    fits = dict(zip(pairs, tokens.max(1) <= run.packing.row_length, strict=True))
     predictor, results = PackedPredictor(run.model), {}
     for group in (True, False):
         chosen = [pair for pair in pairs if fits[pair] == group]
         if not chosen:
             continue
         together = run.patches_at(chosen, frame_shift_ms)
-        packing = packing_for(data, run.fbank, together, run.packing)
+        packing = packing_for(data, run.fbank, together, run.packing, crop=True)
         for pair in chosen:
             name, patches = patch_name(pair), run.patches_at([pair], frame_shift_ms)
             logits, counts = packed_outputs(
@@ -154,3 +176,21 @@ def _evaluate_packed(run, data, patch_sizes, *, frame_shift_ms=None, progress=Fa
             result = score_clips(data.source, logits)
             results[pair] = {"name": name, "patch_size": pair, **result, **counts}
     return [results[pair] for pair in pairs]
+
+
+def _warn_of_overlong(tokens, pairs):
+    """Warn where clips, int (patch sizes, clips) tokens, are longer than any row."""
+    cut = tokens > MAX_ROW_LENGTH
+    if cut.any():
+        listed = ", ".join(
+            f"{count} at patch {patch_name(pair)}"
+            for pair, count in zip(pairs, cut.sum(1), strict=True)
+            if count
+        )
+        warnings.warn(
+            f"{cut.any(0).sum()} of {tokens.shape[1]} clips have more than {MAX_ROW_LENGTH:,} "
+            f"tokens and lose their end: {listed}. Larger patch_sizes (--patch-sizes) hear all of "
+            f"them.",
+            DataWarning,
+            stacklevel=4,
+        )

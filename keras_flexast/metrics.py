@@ -53,7 +53,11 @@ def accuracy(labels, scores):
     Args:
         labels: class index of each clip, int (clips,).
         scores: float (clips, classes); larger means more likely.
+
+    Raises:
+        ValueError: a score is not finite: the largest of NaN would be the first class.
     """
+    _check_finite(np.asarray(scores))
     return float(np.mean(np.argmax(scores, -1) == np.asarray(labels)))
 
 
@@ -77,9 +81,13 @@ def _check(targets, scores):
             f"targets have shape {targets.shape} and scores {scores.shape}; both must be "
             f"(clips, classes)."
         )
+    _check_finite(scores)
+    return targets, scores
+
+
+def _check_finite(scores):
     if not np.isfinite(scores).all():
         raise ValueError(f"{(~np.isfinite(scores)).sum():,} scores are not finite.")
-    return targets, scores
 
 
 def _average_precision(target, score):

@@ -24,8 +24,29 @@ from tf_data_pipelines.settings import (
 )
 
 
+class _PackedModel(keras.Model):
+    """How packed models are made from configs, quantized layers one by one, and exported."""
+
+    @classmethod
+    def from_config(cls, config):
+        policy = keras.dtype_policies.get(config.get("dtype"))
+        if not isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+            return cls(**{**config, "dtype": policy})
+        model = cls(**{**config, "dtype": policy.default_policy})
+        for layer in [one for one in model._flatten_layers() if one.path in list(policy)]:
+            layer.dtype_policy = policy[layer.path]  # built as float, so Keras quantizes it
+        return model
+
+    def export(self, filepath, format="tf_saved_model", verbose=None, **kwargs):
+        if keras.backend.backend() == "jax" and "input_signature" not in kwargs:
+            # Keras names the length of each input differently; JAX then knows of no relation.
+            shapes = [dict.fromkeys(self.input, "(rows, length, ...)")]
+            kwargs = {"jax2tf_kwargs": {"polymorphic_shapes": shapes}, **kwargs}
+        return super().export(filepath, format, verbose, **kwargs)
+
+
 @keras.saving.register_keras_serializable(package="keras_flexast")
-class PackedBackbone(keras.Model):
+class PackedBackbone(_PackedModel):
     """Transformer encoder on packed rows: from patches to one vector per token.
 
     A functional model. Its layers are attributes: `patch_embed`, `position_embed`, `prefix`
@@ -118,13 +139,9 @@ class PackedBackbone(keras.Model):
         own = {"name": self.name, "trainable": self.trainable, "dtype": _dtype(self, self)}
         return {**own, **arguments_of(self, leave_out=["dtype"])}
 
-    @classmethod
-    def from_config(cls, config):
-        return _from_config(cls, config)
-
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
-class PackedAST(keras.Model):
+class PackedAST(_PackedModel):
     """Audio spectrogram transformer on packed rows: any patch size, length and frame shift.
 
     A functional model. `FlexiAST` and `ElasticAST` are its two named configurations; every
@@ -232,10 +249,6 @@ class PackedAST(keras.Model):
         own = arguments_of(self, leave_out=["pooling", "dtype", *of_backbone])
         own.update(pooling=self.pooling_name, dtype=_dtype(self, self.backbone))
         return {**self.backbone.get_config(), **own}
-
-    @classmethod
-    def from_config(cls, config):
-        return _from_config(cls, config)
 
 
 def FlexiAST(num_classes, size="base", pooling="cls", **kwargs):
@@ -360,15 +373,3 @@ def _dtype(model, backbone):
         if layer.quantization_mode is not None:
             policies[layer.path] = layer.dtype_policy
     return keras.dtype_policies.serialize(policies if len(policies) else policy)
-
-
-def _from_config(cls, config):
-    """A model of a config from `_dtype`; quantized layers are quantized again, one by one."""
-    policy = keras.dtype_policies.get(config.get("dtype"))
-    if not isinstance(policy, keras.dtype_policies.DTypePolicyMap):
-        return cls(**{**config, "dtype": policy})
-    model = cls(**{**config, "dtype": policy.default_policy})
-    for layer in model._flatten_layers():
-        if layer.path in list(policy):
-            layer.dtype_policy = policy[layer.path]  # built as float, so Keras quantizes it
-    return model

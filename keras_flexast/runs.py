@@ -10,19 +10,31 @@ import json
 import os
 import pathlib
 import platform
+import sys
 import warnings
+import zipfile
 
 import keras
+import numpy as np
 
-from keras_flexast.files import atomic_write
+from keras_flexast.files import PARTIAL, atomic_write, hidden
 from keras_flexast.models import PackedAST
 from keras_flexast.settings import VERSION
-from tf_data_pipelines.settings import DataWarning, FbankSettings, PackSettings, PatchSettings
+from tf_data_pipelines.settings import (
+    SHARES,
+    DataWarning,
+    FbankSettings,
+    PackSettings,
+    PatchSettings,
+    check_flag,
+    check_positive,
+    checked_shares,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A packed model with everything that is needed to use it.
+    """A packed model with everything that is needed to use it, which fits the model.
 
     Args:
         model: PackedAST.
@@ -33,8 +45,14 @@ class Run:
         multi_label: whether a clip may have several classes: scores are sigmoid, else softmax.
         clip_seconds: length of the longest training clip; what an export of fixed length
             defaults to.
+        shares: shares of validation and test clips that were drawn where the training data has
+            no splits, so that the same clips are drawn again.
         made_by: how the run was made: what the user chose, the name of the data, versions.
             A dictionary for JSON; nothing reads it but people.
+
+    Raises:
+        ValueError: a setting is of the wrong kind, or does not fit the model; the message names
+            it, what came and what was expected.
     """
 
     model: PackedAST
@@ -45,7 +63,31 @@ class Run:
     classes: tuple
     multi_label: bool = False
     clip_seconds: float = 10.0
+    shares: tuple = SHARES
     made_by: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        names = self.classes
+        if not isinstance(names, tuple | list) or not all(isinstance(n, str) and n for n in names):
+            raise ValueError(f"classes={names!r} must be a list of names.")
+        object.__setattr__(self, "classes", tuple(names))
+        check_flag("multi_label", self.multi_label)
+        check_positive("clip_seconds", self.clip_seconds)
+        object.__setattr__(self, "shares", checked_shares(self.shares))
+        if not isinstance(self.made_by, dict):
+            raise ValueError(f"made_by={self.made_by!r} must be a dictionary.")
+        model, own = self.model, self.model.patch_settings()
+        for name, came, expected in (
+            ("the number of classes", len(names), model.num_classes),
+            ("fbank.mel_bins", self.fbank.mel_bins, model.mel_bins),
+            ("patches.base_patch", self.patches.base_patch, own.base_patch),
+            ("patches.stride", self.patches.stride, own.stride),
+            ("patches.grid", self.patches.grid, own.grid),
+            ("patches.prefix_tokens", self.patches.prefix_tokens, own.prefix_tokens),
+            ("packing.segments", self.packing.segments, model.segments),
+        ):
+            if came != expected:
+                raise ValueError(f"{name} is {came}, but the model has {expected}.")
 
     def scores(self, logits):
         """Logits (..., classes) as scores in [0, 1], NumPy float32: softmax, or sigmoid."""
@@ -86,6 +128,7 @@ def save_run(run, folder):
         "classes": list(run.classes),
         "multi_label": run.multi_label,
         "clip_seconds": run.clip_seconds,
+        "shares": list(run.shares),
         "fbank": run.fbank.to_dict(),
         "patches": run.patches.to_dict(),
         "packing": run.packing.to_dict(),
@@ -97,9 +140,12 @@ def save_run(run, folder):
 
 def save_model(model, path):
     """Write a `.keras` file, whole or not at all."""
-    partial = pathlib.Path(path).with_suffix(".part.keras")
-    model.save(partial)
-    os.replace(partial, path)
+    partial = hidden(path).with_suffix(f"{PARTIAL}.keras")  # an ending that Keras asks for
+    try:
+        model.save(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_run(folder):
@@ -107,7 +153,9 @@ def load_run(folder):
 
     Raises:
         FileNotFoundError: the folder, or one of its files, is missing.
-        ValueError: settings.json is damaged, or does not fit the model.
+        ValueError: settings.json is damaged, or does not fit the model; the message names the
+            setting, what came and what was expected. Or the model is no PackedAST, or its
+            training diverged.
     """
     folder = pathlib.Path(folder)
     for path in (folder, folder / "settings.json", folder / "model.keras"):
@@ -116,30 +164,59 @@ def load_run(folder):
                 f"{path} does not exist, so {folder} is not a run. `flexast train`, "
                 f"`flexast convert` and `flexast demo` write one."
             )
-    try:
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        fields = {
-            "patches": PatchSettings.from_dict(settings["patches"]),
-            "packing": PackSettings.from_dict(settings["packing"]),
-            "classes": tuple(settings["classes"]),
-            "multi_label": settings["multi_label"],
-            "clip_seconds": settings["clip_seconds"],
-            "made_by": settings["made_by"],
-        }
-        fbank = FbankSettings.from_dict(settings["fbank"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'settings.json'} is damaged: {described(error)}.") from error
+    fields = _read_settings(folder / "settings.json")
+    if not zipfile.is_zipfile(folder / "model.keras"):  # Keras says that there is no such file
+        raise ValueError(
+            f"{folder / 'model.keras'} is damaged: its end is missing, or it is something else. "
+            f"Copy it again, or train again."
+        )
     try:
         model = keras.saving.load_model(folder / "model.keras", compile=False)
     except Exception as error:  # Keras raises whatever zipfile, json or h5py met
         raise ValueError(f"{folder / 'model.keras'} cannot be loaded: {error}") from error
-    classes = fields["classes"]
-    if model.num_classes != len(classes):
+    _check_model(model, folder / "model.keras")
+    try:
+        return Run(model, **fields)
+    except ValueError as error:
         raise ValueError(
-            f"{folder}: the model has {model.num_classes} classes, settings.json "
-            f"{len(classes)}. They are from different runs; train or convert again."
+            f"{folder / 'settings.json'} does not fit: {error} Train or convert again, or copy "
+            f"the settings.json that was written with model.keras."
+        ) from error
+
+
+SECTIONS = {"fbank": FbankSettings, "patches": PatchSettings, "packing": PackSettings}
+ENTRIES = ("classes", "multi_label", "clip_seconds", "shares", "made_by")  # checked by Run itself
+
+
+def _read_settings(path):
+    """The arguments of Run that a settings.json holds."""
+    name = "the file"
+    try:
+        settings, fields = json.loads(path.read_text(encoding="utf-8")), {}
+        settings.setdefault("shares", SHARES)  # what a run without them was trained with
+        for name in (*SECTIONS, *ENTRIES):
+            fields[name] = settings[name]
+            if name in SECTIONS:
+                fields[name] = SECTIONS[name].from_dict(settings[name])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged: {name}: {described(error)}. Train or convert again, or copy the "
+            f"settings.json that was written with model.keras."
+        ) from error
+    return fields
+
+
+def _check_model(model, path):
+    """Raise a ValueError unless a model is a PackedAST of finite weights."""
+    if not isinstance(model, PackedAST):
+        raise ValueError(f"{path} holds a {type(model).__name__}; a run holds a PackedAST.")
+    weights = ((one.path, keras.ops.convert_to_numpy(one.value)) for one in model.weights)
+    lost = [name for name, value in weights if not np.isfinite(value).all()]
+    if lost:
+        raise ValueError(
+            f"{path}: {len(lost)} of {len(model.weights)} weights hold NaN or infinity, such as "
+            f"{lost[0]}: its training diverged. Train again with a lower learning rate."
         )
-    return Run(model, fbank, **fields)
 
 
 def as_run(run):
@@ -159,10 +236,12 @@ def labels_text(classes):
 
 def versions():
     """{name: version} of what makes a run, for `Run.made_by`."""
+    backend = keras.backend.backend()
     return {
         "keras_flexast": VERSION,
         "keras": keras.__version__,
-        "backend": keras.backend.backend(),
+        "backend": backend,
+        backend: sys.modules[backend].__version__,
         "python": platform.python_version(),
     }
 

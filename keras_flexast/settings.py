@@ -6,7 +6,16 @@ What turns a waveform into tokens has its settings in `tf_data_pipelines.setting
 
 import dataclasses
 
-from tf_data_pipelines.settings import Settings, check_choice, check_positive
+from tf_data_pipelines.settings import (
+    OVERLONGS,
+    SHARES,
+    Settings,
+    check_between,
+    check_choice,
+    check_flag,
+    check_positive,
+    checked_shares,
+)
 
 VERSION = "0.1.0"
 SIZES = {  # name: (dim, depth, num_heads)
@@ -21,13 +30,15 @@ DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 FAMILIES = ("ast", "ssast", "flexiast", "elasticast", "vit", "deit")  # of published checkpoints
 TARGETS = ("flexiast", "elasticast")  # that a checkpoint can start
 TABLE_RULES = ("ast", "resize")  # how a position table is resized
-FORMATS = ("serving", "mobile", "onnx")
+FORMATS = ("serving", "mobile", "onnx", "mediapipe")
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 INPUTS = ("waveform", "features")
 DEFAULT_WINDOW = 1.0  # seconds of a timeline's windows
-MAX_PEAK = 16.0  # of a waveform whose full scale is 1; more are integers, not divided
+MAX_SEED = 2**32 - 1  # NumPy takes no larger one
+MAX_DROPOUT = 0.9
 EXPORT_PATCH_SIZES = (8, 16, 24, 32, 48)
 MAX_SERVED_SECONDS = 60.0
+KEPT_VERSIONS = 2  # of a served model: the server loads two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +53,18 @@ class TrainSettings(Settings):
         seed: random seed of the weights, the clip order and the patch size draws.
         batch_tokens: number of tokens in a batch.
         row_length: number of tokens in a row; None for what the longest clip of any split
-            needs, 256 to 4,096.
+            needs, 256 to 4,096. A longer clip draws only from the patch sizes at which it fits.
         segments: number of clip slots in a row.
-        overlong: what happens to clips longer than a row: "error" or "crop".
+        overlong: what happens to clips longer than a row at every patch size: "error" or
+            "crop".
         dtype: what the model computes with while it trains: "float32", "mixed_bfloat16" or
             "mixed_float16". Its weights, and the run that is saved, are float32.
         remat: gradient checkpointing, see EncoderBlock: less memory for more time.
         accumulate: number of batches to each step of the optimizer, which takes the mean of
             their gradients: for batches that do not fit into memory.
+        validation: share of the clips of each class for validation, where the data has no
+            splits.
+        test: share of the clips of each class for the test, likewise.
     """
 
     epochs: int = 20
@@ -65,11 +80,19 @@ class TrainSettings(Settings):
     dtype: str = "float32"
     remat: bool = False
     accumulate: int = 1
+    validation: float = SHARES[0]
+    test: float = SHARES[1]
 
     def __post_init__(self):
         check_choice("dtype", self.dtype, DTYPES)
+        check_choice("overlong", self.overlong, OVERLONGS)
         for name in ("epochs", "batch_tokens", "segments", "accumulate"):
             check_positive(name, getattr(self, name), int)
         check_positive("learning_rate", self.learning_rate)
+        checked_shares((self.validation, self.test))
+        for name in ("warmup", "weight_decay"):
+            check_between(name, getattr(self, name), 0, 1)
+        check_between("seed", self.seed, 0, MAX_SEED, kind=int)
+        check_flag("remat", self.remat)
         if self.row_length is not None:
             check_positive("row_length", self.row_length, int)

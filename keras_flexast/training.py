@@ -7,7 +7,9 @@ import pathlib
 import warnings
 
 import keras
+import numpy as np
 
+from keras_flexast.distribution import batch_devices, sum_over_devices
 from keras_flexast.evaluation import score_clips
 from keras_flexast.files import RUN, atomic_folder, refuse_overwrite, refuse_partial
 from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
@@ -15,14 +17,25 @@ from keras_flexast.layers import MaskedSelfAttention
 from keras_flexast.layers.kernels import choose_kernel, current_site
 from keras_flexast.models import PackedAST
 from keras_flexast.runs import Run, as_run, save_model, save_run, versions
-from keras_flexast.settings import DEFAULT_SIZE, TrainSettings
-from tf_data_pipelines.settings import BASE_PATCH, PATCH_SIZES, FbankSettings
+from keras_flexast.settings import DEFAULT_SIZE, MAX_DROPOUT, TrainSettings
+from tf_data_pipelines.resize import patch_count
+from tf_data_pipelines.settings import (
+    BASE_PATCH,
+    PATCH_SIZES,
+    DataWarning,
+    FbankSettings,
+    base_and_stride,
+    check_between,
+)
 
-FIXED_BY_INIT = {"size", "dim", "depth", "num_heads", "mlp_ratio", "pooling", "table", "base_patch"}
+FIXED_BY_INIT = {
+    "size", "dim", "depth", "num_heads", "mlp_ratio", "pooling", "prefix_tokens", "table", "grid",
+    "base_patch", "stride", "mel_bins",
+}  # fmt: skip
 
 
 def train_run(
-    data, out, *, settings=None, patch_sizes=PATCH_SIZES, frame_shifts_ms=(), augment=None,
+    data, out, *, settings=None, patch_sizes=PATCH_SIZES, frame_shifts_ms=None, augment=None,
     model_options=None, init=None, overwrite=False, progress=False,
 ):  # fmt: skip
     """Train a model on sounds and write the run to `out`.
@@ -36,8 +49,8 @@ def train_run(
         out: folder of the run.
         settings: TrainSettings; None for the defaults.
         patch_sizes: ints or (frequency, time) pairs; each clip draws one of them.
-        frame_shifts_ms: frame shifts in milliseconds; each clip draws one of them. An empty
-            tuple is the filterbank's own.
+        frame_shifts_ms: frame shifts in milliseconds; each clip draws one of them. None for
+            the filterbank's own.
         augment: AugmentSettings; None for no augmentation.
         model_options: dictionary of arguments of PackedAST, such as size, pooling, remainder
             or dropout.
@@ -53,11 +66,11 @@ def train_run(
 
     Raises:
         FileExistsError: `out` exists.
-        ValueError: the data cannot be used, a clip is longer than a row, a patch is larger
-            than a spectrogram, or model_options change the size of `init`.
+        ValueError: the data cannot be used, a class has no training clip, a clip is longer than
+            a row at every patch size, a patch is larger than a spectrogram, model_options do not
+            fit the data or `init`, or the loss became NaN or infinite.
     """
-    from tf_data_pipelines.pipeline import training_packing
-    from tf_data_pipelines.sources import read_data
+    from tf_data_pipelines.sources import check_trained, read_data
 
     inputs = [one for one in (data, init) if isinstance(one, str | os.PathLike)]
     refuse_overwrite(out, overwrite, kind=RUN, inputs=inputs)
@@ -66,23 +79,23 @@ def train_run(
     resized = sorted(FIXED_BY_INIT & set(options))
     if init is not None and resized:
         raise ValueError(
-            f"model_options: {', '.join(resized)} cannot change, because the weights of init have "
-            f"a size of their own. Leave them out, or train without init."
+            f"model_options: {', '.join(resized)} cannot change, because the weights of init are "
+            f"made for their own. Leave them out, or train without init."
         )
     init_name = _name_of(init)
     init = None if init is None else as_run(init).full_length()
     front_end = FbankSettings() if init is None else init.fbank
     data_name = _name_of(data)
-    data = read_data(data, front_end, progress=progress)
+    shares = settings.validation, settings.test
+    check_between("dropout", options.get("dropout", 0), 0, MAX_DROPOUT)
+    data = read_data(data, front_end, shares=shares, progress=progress)
+    check_trained(data.source)
     train, validation = data.split("train"), data.split("validation")
     fbank = dataclasses.replace(front_end, mean=data.mean, std=data.std)
     keras.utils.set_random_seed(settings.seed)
     model = _new_model(train, fbank, settings=settings, options=options, init=init)
-    patches = model.patch_settings(patch_sizes, frame_shifts_ms=tuple(frame_shifts_ms))
-    packing = training_packing(
-        data.splits(), fbank, patches=patches, batch_tokens=settings.batch_tokens,
-        row_length=settings.row_length, segments=settings.segments, overlong=settings.overlong,
-    )  # fmt: skip
+    patches = model.patch_settings(patch_sizes, frame_shifts_ms=tuple(frame_shifts_ms or ()))
+    packing = _packing(data, fbank, patches=patches, settings=settings, segments=model.segments)
     run = Run(
         model,
         fbank,
@@ -91,6 +104,7 @@ def train_run(
         classes=data.source.classes,
         multi_label=data.source.multi_label,
         clip_seconds=round(float(max(train.durations)), 3),
+        shares=shares,
         made_by={
             "command": "train",
             "data": data_name,
@@ -113,15 +127,44 @@ def train_run(
     return run, history
 
 
-def packed_loss(multi_label=False):
-    """Loss over the clips of a packed batch, divided by the number of clips.
+@keras.saving.register_keras_serializable(package="keras_flexast")
+class PackedLoss(keras.losses.Loss):
+    """Cross-entropy over the clips of a packed batch, divided by the number of clips.
 
     The default reduction would divide by rows x segments: the learning rate would shrink
-    with every empty slot.
+    with every empty slot. Keras's mean over the weights would, on several devices, be the mean
+    of the devices' means, in which a clip counts less where its device holds more of them.
+
+    Args:
+        multi_label: whether the labels are (rows, segments, classes).
+        name: name of the loss.
     """
-    losses = keras.losses
-    kind = losses.BinaryCrossentropy if multi_label else losses.SparseCategoricalCrossentropy
-    return kind(from_logits=True, reduction="mean_with_sample_weight")
+
+    def __init__(self, multi_label=False, name="packed_loss"):
+        super().__init__(name=name, reduction="sum")
+        self.multi_label = multi_label
+
+    def call(self, labels, logits):
+        kind = "binary" if self.multi_label else "sparse_categorical"
+        return getattr(keras.losses, f"{kind}_crossentropy")(labels, logits, from_logits=True)
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if sample_weight is None:
+            sample_weight = keras.ops.ones(keras.ops.shape(y_pred)[:-1])
+        total = super().__call__(y_true, y_pred, sample_weight)
+        total, clips, devices = sum_over_devices(
+            total, keras.ops.cast(keras.ops.sum(sample_weight), total.dtype)
+        )
+        # Keras adds up the gradients of the devices, and multiplies the values that it reports.
+        return keras.ops.divide_no_nan(total, clips) / devices
+
+    def get_config(self):
+        return {"multi_label": self.multi_label, "name": self.name}
+
+
+def packed_loss(multi_label=False):
+    """The loss of a packed batch, see PackedLoss."""
+    return PackedLoss(multi_label)
 
 
 def compile_packed(
@@ -137,7 +180,15 @@ def compile_packed(
         row_length: tokens in a row of the batches to come, so that XLA compiles the step
             where it is fastest; None leaves that to Keras's `jit_compile="auto"`.
         accumulate: batches to each step of the optimizer; a schedule still counts batches.
+
+    Raises:
+        ValueError: accumulate is above 1 for several devices of TensorFlow's.
     """
+    if accumulate > 1 and keras.backend.backend() == "tensorflow" and batch_devices() > 1:
+        raise ValueError(
+            f"accumulate={accumulate}: Keras cannot accumulate gradients inside a strategy of "
+            f"tf.distribute. Leave it out, pass fewer batch_tokens, or use JAX."
+        )
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
     optimizer = keras.optimizers.Adam(
         learning_rate, 0.95, 0.999, weight_decay=weight_decay,
@@ -221,6 +272,38 @@ class MeanAveragePrecision(keras.callbacks.Callback):
         logs["val_mAP"] = score_clips(self.source, logits)["value"]
 
 
+class StopDiverged(keras.callbacks.Callback):
+    """Raises a ValueError as soon as a loss is NaN or infinite, before such weights are saved.
+
+    Args:
+        folder: where the best weights so far are, for the message.
+    """
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._check(logs["loss"], f"step {batch + 1} of")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._check(logs.get("val_loss", 0.0), "the validation after")
+
+    def _check(self, loss, place):
+        if math.isfinite(loss):
+            return
+        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        kept = "the best weights so far" if self.epoch else "the weights from before the training"
+        raise ValueError(
+            f"the loss is {loss} in {place} epoch {self.epoch + 1}, at a learning rate of "
+            f"{rate:g}. Lower it (learning_rate, --learning-rate). {self.folder} holds {kept}."
+        )
+
+
 class KeepBest(keras.callbacks.Callback):
     """Saves the model at the end of each epoch that is the best so far, of equal ones the last.
 
@@ -244,19 +327,21 @@ class KeepBest(keras.callbacks.Callback):
 
 
 def steps_per_epoch(data, fbank, patches, packing):
-    """Batches in one pass over the clips, from their mean tokens over the patch sizes."""
-    from tf_data_pipelines.pipeline import clip_tokens
+    """Batches in one pass over the clips, from their mean tokens over what they draw."""
+    from tf_data_pipelines.pipeline import clip_tokens, drawn_sizes
 
-    tokens = clip_tokens(data, fbank, patches).mean(0).sum()
+    tokens = clip_tokens(data, fbank, patches)
+    drawn = drawn_sizes(tokens, packing)
+    tokens = np.minimum(tokens, packing.row_length).mean(0, where=drawn).sum()
     by_tokens = tokens / (packing.rows * packing.row_length)
     by_slots = len(data.source) / (packing.rows * packing.segments)
     return max(1, math.ceil(max(by_tokens, by_slots)))
 
 
-def time_cells(data, fbank):
-    """Time cells of a position table that covers the longest clip, at least 64."""
+def time_cells(data, fbank, stride=BASE_PATCH):
+    """Time cells, of `stride` frames each, that cover the longest clip; at least 64."""
     seconds = float(max(data.durations))
-    return max(64, math.ceil(seconds * 1000 / (fbank.frame_shift_ms * BASE_PATCH)))
+    return max(64, math.ceil(seconds * 1000 / (fbank.frame_shift_ms * stride)))
 
 
 def _name_of(path):
@@ -272,8 +357,14 @@ def _new_model(train, fbank, *, settings, options, init):
     classes = train.source.classes
     if init is not None:
         return _warm_start(init, classes, options)
-    grid = fbank.mel_bins // BASE_PATCH, time_cells(train, fbank)
-    return PackedAST(len(classes), **{"size": DEFAULT_SIZE, "grid": grid, **options})
+    base, stride = base_and_stride(options.get("base_patch", BASE_PATCH), options.get("stride"))
+    if base[0] > fbank.mel_bins:
+        raise ValueError(
+            f"base_patch={base} is larger than the {fbank.mel_bins} mel bins; choose a smaller one."
+        )
+    bands = patch_count(fbank.mel_bins, base[0], stride[0], options.get("remainder", "cover"))
+    own = {"grid": (bands, time_cells(train, fbank, stride[1])), "mel_bins": fbank.mel_bins}
+    return PackedAST(len(classes), **{"size": DEFAULT_SIZE, **own, **options})
 
 
 def _warm_start(init, classes, options):
@@ -288,13 +379,30 @@ def _warm_start(init, classes, options):
     return model
 
 
+def _packing(data, fbank, *, patches, settings, segments):
+    """PackSettings for training on data; a warning counts the clips that are too long for them."""
+    from tf_data_pipelines.pipeline import lengths_warning, training_packing
+
+    packing = training_packing(
+        data.splits(), fbank, patches=patches, batch_tokens=settings.batch_tokens,
+        row_length=settings.row_length, segments=segments, overlong=settings.overlong,
+    )  # fmt: skip
+    devices = batch_devices()  # each has as many rows
+    packing = dataclasses.replace(packing, rows=-(-packing.rows // devices) * devices)
+    heard = [data.split("train"), data.split("validation")]
+    message = lengths_warning(heard, fbank, patches=patches, packing=packing)
+    if message:
+        warnings.warn(message, DataWarning, stacklevel=3)
+    return packing
+
+
 def _prepare(run, *, train, validation, settings, augment):
     """Compile the model of a run and check its clips; a function that trains it in a folder."""
-    from tf_data_pipelines.pipeline import evaluation_batches, training_batches
+    from tf_data_pipelines.pipeline import counted, evaluation_batches, training_batches
 
     model, how = run.model, {"patches": run.patches, "packing": run.packing, "seed": settings.seed}
     batches = training_batches(train, run.fbank, augment=augment, **how)
-    held_out = evaluation_batches(validation, run.fbank, **how)
+    held_out = counted(evaluation_batches(validation, run.fbank, cache=True, **how))
     # Whole steps of the optimizer, so that no gradient waits for the next epoch.
     steps = steps_per_epoch(train, run.fbank, run.patches, run.packing)
     steps = -(-steps // settings.accumulate) * settings.accumulate
@@ -309,24 +417,21 @@ def _prepare(run, *, train, validation, settings, augment):
 
     def fit(folder):
         save_run(run, folder)  # the checkpoint replaces the model, so it is a run all along
-        with warnings.catch_warnings():
-            # Keras takes a validation set of unknown size for one that ended too early.
-            warnings.filterwarnings("ignore", "Your input ran out of data")
-            return model.fit(
-                batches,
-                steps_per_epoch=steps,
-                epochs=settings.epochs,
-                validation_data=held_out.map(lambda *batch: batch[:3]),
-                callbacks=_callbacks(run, folder, held_out=held_out, source=validation.source),
-                shuffle=False,
-            )
+        return model.fit(
+            batches,
+            steps_per_epoch=steps,
+            epochs=settings.epochs,
+            validation_data=held_out.map(lambda *batch: batch[:3]),
+            callbacks=_callbacks(run, folder, held_out=held_out, source=validation.source),
+            shuffle=False,
+        )
 
     return fit
 
 
 def _callbacks(run, folder, *, held_out, source):
-    """Keeping the best epoch in the folder, TensorBoard, and mAP for multi-label clips."""
+    """No NaN, the best epoch in the folder, TensorBoard, and mAP for multi-label clips."""
     metric = "val_mAP" if run.multi_label else "val_accuracy"
     measure = [MeanAveragePrecision(held_out, source)] if run.multi_label else []
     board = keras.callbacks.TensorBoard(folder / "logs", write_graph=False)
-    return [*measure, KeepBest(folder / "model.keras", metric), board]
+    return [StopDiverged(folder), *measure, KeepBest(folder / "model.keras", metric), board]

@@ -1,4 +1,6 @@
-"""Two devices learn what one does: the same losses, step by step."""
+"""Two devices learn what one does: the same losses, step by step, and the same answers."""
+
+import os
 
 import keras
 import pytest
@@ -43,6 +45,44 @@ TENSORFLOW = """
         two = losses()
 """
 
+UNEQUAL = """
+    import pytest
+    from keras_flexast.distribution import batch_devices
+    from keras_flexast.inference.scoring import PackedPredictor
+    from keras_flexast.training import packed_loss
+
+    def step(clips, multi_label, accumulate=None):
+        weights = np.float32([[slot < count for slot in range(2)] for count in clips])
+        targets = np.eye(3, dtype="float32")[labels] if multi_label else labels
+        keras.utils.set_random_seed(0)
+        model = PackedAST(3, dim=16, depth=1, num_heads=2, segments=2)
+        model.compile(
+            keras.optimizers.SGD(1.0, gradient_accumulation_steps=accumulate),
+            packed_loss(multi_label),
+            weighted_metrics=[] if multi_label else ["accuracy"],
+        )
+        logs = model.fit(
+            inputs, targets, sample_weight=weights, batch_size=4, shuffle=False, verbose=0,
+            epochs=accumulate or 1,
+        ).history
+        odd = {name: value[:3] for name, value in inputs.items()}
+        return [*model.get_weights(), PackedPredictor(model)(odd), *logs.values()]
+
+    def steps():
+        found = [step([2, 2, 1, 0], False), step([2, 0, 0, 0], True)]
+        if keras.backend.backend() == "jax":
+            return [*found, step([2, 2, 1, 0], False, accumulate=2)]
+        if batch_devices() == 2:
+            model = PackedAST(3, dim=16, depth=1, num_heads=2, segments=2)
+            with pytest.raises(ValueError, match="accumulate=2: Keras cannot"):
+                compile_packed(model, 1e-3, accumulate=2)
+        return found
+"""
+SAME = """
+    for ours, theirs in zip(two, one, strict=True):
+        for here, there in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(here, there, rtol=0, atol=1e-5)
+"""
 SPREAD = """
     from keras_flexast.distribution import layout_map
     one = losses()
@@ -58,12 +98,22 @@ SPREAD = """
 """
 
 
+def on_two_devices(monkeypatch):
+    """Code that sets `one` to the losses on one device and `two` to those on two."""
+    if keras.backend.backend() != "jax":
+        return TENSORFLOW
+    force_two_devices(monkeypatch)
+    return JAX
+
+
+def force_two_devices(monkeypatch):
+    flags = os.environ.get("XLA_FLAGS", "")  # conftest's: compile fast
+    monkeypatch.setenv("XLA_FLAGS", f"{flags} --xla_force_host_platform_device_count=2")
+
+
 def test_two_devices_have_the_losses_of_one(monkeypatch):
-    jax = keras.backend.backend() == "jax"
-    if jax:
-        monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     out = run_python(
-        COMMON + (JAX if jax else TENSORFLOW) + '\n    print("LOSSES", *one, *two)\n',
+        COMMON + on_two_devices(monkeypatch) + '\n    print("LOSSES", *one, *two)\n',
         backend=keras.backend.backend(),
     )
     (line,) = (line for line in out.splitlines() if line.startswith("LOSSES"))
@@ -71,9 +121,15 @@ def test_two_devices_have_the_losses_of_one(monkeypatch):
     assert values[0] > values[2] and values[:3] == pytest.approx(values[3:], abs=1e-4)
 
 
+def test_every_clip_counts_alike_on_two_devices(monkeypatch):
+    """However many clips a device has: gradient, loss, accuracy and predictions."""
+    code = on_two_devices(monkeypatch).replace("losses()", "steps()")
+    run_python(COMMON + UNEQUAL + code + SAME, backend=keras.backend.backend())
+
+
 @ONCE
 def test_a_model_spread_over_two_devices_has_the_losses_of_one(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    force_two_devices(monkeypatch)
     out = run_python(COMMON + SPREAD + '\n    print("LOSSES", *one, *two)\n', backend="jax")
     (line,) = (line for line in out.splitlines() if line.startswith("LOSSES"))
     values = [float(value) for value in line.split()[1:]]

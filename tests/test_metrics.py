@@ -52,6 +52,8 @@ def test_a_class_without_clips_is_left_out():
 
 def test_accuracy():
     assert accuracy([2, 0, 1], [[0, 1, 2], [3, 1, 2], [2, 1, 0]]) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="1 scores are not finite"):
+        accuracy([0, 1], [[np.nan, 1], [0, 1]])  # NaN would be the largest
 
 
 @pytest.mark.parametrize("metric", [average_precision, mean_average_precision, roc_auc])

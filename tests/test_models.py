@@ -357,7 +357,7 @@ def test_sizes_and_names():
         ({"pooling": "max"}, "pooling='max' is unknown.*'cls_distillation', 'mean'"),
         ({"pooling": "cls", "prefix_tokens": 2}, "prefix_tokens=2 does not fit pooling='cls'"),
         ({"stride": (8, 17)}, r"stride=\(8, 17\) is larger than base_patch=\(16, 16\)"),
-        ({"base_patch": 1.5}, "base_patch=1.5 must be one positive whole number"),
+        ({"base_patch": 1.5}, "base_patch=1.5 must be one whole number from 1"),
         ({"remainder": "drop"}, "remainder='drop' is unknown.*'crop', 'pad', 'cover'"),
         ({"position": "time"}, "position='time' is unknown.*'grid', 'physical'"),
         ({"table": "sine"}, "table='sine' is unknown"),
@@ -383,3 +383,19 @@ def test_errors(options, message):
 def test_fixed_model_errors(options, message):
     with pytest.raises(ValueError, match=message):
         fixed_model(build(), **{"patch_size": 16, "frames": 53, **options})
+
+
+def test_keras_exports_a_packed_model_of_any_length(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    model = randomize(PackedAST(3, dim=8, depth=1, num_heads=2, segments=2))
+    model.export(tmp_path / "packed", verbose=False)
+    served = tf.saved_model.load(str(tmp_path / "packed"))
+    rng = np.random.default_rng(0)
+    for rows, length in ((2, 7), (1, 13)):
+        batch = {
+            "tokens": rng.normal(size=(rows, length, 256)).astype("float32"),
+            "positions": rng.uniform(0.5, 4, (rows, length, 4)).astype("float32"),
+            "segment_ids": np.sort(rng.integers(1, 3, (rows, length)), 1).astype("int32"),
+        }
+        expected = keras.ops.convert_to_numpy(model(batch))
+        np.testing.assert_allclose(served.serve(batch), expected, rtol=0, atol=1e-5)

@@ -31,6 +31,7 @@ def run():
         classes=("bird", "dog", "été"),
         multi_label=True,
         clip_seconds=1.7,
+        shares=(0.2, 0.3),
         made_by={"command": "train", "data": "birds", "settings": {"epochs": 3}},
     )  # fmt: skip
 
@@ -50,6 +51,13 @@ def test_a_run_comes_back(run, folder):
             assert getattr(again, field.name) == getattr(run, field.name)
     outputs = [r.model.predict_on_batch(BATCH) for r in (again, run)]
     np.testing.assert_array_equal(*outputs)
+
+
+def test_a_run_of_before_the_shares_were_saved_has_the_usual_ones(folder):
+    path = folder / "settings.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in settings.items() if k != "shares"}))
+    assert load_run(folder).shares == (0.1, 0.1)
 
 
 def test_saving_again_replaces(run, folder):
@@ -96,9 +104,15 @@ def test_missing_files_are_named(folder, missing):
         lambda s: json.dumps({**s, "fbank": {"frames": 3}}),
         lambda s: json.dumps({**s, "patches": {**s["patches"], "remainder": "drop"}}),
         lambda s: json.dumps({**s, "packing": None}),
+        lambda s: json.dumps({**s, "fbank": {**s["fbank"], "mean": float("nan")}}),
+        lambda s: json.dumps({**s, "patches": {**s["patches"], "grid": [0, 0]}}),
+        lambda s: "[" * 100_000,
     ],
-    ids=["cut off", "a list", "no classes", "unknown name", "unknown policy", "null"],
-)
+    ids=[
+        "cut off", "a list", "no classes", "unknown name", "unknown policy", "null", "NaN", "grid",
+        "nested",
+    ],
+)  # fmt: skip
 def test_damaged_settings_are_named(folder, damage):
     path = folder / "settings.json"
     path.write_text(damage(json.loads(path.read_text())))
@@ -106,16 +120,56 @@ def test_damaged_settings_are_named(folder, damage):
         load_run(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": "abc"}, "classes='abc' must be a list of names"),
+        ({"classes": ["a", "b", 3]}, "must be a list of names"),
+        ({"multi_label": "no"}, "multi_label='no' must be True or False"),
+        ({"clip_seconds": float("nan")}, "clip_seconds=nan must be a positive number"),
+        ({"made_by": []}, r"made_by=\[\] must be a dictionary"),
+        ({"fbank": {"mel_bins": 64}}, "fbank.mel_bins is 64, but the model has 48"),
+        ({"patches": {"prefix_tokens": 1}}, "patches.prefix_tokens is 1, but the model has 0"),
+        ({"patches": {"grid": [3, 6]}}, r"patches.grid is \(3, 6\), but the model has \(3, 5\)"),
+        ({"patches": {"base_patch": 8, "stride": 8}}, r"base_patch is \(8, 8\), but the model has"),
+        ({"patches": {"stride": [16, 10]}}, r"patches.stride is \(16, 10\), but the model has"),
+        ({"packing": {"segments": 2}}, "packing.segments is 2, but the model has 3"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_the_model_are_named(folder, change, message):
+    path = folder / "settings.json"
+    settings = json.loads(path.read_text())
+    for name, value in change.items():
+        settings[name] = {**settings[name], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"settings\.json does not fit: .*" + message):
+        load_run(folder)
+
+
+def test_weights_of_a_diverged_training_are_refused(run, folder):
+    diverged = PackedAST.from_config(run.model.get_config())
+    diverged.head.bias.assign([0, np.nan, 0])
+    save_run(dataclasses.replace(run, model=diverged), folder)
+    with pytest.raises(ValueError, match=r"1 of \d+ weights hold NaN.*head/bias: its training div"):
+        load_run(folder)
+
+
 def test_damaged_models_are_named(folder):
     path = folder / "model.keras"
-    path.write_bytes(path.read_bytes()[:1000])
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"config.json", b"other.json!"))
     with pytest.raises(ValueError, match=r"model\.keras cannot be loaded"):
         load_run(folder)
+    for damaged in (content[:1000], b"", b"text"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.keras is damaged: its end is missing"):
+            load_run(folder)
 
 
 def test_files_of_different_runs_are_told_apart(folder):
     path = folder / "settings.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps({**settings, "classes": ["a", "b"]}))
-    with pytest.raises(ValueError, match=r"the model has 3 classes, settings\.json 2"):
+    with pytest.raises(ValueError, match=r"number of classes is 2, but the model has 3\."):
         load_run(folder)

@@ -11,11 +11,15 @@ import soundfile
 from helpers import run_python
 
 from keras_flexast import PackedAST
+from keras_flexast.inference import load_classifier
+from keras_flexast.inference.scoring import check_finite, fixed_scores
 from keras_flexast.runs import Run, load_run
 from keras_flexast.settings import TrainSettings
 from keras_flexast.training import compile_packed, train_run
-from tf_data_pipelines.settings import FbankSettings, PackSettings
+from tf_data_pipelines import evaluation_batches, read_data
+from tf_data_pipelines.settings import DataWarning, FbankSettings, PackSettings
 
+NANO = {"size": None, "dim": 16, "depth": 1, "num_heads": 2}
 WEIGHTS = np.float32([[1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 1, 0]])
 
 
@@ -108,19 +112,83 @@ def sounds(tmp_path_factory):
 
 def test_a_run_trained_with_every_option_is_float32(sounds, tmp_path):
     settings = TrainSettings(
-        epochs=2, batch_tokens=256, dtype="mixed_bfloat16", remat=True, accumulate=3
+        epochs=2, batch_tokens=256, row_length=64, dtype="mixed_bfloat16", remat=True, accumulate=3
     )
-    options = {"size": None, "dim": 16, "depth": 1, "num_heads": 2}
-    run, history = train_run(
-        sounds, tmp_path / "run", patch_sizes=(16, 32), settings=settings,
-        model_options=options,
-    )  # fmt: skip
+    with pytest.warns(DataWarning, match=r"6 of 6 clips .*\(6 not from 8\)"):  # and validation
+        run, history = train_run(
+            sounds, tmp_path / "run", patch_sizes=(8, 16, 32), settings=settings,
+            model_options=NANO,
+        )  # fmt: skip
     assert history.params["steps"] % 3 == 0
     loaded = load_run(tmp_path / "run").model
     for model in (run.model, loaded):
         assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
     for ours, theirs in zip(run.model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.filterwarnings("error:Your input ran out of data")
+def test_the_validation_loss_is_that_of_its_clips(sounds, tmp_path):
+    """Rows of 512: TensorFlow attends clip by clip, without XLA."""
+    settings = TrainSettings(1, batch_tokens=1024, row_length=512)
+    how = {"patch_sizes": (8, 16), "settings": settings, "model_options": NANO}
+    run, history = train_run(sounds, tmp_path / "run", **how)
+    batches = evaluation_batches(
+        read_data(sounds, run.fbank, split="validation"), run.fbank, patches=run.patches,
+        packing=run.packing, seed=settings.seed,
+    )  # fmt: skip
+    losses = [
+        run.model.test_on_batch(inputs, labels, sample_weight=weights)[0]
+        for inputs, labels, weights, _ in batches.as_numpy_iterator()
+    ]
+    assert history.history["val_loss"] == pytest.approx([np.mean(losses)], rel=1e-5)
+
+
+def test_a_diverged_training_stops_and_keeps_what_is_finite(sounds, tmp_path):
+    settings = TrainSettings(9, 1e30, batch_tokens=256)
+    message = r"the loss is (nan|inf) in .* epoch \d, at a learning rate of .*\(learning_rate"
+    with pytest.raises(ValueError, match=message + r".*out\.partial holds the"):
+        train_run(sounds, tmp_path / "out", patch_sizes=[16], settings=settings, model_options=NANO)
+    assert not (tmp_path / "out").exists()
+    load_run(tmp_path / "out.partial")  # refuses NaN
+
+
+def test_nan_outputs_are_an_error():
+    outputs = np.zeros((3, 2))
+    check_finite(outputs)
+    outputs[1, 0] = np.nan
+    with pytest.raises(ValueError, match="gives NaN or infinity for 1 of 3 clips: its training"):
+        check_finite(outputs)
+
+
+def test_the_position_table_follows_base_patch_and_stride(sounds, tmp_path):
+    settings = TrainSettings(1, batch_tokens=256)
+    options = {**NANO, "base_patch": (8, 16), "stride": (8, 10)}
+    how = {"patch_sizes": [16], "settings": settings}
+    run, _ = train_run(sounds, tmp_path / "run", model_options=options, **how)
+    assert run.model.backbone.grid[0] == 16 and run.model.mel_bins == 128
+    waves = np.random.default_rng(0).normal(0, 0.1, (2, 8000)).astype("float32")
+    packed = load_classifier(run, 16).predict(list(waves))
+    np.testing.assert_allclose(fixed_scores(run, 16, waves), packed, rtol=0, atol=1e-5)
+    for wrong, message in (
+        ({"base_patch": 200}, r"base_patch=\(200, 200\) is larger than the 128 mel bins"),
+        ({"mel_bins": 64}, "fbank.mel_bins is 128, but the model has 64"),
+        ({"dropout": float("nan")}, r"dropout=nan must be a number from 0 to 0\.9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_run(sounds, tmp_path / "new", model_options={**NANO, **wrong}, **how)
+    assert not (tmp_path / "new.partial").exists()
+
+
+def test_a_class_without_training_clips_stops_a_training(sounds, tmp_path):
+    data = read_data(sounds, FbankSettings())
+    clips = [
+        dataclasses.replace(one, split="test") if one.labels == (0,) else one
+        for one in data.source.clips
+    ]
+    source = dataclasses.replace(data.source, clips=tuple(clips))
+    with pytest.raises(ValueError, match="no training clip of 'high'"):
+        train_run(dataclasses.replace(data, source=source), tmp_path / "run")
 
 
 def test_a_run_that_starts_from_another_keeps_its_options(sounds, tmp_path):
@@ -147,6 +215,14 @@ def test_a_run_that_starts_from_another_keeps_its_options(sounds, tmp_path):
     [
         ({"dtype": "bfloat16"}, "dtype='bfloat16' is unknown.*'mixed_bfloat16'"),
         ({"accumulate": 0}, "accumulate=0 must be a positive"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan must be a positive"),
+        ({"learning_rate": -1e-3}, r"learning_rate=-0\.001 must be a positive"),
+        ({"epochs": True}, "epochs=True must be a positive"),
+        ({"warmup": 1.5}, r"warmup=1\.5 must be a number from 0 to 1"),
+        ({"weight_decay": -1}, "weight_decay=-1 must be a number from 0 to 1"),
+        ({"seed": -1}, r"seed=-1 must be a whole number from 0 to 4,294,967,295"),
+        ({"overlong": "split"}, "overlong='split' is unknown"),
+        ({"remat": "no"}, "remat='no' must be True or False"),
     ],
 )
 def test_wrong_settings(options, message):
