@@ -1,14 +1,18 @@
 """Published checkpoints: every format read whole, nothing in them run, damage named."""
 
+import io
 import json
 import math
 import os
 import pathlib
 import pickle
 import re
+import resource
 import shutil
 import struct
 import sys
+import tracemalloc
+import warnings
 import zipfile
 
 import numpy as np
@@ -649,6 +653,76 @@ def test_a_storage_that_never_comes_is_named(tmp_path):
     path.write_bytes(b"".join(b"\x80\x02" + part + b"." for part in parts))
     with pytest.raises(ValueError, match=naming(path)):
         read_checkpoint(path)
+
+
+def nested(depth):
+    """Opcodes of a tuple of a memorized tuple twice, and so on: 2 ** depth of them on paper."""
+    return b")" + b"".join(b"q%ch%ch%c\x86" % (k, k, k) for k in range(depth))
+
+
+REBUILD = "torch._utils:_rebuild_tensor_v2"
+STORAGE = b"(" + pickled("storage") + named("torch:FloatStorage")
+BOMBS = {
+    "stride 0": dictionary({"a": tensor(0, (600_000_000,), (0,))}),
+    "many views": dictionary({str(k): tensor(0, (9_000_000,), (0,)) for k in range(2)}),
+    "shape": dictionary(
+        {"a": called(REBUILD, STORAGE + pickled("0") + b"NK\4tQK\0", nested(200), b")")}
+    ),
+    "key": b"}" + nested(200) + b"K\1s",
+    "storage": dictionary({"a": called(REBUILD, STORAGE + nested(200) + b"NK\4tQK\0))")}),
+    "size": b"}" + called("torch:Size", b"](" + nested(200) + b"e") + b"K\1s",
+    "text": dictionary({"a": b"B" + struct.pack("<I", 2**31 - 1)}),
+    "memo": b"}r" + struct.pack("<I", 2**31 - 1),
+}
+
+
+@writers
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_file_stays_small(tmp_path, write, name):
+    path = tmp_path / "x.pth"
+    write(path, BOMBS[name])
+    assert path.stat().st_size < 4000
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=naming(path)) as caught:
+        read_checkpoint(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e7 and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["archive/data.pkl", "archive/data/0", "archive/more"])
+def test_a_zip_that_unpacks_to_far_more_is_refused(tmp_path, name):
+    path = tmp_path / "x.pth"
+    write_zip(path, dictionary({"a": tensor(0, (2,), (1,))}))
+    packed = zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1)
+    with packed as archive, warnings.catch_warnings(action="ignore"):  # of a name that is there
+        archive.writestr(name, bytes(70_000_000))
+    with pytest.raises(ValueError, match=rf"{naming(path)} .*promise 70,"):
+        read_checkpoint(path)
+    path.rename(tmp_path / "x.npz")
+    with pytest.raises(ValueError, match=r"x\.npz .*promise 70,"):
+        read_checkpoint(tmp_path / "x.npz")
+
+
+def test_a_pickle_of_megabytes_is_refused(tmp_path):
+    path = tmp_path / "x.pth"
+    write_zip(path, b"]" * 5_000_000)
+    with pytest.raises(ValueError, match=rf"{naming(path)} .*data\.pkl has more than 4,194,304"):
+        read_checkpoint(path)
+
+
+def test_an_npz_that_announces_far_more_is_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        content, {"descr": "<f8", "fortran_order": False, "shape": (300_000_000,)}
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", content.getvalue() + bytes(32))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=naming(path)):
+        read_checkpoint(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
 def npz_npy(path):

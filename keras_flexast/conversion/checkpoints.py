@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from keras_flexast.conversion.torch_reader import read_torch
+from keras_flexast.conversion.torch_reader import check_archive, read_torch
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 SAFETENSORS_KINDS = (  # that NumPy has too
@@ -99,7 +99,7 @@ def _read_json(path):
 def _json_object(text, where):
     try:
         content = json.loads(text)  # UnicodeDecodeError is a ValueError too
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{where} holds a JSON {type(content).__name__}; expected an object.")
@@ -133,6 +133,7 @@ def _read_pickle(path):
 def _read_npz(path):
     """Checkpoint of an archive: `meta` is the configuration; `weights/` may mark the weights."""
     try:
+        check_archive(path)
         with np.load(path) as archive:
             arrays = dict(archive)
     except Exception as error:  # zipfile and NumPy raise whatever a damaged file meets

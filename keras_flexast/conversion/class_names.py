@@ -5,7 +5,7 @@ import csv
 import os
 import pathlib
 
-from tf_data_pipelines.settings import check_positive
+from tf_data_pipelines.settings import check_names, check_positive
 
 
 def read_classes(classes):
@@ -34,6 +34,7 @@ def read_classes(classes):
     names = tuple(map(str, classes))
     if not names:
         raise ValueError(f"{origin} holds no names; expected at least one.")
+    check_names(origin, names)
     counts = collections.Counter(names)
     twice = ", ".join(repr(name) for name in counts if counts[name] > 1)
     if twice:
@@ -88,4 +89,6 @@ def fit_classes(parts, checkpoint, classes):
     labels = checkpoint.config.get("id2label")
     if labels is None:
         return tuple(f"class {index}" for index in range(published)), {}
-    return tuple(str(labels[key]) for key in sorted(labels, key=int)), {}
+    names = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    check_names(checkpoint.origin, names)
+    return names, {}

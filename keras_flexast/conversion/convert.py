@@ -15,12 +15,13 @@ from keras_flexast.conversion.weight_names import IMAGE_FAMILIES, WeightNames, f
 from keras_flexast.files import RUN, atomic_folder, atomic_write, refuse_overwrite
 from keras_flexast.models import PackedAST
 from keras_flexast.runs import Run, save_run, versions
-from keras_flexast.settings import FAMILIES, TABLE_RULES, TARGETS, TrainSettings
+from keras_flexast.settings import FAMILIES, MAX_SEED, TABLE_RULES, TARGETS, TrainSettings
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import (
     BASE_PATCH,
     RESIZES,
     PackSettings,
+    check_between,
     check_choice,
     check_positive,
     patch_pair,
@@ -29,6 +30,7 @@ from tf_data_pipelines.settings import (
 
 # Size of the spectrograms of a model that starts from an image model, as in the papers.
 IMAGE_MEL_BINS, IMAGE_FRAMES = 128, 1024
+MAX_FRAMES = 100_000  # 1,000 s at 10 ms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Options:
         check_choice("resize", self.resize, RESIZES)
         for name in ("num_heads", "mel_bins", "frames"):
             if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name), int)
+                check_positive(name, getattr(self, name), int, most=MAX_FRAMES)
+        check_between("seed", self.seed, 0, MAX_SEED, kind=int)
 
     def chosen(self):
         """{name: value} of the options that are not at their default, for JSON."""
@@ -258,8 +261,8 @@ def _read_or_start(names, options):
     to = "flexiast" if options.to is None and is_image else options.to
     if to is None and (options.base_patch is not None or options.table is not None):
         raise ValueError(
-            "base_patch and table are for the start of another model; give to='flexiast' or "
-            "to='elasticast' too."
+            "base_patch (--base-patch) and table (--table) are for the start of another model; "
+            "give to='flexiast' or to='elasticast' (--to) too."
         )
     sizes = {} if to else {"mel_bins": options.mel_bins, "frames": options.frames}
     parts = read_parts(names, num_heads=options.num_heads, stride=options.stride, **sizes)

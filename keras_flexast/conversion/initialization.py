@@ -48,7 +48,7 @@ def initialize(parts, names, *, to, base_patch, mel_bins, frames, table, resize)
         if "prefix" not in weights:
             raise ValueError(
                 f"{names.checkpoint.origin} is an ElasticAST, without the [CLS] token that a "
-                f"FlexiAST starts from. Use to='elasticast'."
+                f"FlexiAST starts from. Use to='elasticast' (--to elasticast)."
             )
         pooling = {POOLINGS[name]: name for name in ("cls", "cls_distillation")}
         options.update(pooling=pooling[len(weights["prefix"])], position="grid")

@@ -116,7 +116,8 @@ def _num_heads(checkpoint, dim, num_heads):
     check_positive("num_heads", num_heads, int)
     if dim % num_heads:
         raise ValueError(
-            f"{checkpoint.origin}: width {dim} is not a multiple of num_heads={num_heads}."
+            f"{checkpoint.origin}: width {dim} is not a multiple of num_heads={num_heads} "
+            f"(--num-heads)."
         )
     return num_heads
 

@@ -1,11 +1,16 @@
 """State dictionaries of PyTorch files, read without PyTorch and without running code.
 
 A PyTorch file is a pickle, and a pickle is a program. The reader here knows the handful of
-names that a file of tensors needs, and refuses every other one.
+names that a file of tensors needs, and refuses every other one. A small file can also promise
+gigabytes, or nest a value so that it takes years to hash or to print: what a file unpacks to is
+bounded by its own size, and nothing but its tensors' numbers comes into a message.
 """
 
 import collections
 import io
+import math
+import mmap
+import os
 import pickle
 import struct
 import zipfile
@@ -14,6 +19,9 @@ import numpy as np
 
 WRAPPERS = ("model", "model_state", "model_state_dict", "state_dict")
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that is no ZIP archive
+MAX_PICKLE = 1 << 22  # bytes of data.pkl; a thousand tensors take 0.2 MB
+SMALL = 1 << 26  # bytes that any file may unpack to
+MAX_GROWTH = 16  # times its own size that a larger file may unpack to
 
 
 def read_torch(path):
@@ -35,7 +43,9 @@ def read_torch(path):
                 content = content[wrapper]
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not a state dictionary")
-        weights = {str(k): v.array() for k, v in content.items() if isinstance(v, _Tensor)}
+        tensors = {str(k): v for k, v in content.items() if isinstance(v, _Tensor)}
+        check_growth(sum(one.bytes for one in tensors.values()), os.path.getsize(path))
+        weights = {name: one.array() for name, one in tensors.items()}
     except _ForbiddenError as error:
         raise ValueError(
             f"{path} asks for {error}, which a file of weights does not need; it was not run. "
@@ -48,8 +58,21 @@ def read_torch(path):
     return weights, ignored
 
 
+def check_growth(content, size):
+    """Raise a ValueError where a file of `size` bytes promises far more bytes of content."""
+    if content > max(SMALL, MAX_GROWTH * size):
+        raise ValueError(f"its {size:,} bytes promise {content:,} bytes of content")
+
+
+def check_archive(path):
+    """Raise a ValueError where the members of a ZIP archive promise far more than its size."""
+    with zipfile.ZipFile(path) as archive:
+        check_growth(sum(one.file_size for one in archive.infolist()), os.path.getsize(path))
+
+
 def _unpickle_zip(path):
     """Content of a ZIP archive: data.pkl, and one member for each storage."""
+    check_archive(path)
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         pickled = next((name for name in names if name.endswith("data.pkl")), None)
@@ -58,6 +81,8 @@ def _unpickle_zip(path):
         folder = pickled.removesuffix("data.pkl")
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
             raise ValueError("its byte order is not little endian")
+        if archive.getinfo(pickled).file_size > MAX_PICKLE:
+            raise ValueError(f"its data.pkl has more than {MAX_PICKLE:,} bytes")
         unpickler = _TensorUnpickler(io.BytesIO(archive.read(pickled)))
         content = unpickler.load()
         for key, storage in unpickler.storages.items():
@@ -67,7 +92,11 @@ def _unpickle_zip(path):
 
 def _unpickle_legacy(path):
     """Content of five pickles in a row, then every storage: a count of 8 bytes and its values."""
-    with open(path, "rb") as file:
+    # mmap reads no further than the file, however much a pickle asks for.
+    with (
+        open(path, "rb") as opened,
+        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file,
+    ):
         if _TensorUnpickler(file).load() != LEGACY_MAGIC:
             raise ValueError("it does not begin with the number that marks such files")
         _protocol, _machine = _TensorUnpickler(file).load(), _TensorUnpickler(file).load()
@@ -103,6 +132,12 @@ class _Maker(_Inert):
         return self.function(*arguments)
 
 
+class _Tuple(tuple):
+    """A tuple of a pickle, which cannot be hashed: one that is nested 100 times takes years."""
+
+    __hash__ = None
+
+
 class _Kind(_Inert):
     """The dtype of a storage."""
 
@@ -130,13 +165,14 @@ class _Tensor(_Inert):
     """A view of a storage; `array()` works once the storage is filled."""
 
     def __init__(self, storage, offset, shape, strides, *_):
+        numbers = (offset, *shape, *strides)
+        if any(type(number) is not int or number < 0 for number in numbers):
+            raise ValueError("a tensor's shape, offset or strides are not whole numbers from 0 on")
         self.view = storage, offset, tuple(shape), tuple(strides)
+        self.bytes = math.prod(shape) * storage.kind.dtype.itemsize
 
     def array(self):
         storage, offset, shape, strides = self.view
-        numbers = (offset, *shape, *strides)
-        if any(type(number) is not int or number < 0 for number in numbers):
-            raise ValueError(f"a tensor has shape {shape}, offset {offset} and strides {strides}")
         if 0 in shape:
             return np.zeros(shape, storage.values.dtype)
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
@@ -147,8 +183,25 @@ class _Tensor(_Inert):
         return np.ascontiguousarray(view).reshape(shape)
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Unpickler of tensors, numbers, text and containers; it refuses anything else."""
+def _unhashable(load):
+    """An opcode's method that leaves a _Tuple on the stack where `load` leaves a tuple."""
+
+    def load_tuple(unpickler):
+        load(unpickler)
+        unpickler.stack[-1] = _Tuple(unpickler.stack[-1])
+
+    return load_tuple
+
+
+class _TensorUnpickler(pickle._Unpickler):
+    """Unpickler of tensors, numbers, text and containers; it refuses anything else.
+
+    The one in C would make plain tuples, and a table of as many places as a pickle asks for.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)  # noqa: RUF012
+    for _code in pickle.EMPTY_TUPLE + pickle.TUPLE + pickle.TUPLE1 + pickle.TUPLE2 + pickle.TUPLE3:
+        dispatch[_code] = _unhashable(dispatch[_code])
 
     kinds = {  # noqa: RUF012
         "FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2",
@@ -161,13 +214,15 @@ class _TensorUnpickler(pickle.Unpickler):
         self.storages = {}
 
     def find_class(self, module, name):
+        if not name:  # Python's unpickler takes what is left of a file for a line
+            raise ValueError("it ends within a name")
         if module == "torch" and name in self.kinds:
             return _Kind(self.kinds[name])
         known = {
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _Maker(_Tensor),
             ("torch._utils", "_rebuild_parameter"): _Maker(lambda tensor, *_: tensor),
-            ("torch", "Size"): tuple,
+            ("torch", "Size"): _Maker(_Tuple),
         }
         if (module, name) not in known:
             raise _ForbiddenError(f"{module}.{name}")
@@ -175,6 +230,6 @@ class _TensorUnpickler(pickle.Unpickler):
 
     def persistent_load(self, identity):
         _, kind, key, _, count, *_ = identity
-        if not isinstance(kind, _Kind) or type(count) is not int:
-            raise ValueError(f"a storage has dtype {kind!r} and {count!r} values")
+        if not isinstance(kind, _Kind) or type(count) is not int or count < 0:
+            raise ValueError("a storage has no known dtype, or no number of values")
         return self.storages.setdefault(key, _Storage(kind, count))
