@@ -23,7 +23,10 @@ from helpers import (
 from typer.testing import CliRunner
 
 from keras_flexast import ElasticAST, cli
+from keras_flexast.inference import load_classifier
 from keras_flexast.inference.artifacts import (
+    Artifact,
+    FileScores,
     artifact_texts,
     file_scores,
     is_artifact,
@@ -33,8 +36,8 @@ from keras_flexast.inference.artifacts import (
 )
 from keras_flexast.inference.timeline import artifact_timeline, cut_windows, run_timeline
 from keras_flexast.runs import Run, load_run, save_run
-from tf_data_pipelines.audio import read_audio
-from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
+from tf_data_pipelines.audio import AudioError, read_audio
+from tf_data_pipelines.settings import FbankSettings, PackSettings
 
 RATE, SECONDS = 16000, 0.5
 EXPORT = """
@@ -76,7 +79,7 @@ def real(tmp_path_factory):
     keras.utils.set_random_seed(1)
     model = randomize(ElasticAST(3, "nano", depth=1), scale=0.2)
     (folder / "run").mkdir()
-    patches, fbank = PatchSettings((8, 16)), FbankSettings(mean=-8.0, std=4.0)
+    patches, fbank = model.patch_settings((8, 16)), FbankSettings(mean=-8.0, std=4.0)
     packing = PackSettings(rows=2, row_length=256)
     run = Run(model, fbank, patches=patches, packing=packing, classes=CLASSES, clip_seconds=SECONDS)
     save_run(run, folder / "run")
@@ -126,6 +129,33 @@ def test_a_real_artifact_hears_a_long_clip_in_windows(real):
     windows = [clip[start : start + samples] for start in (0, samples // 2, samples)]
     expected = artifact.scores(windows).mean(0)
     np.testing.assert_allclose(artifact.scores([clip])[0], expected, atol=1e-6)
+
+
+def test_an_artifact_hears_a_short_clip_alone_as_its_run_does(real, tmp_path):
+    files = sorted((real / "sounds").iterdir())
+    short = [file for file in files if len(read_audio(file)) <= SECONDS * RATE]
+    assert len(short) == 6
+    found = {}
+    for path in ("run", "16.tflite"):
+        code, out, message = flexast("predict", real / path, *short, "--top", 3, "--json")
+        assert code == 0, message
+        found[path] = [
+            {one["label"]: one["score"] for one in answer["top"]} for answer in json.loads(out)
+        ]
+    for alone, exported in zip(found["run"], found["16.tflite"], strict=True):
+        assert exported == pytest.approx(alone, abs=1e-4)
+    labels = [max(scores, key=scores.get) for scores in found["run"]]
+    for file, label in zip(short, labels, strict=True):
+        (tmp_path / label).mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / label)
+    code, out, message = flexast(
+        "evaluate", real / "16.tflite", tmp_path, "--split", "all", "--json"
+    )
+    assert code != 0 or json.loads(out)[0]["value"] == 1.0, message
+    artifact, (clip,) = load_artifact(real / "16.tflite"), noise(3000)
+    filled = np.pad(clip, [0, 5000])
+    assert artifact.takes_length
+    assert np.abs(artifact.scores([clip]) - artifact.scores([filled])).max() > 1e-3
 
 
 def test_an_artifact_says_what_it_is(tiny):
@@ -241,6 +271,21 @@ def test_what_cannot_be_loaded_is_named(tiny, tmp_path):
     (unlabeled / "assets" / "labels.txt").unlink()
     with pytest.raises(ValueError, match=r"no labels. .*assets/labels.txt"):
         load_artifact(unlabeled)
+
+
+def test_what_fails_while_it_runs_is_named(tmp_path):
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None], name="waveform")])
+    def serve(waveform):
+        tf.debugging.Assert(tf.shape(waveform)[0] > 9, ["too few"])
+        return {"scores": tf.ensure_shape(waveform[:, :3], [None, 3])}
+
+    tf.saved_model.save(tf.Module(), str(tmp_path), {"serving_default": serve})
+    (tmp_path / "assets" / "labels.txt").write_text("a\nb\nc\n")
+    artifact = load_artifact(tmp_path)
+    with pytest.raises(ValueError, match=rf"^{tmp_path} cannot be run: .*$"):
+        artifact.scores([np.ones(400, "float32")])
 
 
 def test_a_refused_clip_is_reported_and_its_neighbors_are_scored(tiny, tmp_path):
@@ -415,3 +460,47 @@ def test_several_labels_are_heard_anywhere_and_a_short_recording_is_one_window(r
     assert len(line.starts) == 6
     short = run_timeline(run, real / "sounds" / "3.ogg", patch_size=16, window=5.0)
     assert short.starts.tolist() == [0] and short.ends[0] == pytest.approx(1.7, abs=1e-3)
+
+
+def test_a_recording_shorter_than_a_patch_is_scored_as_a_file(real, tmp_path):
+    path = tmp_path / "short.wav"
+    soundfile.write(path, read_audio(real / "sounds" / "3.ogg")[:2000], RATE, subtype="FLOAT")
+    classifier = load_classifier(real / "run", 16)
+    line = classifier.timeline(path)
+    np.testing.assert_allclose(line.scores, classifier.predict_files(path).scores, atol=1e-5)
+    soundfile.write(path, read_audio(real / "sounds" / "3.ogg")[:300], RATE, subtype="FLOAT")
+    for one in (classifier, load_classifier(real / "16.tflite")):
+        with pytest.raises(AudioError, match=r"short\.wav lasts 0\.0187 s; at least 25 ms"):
+            one.timeline(path)
+
+
+def test_counts_are_positive(tiny):
+    with pytest.raises(ValueError, match="threads=0 must be a positive number"):
+        load_artifact(tiny / "one.tflite", threads=0)
+    with pytest.raises(ValueError, match="k=0 must be a positive number"):
+        FileScores(np.zeros((1, 2)), ["a.wav"]).top(("x", "y"), 0)
+
+
+def test_a_long_silence_does_not_end_a_timeline(tmp_path):
+    """Though an artifact refuses silence, and a whole batch of windows has nothing else."""
+
+    def refuse_silence(batch, lengths):
+        silent = np.ptp(batch, axis=1) == 0
+        scores = np.where(silent[:, None], 0, np.float32([[0.75, 0.25]]))
+        return scores, ["silent" if one else "" for one in silent]
+
+    artifact = Artifact(
+        tmp_path / "some", "serving_default", classes=("a", "b"), samples=None, sample_rate=1000,
+        multi_label=None, patch_size=None, precision=None, run=refuse_silence,
+    )  # fmt: skip
+    sound = np.random.default_rng(0).normal(0, 0.1, 60000)
+    sound[5000:50000] = 0
+    soundfile.write(tmp_path / "a.wav", sound, 1000)
+    line = artifact_timeline(artifact, tmp_path / "a.wav", window=1.0)
+    assert not line.multi_label and line.scores[0].sum() == 1 and line.scores[50].sum() == 0
+    soundfile.write(tmp_path / "a.wav", np.r_[0.1, np.zeros(60000)], 1000)
+    quiet = dataclasses.replace(
+        artifact, run=lambda batch, _: (0 * batch[:, :2], ["no"] * len(batch))
+    )
+    with pytest.raises(ValueError, match=r"refused .*a\.wav: no"):
+        artifact_timeline(quiet, tmp_path / "a.wav", window=1.0)

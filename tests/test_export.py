@@ -3,22 +3,39 @@
 import dataclasses
 import json
 import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
 
 import keras
 import numpy as np
 import pytest
 import soundfile
+from helpers import ONCE
 from typer.testing import CliRunner
 
 from keras_flexast import ElasticAST, cli
-from keras_flexast.export import export_run
-from keras_flexast.export.folder import calibration_waveforms
+from keras_flexast.evaluation import evaluate_run
+from keras_flexast.export import FixedOptions, export_run
+from keras_flexast.export import folder as folder_module
+from keras_flexast.export.folder import (
+    _default_size,
+    _Plan,
+    _splits,
+    _update,
+    build_export,
+    calibration_waveforms,
+)
 from keras_flexast.export.model_card import read_card
+from keras_flexast.export.serving_files import models_config
 from keras_flexast.inference.artifacts import file_scores, load_artifact, load_artifacts
 from keras_flexast.inference.scoring import fixed_scores
 from keras_flexast.runs import Run, load_run, save_run
 from tf_data_pipelines.audio import read_audio, read_waveforms
-from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
+from tf_data_pipelines.settings import DataWarning, FbankSettings, PackSettings, PatchSettings
 from tf_data_pipelines.sources import read_data
 
 # What another backend only learns from the process that it starts, one of them is enough for.
@@ -110,9 +127,48 @@ def test_the_card_measures_the_artifacts_themselves(folder):
         )
         (measured,) = json.loads(result.stdout)
         assert measured["value"] == pytest.approx(point["value"])
+    found = evaluate_run(folder / "run", folder / "sounds", patch_sizes=[16, (24, 32)])
+    assert [one["patch_size"] for one in card["run"]] == ["16", "24x32"]
+    for one, result in zip(card["run"], found, strict=True):
+        assert one["value"] == one["backgrounds"]["alone"] == result["value"]
+        for point in points.values():
+            if point["patch_size"] == one["patch_size"]:
+                lost = 100 * (one["value"] - point["value"])
+                assert point["loss_points"] == pytest.approx(lost, abs=1e-3)
+                assert point["takes_length"] and point["backgrounds"]["clips"] == 8
     text = (folder / "out" / "README.md").read_text()
-    assert "| `out_16_int8` | 16 | int8 |" in text
+    assert "| `out_16_int8` | 16 | int8 |" in text and "| the run itself | 24x32 |" in text
     assert "the test split of sounds" in text
+
+
+def test_the_card_records_the_command_that_was_run(folder):
+    words = shlex.split(read_card(folder / "out")["model"]["command"])
+    assert words[:3] == ["flexast", "export", str(folder / "run")]
+    assert dict(zip(words[3::2], words[4::2], strict=True)) == {
+        "--out": str(folder / "out"), "--data": str(folder / "sounds"),
+        "--patch-sizes": "16,24x32", "--precisions": "float32,int8",
+    }  # fmt: skip
+
+
+def test_the_default_is_the_most_accurate_patch_size(folder, monkeypatch):
+    best = read_card(folder / "out")["model"]["default_patch_size"]
+    assert best in ("16", "24x32")
+    assert f"**Server**: patch {best}," in (folder / "out" / "README.md").read_text()
+    assert load_artifact(folder / "out" / "serving").patch_size == best
+    run, sizes = load_run(folder / "run"), {"8": (8, 8), "24": (24, 24), "32": (32, 32)}
+    plan = _Plan("x", sizes, formats=[], precisions=[], options=FixedOptions(), max_seconds=1,
+                 version=1)  # fmt: skip
+    assert _default_size(run, None, plan) == (24, 24)  # nearest to the base patch, 16
+    values = {(8, 8): 0.9, (24, 24): 0.8, (32, 32): 0.9}
+
+    def evaluated(run, test, *, patch_sizes, frame_shift_ms, progress):
+        return [
+            {"patch_size": pair, "value": values[pair], "tokens": 1 / pair[0]}
+            for pair in patch_sizes
+        ]
+
+    monkeypatch.setattr(folder_module, "evaluate_run", evaluated)
+    assert _default_size(run, ["clips"], plan) == (32, 32)
 
 
 def test_overwriting_keeps_the_servers_versions(folder, monkeypatch):
@@ -132,6 +188,206 @@ def test_overwriting_keeps_the_servers_versions(folder, monkeypatch):
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
 
 
+READER = """
+import pathlib, re, sys, time
+import tensorflow as tf
+serving, stop = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+lists = loaded = 0
+while not stop.exists():
+    versions = sorted(int(path.name) for path in serving.iterdir() if path.name.isdecimal())
+    assert versions, "no version"
+    label = int(re.search("stable.* value: ([0-9]+)", (serving / "models.config").read_text())[1])
+    assert label in versions, (label, versions)
+    lists += 1
+    if versions[-1] != loaded:
+        loaded = versions[-1]
+        model = tf.saved_model.load(str(serving / str(loaded)))
+        assert "serving_default" in model.signatures
+        assert (serving / str(loaded) / "assets.extra" / "tf_serving_warmup_requests").exists()
+        print("loaded", loaded, flush=True)
+    time.sleep(0.001)
+print(lists)
+"""
+
+
+@ONCE
+def test_a_reader_never_finds_the_served_folder_empty_or_half_written(
+    folder, tmp_path, monkeypatch
+):
+    def copied(building, arguments):
+        """What the real export writes, file by file, slower than the reader looks."""
+        version = building / "serving" / str(arguments["version"])
+        for path in sorted((folder / "out/serving/1").rglob("*")):
+            if path.is_file():
+                place = version / path.relative_to(folder / "out/serving/1")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, place)
+                threading.Event().wait(0.01)
+        config = models_config("out", arguments["version"])
+        (building / "serving" / "models.config").write_text(config)
+        return [f"serving/{arguments['version']}"]
+
+    monkeypatch.setattr(folder_module, "build_export", copied)
+    monkeypatch.setattr(folder_module, "_in_tensorflow_process", copied)
+    out = tmp_path / "out"
+    export_run("run", out)
+    command = [sys.executable, "-c", READER, out / "serving", tmp_path / "stop"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
+        try:
+            for version in (2, 3, 4, 5, 6):
+                assert reader.stdout.readline() == f"loaded {version - 1}\n"
+                export_run("run", out, overwrite=True)
+            assert reader.stdout.readline() == "loaded 6\n"
+        finally:
+            (tmp_path / "stop").touch()
+        lists = int(reader.stdout.read())
+    assert reader.returncode == 0 and lists > 100
+    found = {path.name for path in (out / "serving").iterdir()}
+    assert found == {"5", "6", "models.config"}
+    assert sorted(os.listdir(tmp_path)) == ["out", "stop"]
+
+
+@pytest.fixture
+def build(monkeypatch):
+    """Exports that write these files in place of artifacts: build({path: text}, error=None)."""
+    content, errors = {}, []
+
+    def fake(folder, arguments):
+        for name, text in content.items():
+            path = folder / name.replace("N", str(arguments["version"]))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text.replace("N", str(arguments["version"])))
+        if errors:
+            raise errors.pop()
+        return [name.replace("N", str(arguments["version"])) for name in content]
+
+    def set_content(files, error=None):
+        content.clear()
+        content.update(files)
+        errors.extend([error] if error else [])
+
+    monkeypatch.setattr(folder_module, "build_export", fake)
+    monkeypatch.setattr(folder_module, "_in_tensorflow_process", fake)
+    return set_content
+
+
+def tree(folder):
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+SERVED = {
+    "serving/N/saved_model.pb": "N", "serving/models.config": 'key: "stable" value: N',
+    "serving/batching.config": "default",
+}  # fmt: skip
+
+
+def test_an_export_into_an_older_one_replaces_file_by_file(build, tmp_path):
+    out = tmp_path / "out"
+    phones = {"mobile/out_16_int8.tflite": "N", "mobile/out_8_int8.tflite": "N"}
+    cards = {"README.md": "N", "card.json": "N", "points.png": "N"}
+    build({**SERVED, **phones, **cards})
+    export_run("run", out)
+    (out / "serving" / "batching.config").write_text("mine")
+    (out / "mobile" / "notes.txt").write_text("mine")
+    served = (out / "serving").stat().st_ino
+    build({**SERVED, "mobile/out_16_int8.tflite": "N", "onnx/out_16.onnx": "N"})
+    paths = export_run("run", out, overwrite=True)
+    assert out / "serving/2/saved_model.pb" in paths
+    assert tree(out) == {
+        "serving/1/saved_model.pb": "1", "serving/2/saved_model.pb": "2",
+        "serving/models.config": 'key: "stable" value: 2', "serving/batching.config": "mine",
+        "mobile/out_16_int8.tflite": "2", "mobile/notes.txt": "mine", "onnx/out_16.onnx": "2",
+    }  # fmt: skip
+    assert (out / "serving").stat().st_ino == served  # what a server has mounted
+    build({"mobile/out_16_int8.tflite": "N"})
+    export_run("run", out, overwrite=True)
+    assert (out / "serving/2").exists() and not (out / "onnx").exists()
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("keep, last", [(1, "56"), (2, "56"), (3, "456")])
+def test_versions_go_when_newer_ones_are_there(build, tmp_path, keep, last):
+    build(SERVED)
+    for version in range(1, 7):
+        export_run("run", tmp_path / "out", overwrite=True, keep=keep)
+        assert (tmp_path / "out" / "serving" / str(version)).exists()
+    found = sorted(path.name for path in (tmp_path / "out/serving").iterdir() if path.is_dir())
+    assert "".join(found) == last
+
+
+def test_what_the_configuration_names_is_not_removed(build, tmp_path):
+    build(SERVED)
+    for _ in range(3):
+        export_run("run", tmp_path / "out", overwrite=True)
+    config = tmp_path / "out" / "serving" / "models.config"
+    config.write_text('version_labels { key: "stable" value: 2 } num_versions: 3')  # turned back
+    export_run("run", tmp_path / "out", overwrite=True)
+    assert config.read_text() == 'key: "stable" value: 4'
+    found = {path.name for path in (tmp_path / "out/serving").iterdir() if path.is_dir()}
+    assert found == {"2", "3", "4"}
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_an_export_that_fails_leaves_the_older_one_whole(build, tmp_path, error):
+    out = tmp_path / "deep" / "out"
+    build({**SERVED, "card.json": "N"}, error)
+    with pytest.raises(type(error)):
+        export_run("run", out)
+    assert os.listdir(tmp_path) == []
+    build({**SERVED, "card.json": "N"})
+    export_run("run", out)
+    before = tree(tmp_path)
+    build({**SERVED, "mobile/out_16_int8.tflite": "N"}, error)
+    with pytest.raises(type(error)):
+        export_run("run", out, overwrite=True)
+    assert tree(tmp_path) == before
+
+
+@pytest.fixture
+def answers_ctrl_c():
+    """SIGINT raises KeyboardInterrupt, also where a shell started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("answers_ctrl_c")
+def test_an_interruption_ends_the_other_process_and_leaves_nothing(tmp_path, monkeypatch):
+    script, pid = tmp_path / "python", tmp_path / "pid"
+    script.write_text(f'#!/bin/sh\necho half > "$3/half"; echo $$ > {pid}; exec sleep 60\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(sys, "executable", str(script))
+
+    def interrupt():
+        while not pid.exists() or not pid.read_text():  # and then until it is waited for
+            threading.Event().wait(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        export_run("run", tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["pid", "python"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+def test_a_patch_that_is_too_large_is_noticed_first(folder, tmp_path):
+    arguments = {
+        "run": str(folder / "run"), "data": str(folder / "sounds"), "command": "",
+        "patch_sizes": [[16, 16], [48, 48]], "formats": ["serving", "mobile"],
+        "precisions": ["float32"], "seconds": None, "frame_shift_ms": None, "input": "waveform",
+        "max_seconds": 1.0, "resize": None, "name": "x", "version": 1,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"patch_size=48 is larger than the spectrogram of 0\.4 s"):
+        build_export(tmp_path, arguments)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     "options, kind, message",
     [
@@ -142,6 +398,8 @@ def test_overwriting_keeps_the_servers_versions(folder, monkeypatch):
         ({"precisions": ["int8"]}, ValueError, "Give data"),
         ({"data": "sounds", "input": "features"}, ValueError, "cannot be measured"),
         ({"patch_sizes": []}, ValueError, "patch_sizes is empty"),
+        ({"keep": 0}, ValueError, "keep=0 must be a positive number"),
+        ({"out": "my model"}, ValueError, "name='my model' cannot be part of a URL"),
         ({"formats": ()}, ValueError, "formats is empty"),
         pytest.param(*({"run": "no"}, FileNotFoundError, "no does not exist"), marks=IN_PLACE),
         ({"run": PackSettings()}, ValueError, "run is a PackSettings; expected the folder"),
@@ -152,7 +410,7 @@ def test_overwriting_keeps_the_servers_versions(folder, monkeypatch):
             *({"patch_sizes": [48], "formats": ["mobile"]}, ValueError, "larger than"),
             marks=IN_PLACE,
         ),
-        ({"data": "nowhere"}, FileNotFoundError, "nowhere"),
+        ({"data": "nowhere", "patch_sizes": [16]}, FileNotFoundError, "nowhere"),
     ],
 )
 def test_errors_leave_nothing_behind(folder, monkeypatch, options, kind, message):
@@ -161,6 +419,19 @@ def test_errors_leave_nothing_behind(folder, monkeypatch, options, kind, message
     with pytest.raises(kind, match=message):
         export_run(**{"run": "run", "out": "new", **options})
     assert sorted(os.listdir(folder)) == before
+
+
+def test_files_for_media_pipe_take_no_length(folder):
+    written = export_run(
+        folder / "run", folder / "phones", patch_sizes=[16, 24], formats=["mediapipe", "mobile"],
+        precisions=["float32"],
+    )  # fmt: skip
+    assert [str(path.relative_to(folder / "phones")) for path in written] == [
+        "mobile/phones_16_float32.tflite", "mobile/phones_24_float32.tflite",
+        "mobile/phones_multi_float32.tflite", "mediapipe/phones_mediapipe_16_float32.tflite",
+        "mediapipe/phones_mediapipe_24_float32.tflite",
+    ]  # fmt: skip
+    assert [load_artifact(path).takes_length for path in (written[0], written[3])] == [True, False]
 
 
 def test_features_in_and_onnx(folder):
@@ -211,3 +482,30 @@ def test_calibration_is_read_at_the_sample_rate_of_the_run(folder):
         np.testing.assert_array_equal(waveform[: len(sound)], sound)
         assert not waveform[len(sound) :].any()
     assert calibration_waveforms(run, data, 0.1).shape == (12, 800)
+
+
+def test_clips_that_a_server_refuses_are_left_out_first(folder, tmp_path):
+    run, (split, name) = load_run(folder / "run"), ("test", "high")
+    shutil.copytree(folder / "sounds", tmp_path / "sounds")
+    long = tmp_path / "sounds" / split / name / "long.wav"
+    soundfile.write(long, np.random.default_rng(0).normal(0, 0.1, 2 * RATE), RATE)
+    plan = _Plan("x", {"16": (16, 16)}, formats=["serving"], precisions=["float32"],
+                 options=FixedOptions(), max_seconds=1, version=1)  # fmt: skip
+    with pytest.warns(DataWarning, match=r"long\.wav \(2\.0 s\) is longer than max_seconds=1"):
+        train, test = _splits(tmp_path / "sounds", run, plan)
+    assert (len(train.source), len(test.source)) == (12, 8)
+    shutil.rmtree(tmp_path / "sounds" / "test")
+    with pytest.warns(DataWarning, match="has no test clips, so nothing is measured"):
+        train, test = _splits(tmp_path / "sounds", run, plan)
+    assert len(train.source) == 12 and test is None
+
+
+def test_a_version_that_came_meanwhile_is_not_mixed_with(tmp_path):
+    new, out = tmp_path / "new", tmp_path / "out"
+    for one in (new, out):
+        (one / "serving" / "2").mkdir(parents=True)
+    (out / "serving" / "2" / "saved_model.pb").write_bytes(b"theirs")
+    (new / "serving" / "2" / "saved_model.pb").write_bytes(b"ours")
+    with pytest.raises(FileExistsError, match="2 came while this export ran"):
+        _update(new, out, keep=2)
+    assert (out / "serving" / "2" / "saved_model.pb").read_bytes() == b"theirs"

@@ -10,8 +10,10 @@ from helpers import CLASSES, tiny_saved_model, tiny_tflite
 from typer.testing import CliRunner
 
 from keras_flexast import cli
-from keras_flexast.evaluation import measure
+from keras_flexast.evaluation import measure, spread
+from keras_flexast.export.backgrounds import BACKGROUNDS, BufferedClips, in_buffer
 from keras_flexast.export.model_card import (
+    POINT,
     choose_point,
     latencies,
     operating_points,
@@ -21,7 +23,7 @@ from keras_flexast.export.model_card import (
 from keras_flexast.inference.artifacts import load_artifact, load_artifacts
 from keras_flexast.metrics import mean_average_precision
 from tf_data_pipelines.audio import read_audio
-from tf_data_pipelines.settings import FbankSettings
+from tf_data_pipelines.settings import DataWarning, FbankSettings
 from tf_data_pipelines.sources import load_source, scan_source
 
 MODEL = {
@@ -70,6 +72,18 @@ def point(name, value, milliseconds, megabytes=1.0, **more):
     }  # fmt: skip
 
 
+def of_run(value, **more):
+    """The point of a run at patch 16, made by hand."""
+    alone = point("the run itself", value, 0.0, format="run", **more)
+    return {name: one for name, one in alone.items() if name not in ("path", "latency_ms")}
+
+
+def backgrounds(*values):
+    """Values alone and in each background, made by hand."""
+    names = ["alone", *(one.name for one in BACKGROUNDS)]
+    return {"clips": 12, **dict(zip(names, values, strict=True))}
+
+
 POINTS = [
     point("best", 0.98, 40.0, 8.0),
     point("tie_slow", 0.97, 20.0, 2.0),
@@ -101,8 +115,39 @@ def test_the_nearest_miss_is_the_smallest_excess():
     assert choose_point(POINTS, 9.0)[1]["name"] == "small"  # 10 / 9
     assert choose_point(POINTS, 9.0, 0.25)[1]["name"] == "small"  # 2, 2.2 and more
     assert choose_point(POINTS[:3], 1.0, 1.0)[1]["name"] == "tie_fast"
+    with pytest.raises(ValueError, match="max_mb=nan must be a positive number"):
+        choose_point(POINTS, max_mb=float("nan"))
     with pytest.raises(ValueError, match=r"threads=4: .* only with 1, 2"):
         choose_point(POINTS, 9.0, threads=4)
+
+
+SERVER = point(
+    "serving patch_24", 0.99, 18.0, 9.0, format="saved_model", path="serving/1",
+    signature="patch_24", patch_size="24", latency_ms={"2": 18.0},
+)  # fmt: skip
+
+
+def test_a_server_is_chosen_by_its_time_on_all_cores(tmp_path):
+    points = [*POINTS, SERVER]
+    for threads in (1, 2):
+        best, _ = choose_point(points, 20.0, threads=threads)
+        assert (best["name"], best["ms"]) == ("serving patch_24", 18.0)
+    assert choose_point(points, 16.0)[0]["name"] == "tie_fast"
+    assert choose_point([SERVER], 20.0)[0]["signature"] == "patch_24"
+    with pytest.raises(ValueError, match=r"threads=4: .* only with 1, 2"):
+        choose_point(points, 20.0, threads=4)
+    write_card(tmp_path, points, {**MODEL, "default_patch_size": "24"})
+    assert "**Server**: patch 24, the most accurate" in (tmp_path / "README.md").read_text()
+    code, out, message = choose(tmp_path, "--budget", "20ms")
+    assert code == 0, message
+    assert "serving/1, signature patch_24" in out.replace("\n", "")
+    assert "server: all cores" in out
+    code, out, _ = choose(tmp_path, "--budget", "20ms", "--formats", "mobile,onnx")
+    assert code == 0 and "tie_fast.tflite" in out.replace("\n", "") and "serving" not in out
+    code, _, message = choose(tmp_path, "--formats", "onnx")
+    assert code == 1 and "no operating point of onnx" in message
+    code, _, message = choose(tmp_path, "--formats", "apk")
+    assert code == 1 and "formats='apk' is unknown" in message
 
 
 def test_measuring_runs_the_artifact_on_every_clip(found, artifacts):
@@ -151,34 +196,98 @@ def test_a_card_tells_what_was_measured(found, artifacts):
     for one, path in zip(points, (paths[0], *paths[:2], paths[2] / "1"), strict=True):
         artifact = load_artifact(path, one["signature"])
         assert one["value"] == measure(artifact, found["single"])["value"]
-    assert points[0]["seconds"] == 0.062 and points[3]["seconds"] == 0.062
-    points[2]["value"] = points[0]["value"] - 0.031
-    card = write_card(artifacts, points, MODEL)
+    assert points[0]["seconds"] == 0.062 and points[3]["seconds"] == 0.058
+    waveforms = [read_audio(clip.path) for clip in found["single"].source.clips]
+    artifact = load_artifact(paths[1])
+    noisy = [in_buffer(one, BACKGROUNDS[3], 1000, seed) for seed, one in enumerate(waveforms)]
+    labels = found["single"].source.targets()
+    for name, clips in (("alone", waveforms), ("20 dB SNR", noisy)):
+        share = np.mean(artifact.scores(clips).argmax(1) == labels)
+        assert points[2]["backgrounds"][name] == pytest.approx(share)
+    points[2]["value"] = 0.9
+    run = of_run(0.931, backgrounds=backgrounds(0.99, 0.98, 0.97, 0.96, 0.95))
+    points[2]["backgrounds"] = backgrounds(0.9, 0.985, 0.97, 0.6, 0.5)
+    card = write_card(artifacts, [*points, run], MODEL)
     assert read_card(artifacts) == card == json.loads((artifacts / "card.json").read_text())
     assert [p["path"] for p in card["points"]] == [
         "full.tflite", "full.tflite", "small.tflite", "serving/1"
     ]  # fmt: skip
-    assert [p["loss_points"] for p in card["points"]] == [None, None, 3.1, None]
+    assert [p["takes_length"] for p in card["points"]] == [False, False, False, True]
+    assert card["points"][2]["loss_points"] == pytest.approx(3.1)
+    assert card["points"][1]["loss_points"] is None  # no run at patch 8
+    (given,) = card["run"]
+    lost = dict(zip([one.name for one in BACKGROUNDS], (1, 2, 3, 4), strict=True))
+    assert given["background_loss_points"] == pytest.approx(lost) and given["loss_points"] == 0
     assert (artifacts / "points.png").read_bytes()[:4] == b"\x89PNG"
     text = (artifacts / "README.md").read_text()
     size = (artifacts / "small.tflite").stat().st_size / 1e6
-    share = 100 * points[2]["value"]
-    assert re.search(
-        rf"\| `small` \| 16 \| int8 \| {share:.1f} ± .* \| 3\.1 .* {size:.2f} \|", text
-    )
-    assert "`small` lost 3.1 points, more than 2:" in text
+    losses = r"3\.1 \| 0\.5 \| 2\.0 \| 39\.0 \| 49\.0"
+    assert re.search(rf"\| `small` \| 16 \| int8 \| 90\.0 ± .* \| {losses} .* {size:.2f} \|", text)
+    assert "| the run itself | 16 | float32 | 93.1 ± 1.0 | 0.0 | 1.0 | 2.0 | 3.0 | 4.0 |" in text
+    assert "`small` lost 3.1 points, more than 2: it is not told the length of a clip" in text
+    assert re.search(r" -40 dBFS: \d+\.\d \(`(small|full patch_16)`\)\.", text)
+    assert "heard with 12 of the clips" in text and all(one.text in text for one in BACKGROUNDS)
     for fact in ("low, middle, high", "mean -8.5000", "12 clips of the test tones", "`flexast x`"):
         assert fact in text
     assert card["measured"]["date"] in text and f"{card['measured']['cores']} cores" in text
 
 
-def test_losses_within_the_bounds_are_said_to_be(tmp_path):
-    points = [POINTS[0], point("int8", 0.965, 20.0, precision="int8")]  # 1.5 points lost
-    write_card(tmp_path, points, MODEL)
+def test_the_largest_loss_is_named(tmp_path):
+    points = [POINTS[0], point("int8", 0.965, 20.0, precision="int8")]
+    write_card(tmp_path, [*points, of_run(0.98)], MODEL)
     text = (tmp_path / "README.md").read_text()
-    assert "\nNo artifact lost more than 2 points (int8).\n" in text
-    write_card(tmp_path, points[:1], MODEL)
-    assert "lost more" not in (tmp_path / "README.md").read_text()
+    assert "\nLargest loss at own lengths: 1.5 points (`int8`).\n" in text
+    assert "more than" not in text and "silence*:" not in text
+    write_card(tmp_path, [POINTS[0], of_run(0.99)], MODEL)
+    reason = "`best` lost 1.0 points, more than 0.5: it is not told the length of a clip"
+    assert reason in (tmp_path / "README.md").read_text()
+    write_card(tmp_path, points, MODEL)
+    assert "lost against" not in (tmp_path / "README.md").read_text()
+
+
+def test_a_background_fills_the_buffer_up():
+    clip = np.random.default_rng(0).normal(0, 0.1, 4000).astype("float32")
+    buffers = {one.name: in_buffer(clip, one, 9000, seed=1) for one in BACKGROUNDS}
+    for name, decibels in (("-60 dBFS", -60), ("-40 dBFS", -40), ("20 dB SNR", -40)):
+        noise = buffers[name].copy()
+        noise[:4000] -= clip
+        for part in (noise[:4000], noise[4000:]):
+            assert 10 * np.log10(np.mean(part**2)) == pytest.approx(decibels, abs=0.5)
+    silent = buffers["silence"]
+    np.testing.assert_array_equal(silent[:4000], clip)
+    assert len(silent) == 9000 and not silent[4000:].any()
+    assert len(in_buffer(clip, BACKGROUNDS[1], 100, seed=1)) == 4000
+    again, other = (in_buffer(clip, BACKGROUNDS[1], 9000, seed) for seed in (1, 2))
+    np.testing.assert_array_equal(again, buffers["-60 dBFS"])
+    assert not np.array_equal(again, other)
+
+
+def test_backgrounds_are_heard_at_the_rate_of_the_artifact(found):
+    heard = []
+
+    def scores(waveforms):
+        heard.append([len(one) for one in waveforms])
+        return np.eye(3)[np.arange(len(waveforms)) % 3]
+
+    few = spread(found["single"], 5)
+    assert len(few.source) == 4 and len(few.durations) == 4
+    BufferedClips(few, 0.1).measure(scores, 32000)
+    values = BufferedClips(found["multi"], 0.1).measure(scores, 16000)
+    assert heard[0] == [2 * (700 + 20 * number) for number in (0, 3, 6, 9)]
+    assert heard[1] == [3200] * 4 and heard[-1] == [1600] * 12
+    assert values["clips"] == 12 and set(values) == {
+        "clips", "alone", *(one.name for one in BACKGROUNDS)
+    }  # fmt: skip
+
+
+def test_names_in_a_card_are_text(tmp_path):
+    classes = ["a|b", "*c*", "<d>", "e_f_g", "$x$"]
+    one = point("a|b`c", 0.9, 20.0, precision="int8", loss_points=3.0)
+    reference = {**POINTS[0], "value": 0.98}
+    write_card(tmp_path, [reference, one], {**MODEL, "name": "[n](x)", "classes": classes})
+    text = (tmp_path / "README.md").read_text()
+    assert r"a\|b, \*c\*, \<d\>, e\_f\_g, \$x\$." in text and r"# \[n\](x)" in text
+    assert r"| `` a\|b`c `` | 16 |" in text and "- `` a|b`c `` lost" in text
 
 
 def choose(*arguments):
@@ -215,7 +324,35 @@ def test_choose_says_what_is_nearest_and_what_is_wrong(tmp_path):
         assert code == 2 and "is not a time such as" in message
     code, _, message = choose(tmp_path / "no")
     assert code == 1 and "card.json does not exist" in message
-    for content in ("{", '{"points": [{"name": "x"}]}', '{"points": []}'):
+    card = {"model": {"name": "x"}, "points": [POINTS[0]]}
+    damages = [{**card, "points": [{**POINTS[0], name: {}}]} for name in POINT if name[0] != "l"]
+    damages += [{**card, "model": {}}, {**card, "points": []}, {**card, "points": [{"name": "x"}]}]
+    damages += [{**card, "points": [{**POINTS[0], "latency_ms": times}]} for times in (3, {"x": 1})]
+    for content in ("{", "[" * 100_000, *map(json.dumps, damages)):
         (tmp_path / "card.json").write_text(content)
         code, _, message = choose(tmp_path)
         assert code == 1 and "card.json" in message and "Export again" in message
+
+
+def test_a_buffer_that_is_refused_is_told_and_the_card_goes_on(found):
+    """As a server's signature does that takes shorter clips than phones hear."""
+
+    def scores(waveforms):
+        if max(map(len, waveforms)) > 1500:
+            raise ValueError("refused clip 0: at most 1500 samples")
+        return np.ones((len(waveforms), 3), "float32")
+
+    with pytest.warns(DataWarning, match=r"not measured in a buffer of 0\.1 s.*at most 1500"):
+        values = BufferedClips(found["single"], 0.1).measure(scores, 16000)
+    assert values["alone"] is not None
+    assert [values[one.name] for one in BACKGROUNDS] == [None] * len(BACKGROUNDS)
+
+
+def test_a_background_without_a_value_is_a_dash(tmp_path):
+    heard = backgrounds(0.9, None, None, None, None)
+    run = of_run(0.9, backgrounds=backgrounds(0.9, 0.9, None, None, None))
+    write_card(tmp_path, [point("short", 0.9, 1.0, backgrounds=heard), run], MODEL)
+    text = (tmp_path / "README.md").read_text()
+    assert "| the run itself | 16 | float32 | 90.0 ± 1.0 | 0.0 | 0.0 | - | - | - |" in text
+    assert "| `short` | 16 | float32 | 90.0 ± 1.0 | 0.0 | - | - | - | - |" in text
+    assert read_card(tmp_path)["points"][0]["background_loss_points"]["silence"] is None

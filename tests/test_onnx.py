@@ -13,7 +13,7 @@ from keras_flexast.inference.artifacts import load_artifact
 from keras_flexast.inference.scoring import fixed_scores
 from keras_flexast.runs import Run, load_run, save_run
 from tf_data_pipelines.fbank import features
-from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
+from tf_data_pipelines.settings import FbankSettings, PackSettings
 
 RATE, SECONDS, SAMPLES = 8000, 0.5, 4000
 CLASSES = ("one", "Büro", "three", "four", "five")
@@ -36,10 +36,11 @@ def folder(tmp_path_factory):
     pytest.importorskip("tf2onnx")
     folder = tmp_path_factory.mktemp("onnx")
     keras.utils.set_random_seed(0)
+    model = randomize(ElasticAST(len(CLASSES), "nano", depth=1), scale=0.2)
     run = Run(
-        randomize(ElasticAST(len(CLASSES), "nano", depth=1), scale=0.2),
+        model,
         FbankSettings(sample_rate=RATE),
-        patches=PatchSettings(),
+        patches=model.patch_settings(),
         packing=PackSettings(),
         classes=CLASSES,
         multi_label=True,
@@ -69,6 +70,29 @@ def test_scores_equal_those_in_memory(folder, sound):
         for clips in (3, 1):
             (scores,) = session.run(["scores"], {name: inputs[:clips]})
             np.testing.assert_allclose(scores, expected[:clips], rtol=0, atol=1e-4)
+
+
+def test_the_front_end_is_plain(folder):
+    """Static shapes but for the batch, and one after DFT, whose rank readers do not agree on."""
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(folder / "waveform.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    front = graph.node[: kinds.index("Log")]
+    assert "Shape" not in [node.op_type for node in front]
+    (dft,) = [node for node in front if node.op_type == "DFT"]
+    (after,) = [node for node in front if dft.output[0] in node.input]
+    constants = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    frames = int(FbankSettings(sample_rate=RATE).frames(SAMPLES))
+    assert after.op_type == "Reshape"
+    assert constants[after.input[1]].tolist() == [-1, frames, 129, 2]
+
+
+def test_openvino_reads_and_runs_it(folder, sound):
+    openvino = pytest.importorskip("openvino")
+    options = {"INFERENCE_PRECISION_HINT": "f32"}  # some CPUs compute in bfloat16 otherwise
+    model = openvino.Core().compile_model(str(folder / "waveform.onnx"), "CPU", options)
+    expected = fixed_scores(load_run(folder / "run"), (16, 24), sound)
+    np.testing.assert_allclose(model(sound)[0], expected, rtol=0, atol=1e-4)
 
 
 def test_a_file_describes_itself(folder, sound):

@@ -12,17 +12,24 @@ import soundfile
 from helpers import ONCE, pack_rows, randomize, run_python
 
 from keras_flexast import ElasticAST, FlexiAST
-from keras_flexast.export.serving import _Serving, write_serving
+from keras_flexast.export.serving import _clips_of_rows, _Serving, group_size, write_serving
 from keras_flexast.inference.artifacts import file_embeddings, load_artifact, load_artifacts
 from keras_flexast.inference.scoring import fixed_scores
 from keras_flexast.models import embedding_model
 from keras_flexast.runs import Run, load_run, save_run
-from tf_data_pipelines.settings import MAX_ROW_LENGTH, FbankSettings, PackSettings
+from tf_data_pipelines.settings import (
+    MAX_ROW_LENGTH,
+    FbankSettings,
+    PackSettings,
+    patch_name,
+    patch_pair,
+)
 
 CLASSES = ("one", "two", "three", "four", "five", "six", "Sägewerk")
 RATE, LENGTHS = 16000, (9001, 16000, 4201)
-SIZES = {"elastic": (16, 8, (16, 24)), "flexi": (16,)}  # the second cuts or fills up to 0.8 s
+SIZES = {"elastic": (8, 16, (16, 24)), "flexi": (16,)}  # the second cuts or fills up to 0.8 s
 SOUNDS = {"waveform": ([None, None], "float32"), "length": ([None], "int32")}
+WAVS = {"wav_bytes": ([None], "string")}
 ANSWER = {
     "scores": ([None, 7], "float32"),
     "top_labels": ([None, 5], "string"),
@@ -67,13 +74,14 @@ WRITE = """
     runs["long"] = dataclasses.replace(runs["flexi"], fbank=fbank)
     refuse("tokens", "long", "new", ValueError, patch_sizes=((1, 1),))
     refuse("seconds", "flexi", "new", ValueError, max_seconds=0.02)
+    refuse("default", "flexi", "new", ValueError, default=8)
     save = tf.saved_model.save
     def fail(module, path, signatures):
         save(module, path)
-        raise RuntimeError("disk full")
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device\\nat x.cc:1")
     tf.saved_model.save = fail
-    refuse("failed", "flexi", "new", RuntimeError)
-    refuse("failed over", "flexi", old, RuntimeError, version=1, overwrite=True)
+    refuse("failed", "flexi", "deep/new", OSError)
+    refuse("failed again", "flexi", old, OSError)
     tf.saved_model.save = save
     (folder / old / "batching.config").write_text("max_batch_size { value: 4 }")
     path = write_serving(runs["flexi"], folder / old, name="other")
@@ -96,7 +104,8 @@ def folder(tmp_path_factory):
         randomize(model)
         run = Run(
             model, FbankSettings(**options), patches=model.patch_settings(),
-            packing=PackSettings(), classes=CLASSES, multi_label=name == "flexi",
+            packing=PackSettings(segments=model.segments), classes=CLASSES,
+            multi_label=name == "flexi",
         )  # fmt: skip
         (folder / name).mkdir()
         save_run(run, folder / name)
@@ -160,15 +169,17 @@ def wav_bytes(samples, rate, **options):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_signatures(serve, name):
-    names = {16: "patch_16", 8: "patch_8", (16, 24): "patch_16x24"}
-    sounds = ["serving_default", *(names[size] for size in SIZES[name])]
-    expected = {signature: (SOUNDS, ANSWER) for signature in sounds}
-    expected["classify_wav"] = {"wav_bytes": ([None], "string")}, ANSWER
+    sizes = ["", *(f"_{patch_name(patch_pair(size))}" for size in SIZES[name])]
     error = {"error": ([None], "string")}
     mel_bins = 128 if name == "elastic" else 86
     log_mel = {"log_mel": ([None, None, mel_bins], "float32"), "frames": ([None], "int32")}
-    expected["features"] = SOUNDS, {**log_mel, **error}
-    expected["embed"] = SOUNDS, {"embedding": ([None, 24], "float32"), **error}
+    log_mel, vector = {**log_mel, **error}, {"embedding": ([None, 24], "float32"), **error}
+    expected = {"features": (SOUNDS, log_mel), "features_wav": (WAVS, log_mel)}
+    for size in sizes:
+        expected[f"patch{size}" if size else "serving_default"] = SOUNDS, ANSWER
+        expected[f"classify_wav{size}"] = WAVS, ANSWER
+        expected[f"embed{size}"] = SOUNDS, vector
+        expected[f"embed_wav{size}"] = WAVS, vector
     found = {}
     for key, function in serve.loaded[name].signatures.items():
         both = function.structured_input_signature[1], function.structured_outputs
@@ -198,11 +209,30 @@ def test_scores_are_those_in_memory(folder, serve, clips, name, size):
     assert [[label.decode() for label in row] for row in answer["top_labels"]] == labels
 
 
-def test_the_default_is_the_first_patch_size(serve, clips):
-    answer = serve("elastic", "serving_default", **batch(clips))
-    first, other = (serve("elastic", f"patch_{p}", **batch(clips)) for p in (16, 8))
-    np.testing.assert_allclose(answer["scores"], first["scores"], atol=1e-6)
-    assert np.abs(answer["scores"] - other["scores"]).max() > 1e-3
+def test_the_default_is_the_base_patch(serve, clips):
+    inputs = batch(clips)
+    for name, output in (("serving_default", "scores"), ("embed", "embedding")):
+        sized = name if name == "embed" else "patch"
+        answer, base, other = (
+            serve("elastic", one, **inputs)[output] for one in (name, f"{sized}_16", f"{sized}_8")
+        )
+        np.testing.assert_allclose(answer, base, atol=1e-6)
+        assert np.abs(answer - other).max() > 1e-3
+        wavs = [wav_bytes(clip, RATE) for clip in clips]  # loud samples are clipped
+        wav = "embed_wav_8" if name == "embed" else "classify_wav_8"
+        quiet = serve("elastic", wav, wav_bytes=wavs)[output][1]
+        np.testing.assert_allclose(quiet, other[1], rtol=0, atol=1e-3)
+
+
+def test_the_default_is_named_and_may_be_chosen(folder):
+    text = (folder / "models" / "elastic" / "1" / "assets" / "artifact.json").read_text()
+    sizes = json.loads(text)["patch_sizes"]
+    assert sizes["serving_default"] == sizes["embed_wav"] == sizes["classify_wav_16"] == [16, 16]
+    assert sizes["embed_16x24"] == [16, 24] and len(sizes) == 4 + 3 * 4
+    run = load_run(folder / "elastic")
+    assert _Serving(run, [8, 32], 3.0, default=8).default == "8"
+    assert _Serving(run, [8, (16, 24), 48], 3.0).default == "16x24"
+    assert _Serving(run, [8, 32], 3.0).default == "32"  # as near as 8, and faster
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -224,6 +254,13 @@ def test_features_and_embeddings_are_those_in_memory(folder, serve, clips, name)
     assert features["frames"][3] == 0
     for key, outputs in (("log_mel", features), ("embedding", vectors)):
         assert not outputs[key][3].any() and b"silent" in outputs["error"][3]
+    wavs = [wav_bytes(clip, RATE) for clip in clips]
+    rounded = [soundfile.read(io.BytesIO(wav), dtype="float32")[0] for wav in wavs]
+    for signature, key in (("features", "log_mel"), ("embed", "embedding")):
+        expected = serve(name, signature, **batch(rounded))
+        answer = serve(name, f"{signature}_wav", wav_bytes=[*wavs, b"hello"])
+        np.testing.assert_allclose(answer[key][:3], expected[key], rtol=0, atol=1e-4)
+        assert b"not a WAV" in answer["error"][3] and not answer[key][3].any()
 
 
 def test_an_artifact_gives_embeddings(folder, clips, tmp_path):
@@ -236,8 +273,10 @@ def test_an_artifact_gives_embeddings(folder, clips, tmp_path):
     assert artifact.embeddings([]).shape == (0, 24)
     with pytest.raises(ValueError, match=r"refused clip 1: .* silent"):
         artifact.embeddings([clips[0], np.zeros(5000, "float32")])
-    embedding = {name for name, one in load_artifacts(path).items() if one.embed}
-    assert embedding == {"serving_default", "patch_16"}  # of one patch size
+    found = load_artifacts(path)
+    assert set(found) == {"serving_default", "patch_8", "patch_16", "patch_16x24"}
+    expected_8 = by_pipeline(run, clips, 8, embedding_model(run.model))
+    np.testing.assert_allclose(found["patch_8"].embeddings(clips), expected_8, rtol=0, atol=1e-5)
     for number, clip in enumerate(clips):
         soundfile.write(tmp_path / f"{number}.wav", clip, RATE, subtype="FLOAT")
     paths = [tmp_path / f"{number}.wav" for number in range(4)]
@@ -304,9 +343,54 @@ def test_the_shortest_and_the_longest_clip_are_scored(serve):
 
 def test_clips_are_no_longer_than_their_tokens_allow(folder):
     run = load_run(folder / "elastic")
-    (limit,) = _Serving(run, [1], 60.0, None).limits.values()  # 128 tokens a frame
+    (limit,) = _Serving(run, [1], 60.0).limits.values()  # 128 tokens a frame
     assert run.fbank.frames(limit) == MAX_ROW_LENGTH // 128 == run.fbank.frames(limit + 1) - 1
-    assert _Serving(run, [1], 0.5, None).limits == {"1": 8000}
+    assert _Serving(run, [1], 0.5).limits == {"1": 8000}
+
+
+def test_groups_are_of_similar_length_and_bounded():
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    for longest in (1, 40, 3000, MAX_ROW_LENGTH):
+        tokens = np.sort(rng.integers(1, longest + 1, 200)).astype("int32")
+        while len(tokens):
+            size = int(group_size(tf.constant(tokens)))
+            assert size * tokens[size - 1] <= MAX_ROW_LENGTH
+            assert tokens[size - 1] <= 1.25 * tokens[0]
+            if size < len(tokens):  # it is as large as it can be
+                following = tokens[size]
+                assert (size + 1) * following > MAX_ROW_LENGTH or following > 1.25 * tokens[0]
+            tokens = tokens[size:]
+
+
+def test_a_long_clip_lengthens_no_other_and_memory_is_bounded(folder):
+    import tensorflow as tf
+
+    def tensors(inputs):
+        return tf.constant(inputs["waveform"]), tf.constant(inputs["length"])
+
+    run = load_run(folder / "elastic")
+    serving, met = _Serving(run, [8], 60.0), []
+
+    def outputs(rows):
+        met.append(rows["segment_ids"].numpy())
+        return tf.reduce_sum(rows["positions"], (1, 2))[:, None]  # of padding they are 0
+
+    seconds = [40.9] + [0.5 + 0.02 * number for number in range(31)]
+    clips = [np.ones(round(RATE * one), "float32") for one in seconds]
+    inputs = _clips_of_rows(*tensors(batch(clips)))[0]
+    usable = tf.constant([number != 3 for number in range(32)])
+    together = serving._outputs(inputs, usable, "8", function=outputs, width=1).numpy()
+    tokens = serving._tokens(inputs.length, "8").numpy()
+    assert max(tokens) > 8000 and sum(ids.sum() for ids in met) == sum(tokens) - tokens[3]
+    assert max(ids.size for ids in met) <= MAX_ROW_LENGTH and len(met) <= 6
+    assert sum(ids.size for ids in met) < 1.2 * sum(tokens)
+    assert not together[3].any()
+    for number in (0, 1, 20):
+        alone = _clips_of_rows(*tensors(batch([clips[number]])))[0]
+        one = serving._outputs(alone, usable[:1], "8", function=outputs, width=1).numpy()
+        np.testing.assert_allclose(together[number], one[0], rtol=1e-5)
 
 
 def test_an_empty_batch_is_an_empty_answer(serve):
@@ -314,6 +398,16 @@ def test_an_empty_batch_is_an_empty_answer(serve):
     for signature in ("serving_default", "features", "embed"):
         answer = serve("elastic", signature, **inputs)
         assert {len(value) for value in answer.values()} == {0}
+    answer = serve("elastic", "classify_wav", wav_bytes=np.zeros(0, "S"))
+    assert {len(value) for value in answer.values()} == {0}
+
+
+@pytest.mark.parametrize("signature", ["serving_default", "features", "embed"])
+@pytest.mark.parametrize(("clips", "lengths"), [(2, 1), (1, 2)])
+def test_waveforms_and_lengths_of_different_batches_fail(serve, signature, clips, lengths):
+    waveform = np.random.default_rng(0).normal(size=(clips, 5000)).astype("float32")
+    with pytest.raises(Exception, match="differ in their number of clips"):
+        serve("elastic", signature, waveform=waveform, length=np.full(lengths, 5000, "int32"))
 
 
 def test_wav_bytes_score_like_files(folder, serve, tmp_path):
@@ -335,6 +429,7 @@ def test_wav_bytes_score_like_files(folder, serve, tmp_path):
         wav_bytes(samples, 16000, subtype="FLOAT"): b"32 bits",
         wav_bytes(samples, 1000): b"1000 Hz",
         wav_bytes(np.zeros(9000), 44100): b"silent",
+        wav_bytes(np.full(9000, 0.25), 22050): b"silent",
         wav_bytes(samples[:300], 16000): b"has 300 samples",
         wav_bytes(np.tile(samples, [4, 1]), 48000): b"lasts 4.00 s; at most 3 s",
     }
@@ -417,6 +512,7 @@ def test_folder_of_a_model(folder):
     (most,) = re.findall(r"max_batch_size \{ value: (\d+) \}", batching)
     assert sizes == sorted(sizes) and sizes[-1] == int(most)
     assert "pad_variable_length_inputs: true" in batching
+    assert "max_enqueued_batches { value: 8 }" in batching
 
 
 def prediction_log():
@@ -472,7 +568,7 @@ def test_tensorflow_serving_reads_the_files(folder):
     path = folder / "models" / "flexi" / "1" / "assets.extra" / "tf_serving_warmup_requests"
     for record in tf.data.TFRecordDataset(str(path)):
         request = logs.PredictionLog.FromString(record.numpy()).predict_log.request
-        wav = request.model_spec.signature_name == "classify_wav"
+        wav = "wav" in request.model_spec.signature_name
         assert set(request.inputs) == ({"wav_bytes"} if wav else {"waveform", "length"})
 
 
@@ -486,8 +582,9 @@ def test_tensorflow_serving_reads_the_files(folder):
         ("high patch", "patch_size is 129 along frequency, larger than the spectrogram's 86"),
         ("tokens", "patch_size=1 makes more than 8,192 tokens"),
         ("seconds", "max_seconds=0.02 is under one window of 25.0 ms"),
-        ("failed", "disk full"),
-        ("failed over", "disk full"),
+        ("default", "default=8 is none of the patch sizes 16."),
+        ("failed", "deep/new/1 cannot be written: No space left on device. Make room"),
+        ("failed again", "flexi/2 cannot be written: No space left"),
     ],
 )
 def test_errors_leave_nothing_behind(folder, case, message):

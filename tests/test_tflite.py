@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 from helpers import run_python
 
-from keras_flexast import ElasticAST
+from keras_flexast import ElasticAST, FlexiAST
 from keras_flexast.conversion.convert import convert_run
 from keras_flexast.export import write_multi_tflite, write_tflite
 from keras_flexast.export.tflite_metadata import read_metadata
+from keras_flexast.inference import load_classifier
+from keras_flexast.inference.artifacts import load_artifact
+from keras_flexast.inference.runtimes import length_signature
 from keras_flexast.inference.scoring import fixed_scores
+from keras_flexast.models import PackedAST
 from keras_flexast.runs import Run, load_run, save_run
 from tf_data_pipelines.fbank import features
-from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
+from tf_data_pipelines.settings import FbankSettings, PackSettings
 
 SECONDS, SAMPLES = 0.5, 8000
 AST, AST_SAMPLES = pathlib.Path(__file__).parent / "data" / "hf_ast_overlap", 40960  # 2.56 s
@@ -24,6 +28,9 @@ OUTPUTS = {  # run, patch size, frame shift in ms, options
     "float32": ("run", 16, None, {}),
     "features": ("run", (16, 24), 20.0, {"input": "features"}),
     "ast": ("ast", 16, None, {}),  # converted: stride 10, clips filled up
+    "cls": ("cls", (24, 12), 20.0, {}),  # the papers' policies
+    "mean": ("mean", 24, None, {}),
+    "single": ("run", 16, None, {"with_length": False}),
     "float16": ("run", 16, None, {"precision": "float16"}),
     "dynamic": ("run", 16, None, {"precision": "dynamic"}),
     "int8": ("run", 16, None, {"precision": "int8"}),
@@ -37,7 +44,7 @@ WRITE = """
     from keras_flexast.export import FixedOptions, write_multi_tflite, write_tflite
     from keras_flexast.runs import load_run
     folder = pathlib.Path(sys.argv[1])
-    runs = {name: load_run(folder / name) for name in ("run", "ast")}
+    runs = {name: load_run(folder / name) for name in ("run", "ast", "cls", "mean")}
     sound = np.load(folder / "sound.npy")
     for name, (run, patch_size, shift, options) in json.loads(sys.argv[2]).items():
         options["calibration"] = iter(sound) if name == "int8" else None
@@ -90,20 +97,31 @@ def sound():
 def folder(tmp_path_factory, sound):
     folder = tmp_path_factory.mktemp("mobile")
     keras.utils.set_random_seed(0)
-    model = ElasticAST(len(CLASSES), "nano", depth=2)
-    kernel = model.get_layer("head").kernel
-    kernel.assign(4 * kernel)  # scores far apart, as of a trained model
-    run = Run(
-        model,
-        FbankSettings(),
-        patches=PatchSettings(),
-        packing=PackSettings(),
-        classes=CLASSES,
-        clip_seconds=SECONDS,
-    )
-    for name, one in (("run", run), ("ast", convert_run(AST).run)):
+    small = {"size": "nano", "depth": 1, "grid": (8, 64)}
+    models = {
+        "run": ElasticAST(len(CLASSES), "nano", depth=2),
+        "cls": FlexiAST(
+            len(CLASSES), **small, pooling="cls_distillation", remainder="crop", position="grid"
+        ),
+        "mean": PackedAST(
+            len(CLASSES), **small, pooling="mean", prefix_tokens=1, remainder="pad", position="grid"
+        ),
+    }
+    runs = {"ast": convert_run(AST).run}
+    for name, model in models.items():
+        kernel = model.get_layer("head").kernel
+        kernel.assign(4 * kernel)  # scores far apart, as of a trained model
+        runs[name] = Run(
+            model,
+            FbankSettings(),
+            patches=model.patch_settings(),
+            packing=PackSettings(),
+            classes=CLASSES,
+            clip_seconds=SECONDS,
+        )
+    for name, run in runs.items():
         (folder / name).mkdir()
-        save_run(one, folder / name)
+        save_run(run, folder / name)
     np.save(folder / "sound.npy", sound)
     sizes = list(MULTI.values())
     run_python(WRITE, folder, json.dumps(OUTPUTS), json.dumps(sizes), backend="tensorflow")
@@ -142,6 +160,60 @@ def test_scores_equal_those_in_memory(folder, sound, name, most):
     np.testing.assert_allclose(scores, expected, rtol=0, atol=most)
 
 
+@pytest.mark.parametrize(
+    "name, most",
+    [
+        ("float32", 1e-4), ("cls", 1e-4), ("mean", 1e-4), ("ast", 1e-4), ("float16", 2e-3),
+        ("dynamic", 3e-2), ("int8", 0.1),
+    ],
+)  # fmt: skip
+def test_told_its_length_a_file_scores_the_clip_alone(folder, name, most):
+    run, patch_size, shift, _ = OUTPUTS[name]
+    classifier = load_classifier(folder / run, patch_size, frame_shift_ms=shift)
+    runner = interpret(folder / f"{name}.tflite").get_signature_runner("with_length")
+    samples = AST_SAMPLES if name == "ast" else SAMPLES
+    rng = np.random.default_rng(1)
+    clips = rng.normal(size=(5, samples)) * [[0.3], [0.01], [0.1], [0.03], [0.3]]
+    clips = (clips + 0.02).astype("float32")
+    lengths = [samples, samples // 2, 4001, 2500, 410]  # down to one frame
+    alone = [clip[:length] for clip, length in zip(clips, lengths, strict=True)]
+    expected = classifier.predict(alone)
+    assert np.ptp(expected, axis=0).max() > 4 * most
+    clips[3, 2500:] = np.nan
+    for clip, length, scores in zip(clips, lengths, expected, strict=True):
+        found = runner(waveform=clip[None], length=np.array([length], "int32"))["scores"]
+        np.testing.assert_allclose(found[0], scores, rtol=0, atol=most)
+    artifact = load_artifact(folder / f"{name}.tflite")  # is told it by itself
+    np.testing.assert_allclose(artifact.scores(alone), expected, rtol=0, atol=most)
+
+
+def test_a_file_without_lengths_hears_the_silence(folder):
+    interpreter = interpret(folder / "single.tflite")
+    assert list(interpreter.get_signature_list()) == ["serving_default"]
+    assert list(interpret(folder / "features.tflite").get_signature_list()) == ["serving_default"]
+    clip = np.random.default_rng(1).normal(0, 0.1, 4001).astype("float32")
+    filled = np.pad(clip, [0, SAMPLES - len(clip)])[None]
+    scores = load_artifact(folder / "single.tflite").scores([clip])
+    np.testing.assert_allclose(scores, in_memory(folder, "single", filled), rtol=0, atol=1e-4)
+    alone = load_classifier(folder / "run", 16).predict([clip])
+    assert np.abs(scores - alone).max() > 1e-2
+
+
+def test_media_pipe_takes_the_file_without_lengths_alone(folder):
+    pytest.importorskip("mediapipe")
+    from mediapipe.tasks.python import audio
+    from mediapipe.tasks.python.components.containers.audio_data import AudioData
+
+    with pytest.raises((ValueError, RuntimeError), match="a single subgraph"):
+        audio.AudioClassifier.create_from_model_path(str(folder / "float32.tflite"))
+    clip = np.random.default_rng(1).normal(0, 0.1, SAMPLES).astype("float32")
+    with audio.AudioClassifier.create_from_model_path(str(folder / "single.tflite")) as classifier:
+        (result,) = classifier.classify(AudioData.create_from_array(clip, 16000))
+    found = {one.category_name: one.score for one in result.classifications[0].categories}
+    (expected,) = scores_of(folder / "single.tflite", clip[None])
+    assert found == pytest.approx(dict(zip(CLASSES, expected, strict=True)), abs=1e-6)
+
+
 def test_features_in(folder, sound):
     fbank = FbankSettings(frame_shift_ms=20.0)
     scores = scores_of(folder / "features.tflite", features(sound, fbank).numpy())
@@ -151,8 +223,13 @@ def test_features_in(folder, sound):
 def test_lower_precision_makes_smaller_files(folder):
     sizes = {name: (folder / f"{name}.tflite").stat().st_size for name in OUTPUTS}
     assert sizes["float16"] < 0.6 * sizes["float32"]
-    assert sizes["dynamic"] < 0.4 * sizes["float32"]
-    assert sizes["int8"] < 0.4 * sizes["float32"]
+    assert sizes["dynamic"] < 0.43 * sizes["float32"]  # the position table stays float
+    assert sizes["int8"] < 0.43 * sizes["float32"]
+
+
+def test_both_signatures_share_the_weights(folder):
+    sizes = [(folder / f"{name}.tflite").stat().st_size for name in ("float32", "single")]
+    assert sizes[0] < 1.15 * sizes[1]
 
 
 @pytest.mark.parametrize("name", ["dynamic", "int8"])
@@ -185,13 +262,14 @@ def test_built_in_operations_only_and_aligned_constants(folder, name):
 def test_one_file_of_several_patch_sizes_shares_weights(folder, sound):
     path = folder / "multi.tflite"
     interpreter = interpret(path)
-    assert set(interpreter.get_signature_list()) == set(MULTI)
-    run = load_run(folder / "run")
+    assert set(interpreter.get_signature_list()) == {*MULTI, *map(length_signature, MULTI)}
+    run, length = load_run(folder / "run"), np.array([SAMPLES], "int32")
     for name, patch_size in MULTI.items():
-        runner = interpreter.get_signature_runner(name)
-        scores = np.concatenate([runner(waveform=one[None])["scores"] for one in sound])
         expected = fixed_scores(run, patch_size, sound)
-        np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
+        for signature, more in ((name, {}), (length_signature(name), {"length": length})):
+            runner = interpreter.get_signature_runner(signature)
+            scores = np.concatenate([runner(waveform=one[None], **more)["scores"] for one in sound])
+            np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
     assert path.stat().st_size < 1.4 * (folder / "float32.tflite").stat().st_size
 
 
@@ -202,8 +280,13 @@ def test_metadata(folder):
     assert found["artifact"]["samples"] == SAMPLES
     assert FbankSettings.from_dict(found["artifact"]["fbank"]) == FbankSettings()
     assert found["subgraphs"][0]["input"]["sample_rate"] == 16000
+    assert [graph["inputs"] for graph in found["subgraphs"]] == [
+        ["waveform"],
+        ["waveform", "length"],
+    ]
     found = read_metadata((folder / "multi.tflite").read_bytes())
-    assert [graph["name"] for graph in found["subgraphs"]] == list(MULTI)
+    names = [graph["name"] for graph in found["subgraphs"]]
+    assert names == [*MULTI, *map(length_signature, MULTI)]
     assert found["artifact"]["patch_sizes"]["patch_16x24"] == [16, 24]
 
 

@@ -106,7 +106,8 @@ def test_buffers_are_aligned(described):
 
 def test_errors(plain, described):
     with pytest.raises(
-        ValueError, match=r"\[\[1, 3\]\]; expected one input, and one output \(1, 2"
+        ValueError,
+        match=r"\[\[1, 3\]\]; expected one input, or two with `length`, and one output \(1, 2",
     ):
         attach_metadata(plain, LABELS[:2], **GIVEN)
     for function in (read_metadata, lambda content: attach_metadata(content, LABELS, **GIVEN)):

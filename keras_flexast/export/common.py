@@ -25,6 +25,9 @@ class FixedOptions:
             as fast as "int8", and closer to float32.
         calibration: waveforms float32 (clips, samples) of this length, or an iterable of
             them, on which int8 measures its scales. A hundred training clips are enough.
+            Zeros at the end of one are taken for filling.
+        with_length: whether a `.tflite` also has the signature that takes the number of
+            samples that count. MediaPipe takes only files without it.
 
     Raises:
         ValueError: seconds is not a positive number, or the input or precision is unknown.
@@ -36,6 +39,7 @@ class FixedOptions:
     input: str = "waveform"
     precision: str = "float32"
     calibration: Iterable | None = dataclasses.field(default=None, repr=False, compare=False)
+    with_length: bool = True
 
     def __post_init__(self):
         check_choice("input", self.input, INPUTS)

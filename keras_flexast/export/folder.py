@@ -3,41 +3,62 @@
 OUT/serving/      for TensorFlow Serving: <version>/, models.config, batching.config
 OUT/mobile/       OUT_16_int8.tflite and so on; OUT_multi_float32.tflite holds every patch size
 OUT/onnx/         OUT_16.onnx and so on
+OUT/mediapipe/    OUT_mediapipe_16_int8.tflite and so on, which take no length
 OUT/README.md     model card, with card.json and points.png; only where test clips are given
 """
 
 import builtins
+import contextlib
 import dataclasses
+import functools
 import inspect
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable
 
 import keras
+from rich.console import Console
 from rich.progress import track
 
-from keras_flexast.export.common import FixedOptions
+from keras_flexast.evaluation import evaluate_run, spread
+from keras_flexast.export.common import FixedOptions, at_length
 from keras_flexast.export.model_card import describe_run, operating_points, write_card
 from keras_flexast.export.onnx import write_onnx
-from keras_flexast.export.serving import write_serving
+from keras_flexast.export.serving import (
+    check_name,
+    nearest_size,
+    next_version,
+    versions,
+    write_serving,
+)
+from keras_flexast.export.serving_files import labeled_versions
 from keras_flexast.export.tflite import write_multi_tflite, write_tflite
-from keras_flexast.files import EXPORT, atomic_folder, refuse_overwrite
+from keras_flexast.files import EXPORT, atomic_folder, move_in, refuse_overwrite
+from keras_flexast.inference.scoring import check_patch_fits
 from keras_flexast.runs import configured_run
 from keras_flexast.settings import (
     EXPORT_PATCH_SIZES,
     FORMATS,
     INPUTS,
+    KEPT_VERSIONS,
     MAX_SERVED_SECONDS,
     PRECISIONS,
 )
-from tf_data_pipelines.settings import check_choice, patch_name, patch_pair
+from tf_data_pipelines.settings import (
+    DataWarning,
+    check_choice,
+    check_positive,
+    patch_name,
+    patch_pair,
+)
 
 CALIBRATION_CLIPS = 100
+CARD = ("README.md", "card.json", "points.png")
 
 
 def export_run(
@@ -54,6 +75,7 @@ def export_run(
     input="waveform",
     max_seconds=MAX_SERVED_SECONDS,
     overwrite=False,
+    keep=KEPT_VERSIONS,
     command=None,
 ):
     """Export a run as a folder to deploy, with progress bars.
@@ -67,19 +89,25 @@ def export_run(
         patch_sizes: list of ints or (frequency, time) pairs.
         formats: list of "serving" (one SavedModel with a signature for each patch size),
             "mobile" (a `.tflite` for each patch size and precision, and one of all patch
-            sizes) and "onnx" (an `.onnx` for each patch size).
+            sizes), "onnx" (an `.onnx` for each patch size) and "mediapipe" (`.tflite` files
+            that MediaPipe takes: they are not told the length of a clip).
         precisions: list of precisions of the `.tflite` files, see `FixedOptions`. None for all
             of them; int8 is left out where there is no data.
         data: folder or manifest, as for training. Its training clips give int8 its scales, and
-            its test clips measure every artifact for the model card. None for no model card.
+            its test clips measure every artifact for the model card, and the run itself: the
+            server's default is the patch size of best accuracy. None for no model card, and
+            for the base patch, or the nearest size to it, as the default.
         seconds: length of every clip of mobile and onnx; None for the length of the longest
             training clip, or for the length to which a converted checkpoint brings its clips.
         frame_shift_ms: frame shift in milliseconds; None for that of training.
         resize: method of the patch resize, "pi" or "bilinear"; None for the run's own.
         input: input of mobile and onnx, "waveform" or "features" (normalized log-mel).
         max_seconds: length of the longest clip that serving accepts.
-        overwrite: whether to replace an existing folder. The versions in OUT/serving stay,
-            and a new one is added to them.
+        overwrite: whether to update an existing export. Nothing is touched until everything
+            is written; then each new file replaces the old one, files of the old export that
+            have no successor go, and the server gets a new version beside the old ones, whole.
+        keep: number of versions in OUT/serving that stay, the newest; a version that
+            models.config named until now stays, too.
         command: text that the model card names as the command that made it; None for this
             call.
 
@@ -101,47 +129,120 @@ def export_run(
         raise ValueError(
             f"run is a {type(run).__name__}; expected the folder of a run. `save_run` writes one."
         )
+    precisions = arguments["precisions"]
     if precisions is None:
         precisions = [name for name in PRECISIONS if data or name != "int8"]
     _check(arguments, precisions)
     sizes = {patch_name(patch_pair(size)): patch_pair(size) for size in arguments["patch_sizes"]}
     out = pathlib.Path(out or pathlib.Path("saved_models", pathlib.Path(run).resolve().name))
+    if "serving" in arguments["formats"]:
+        check_name(out.name)
     inputs = [run] if data is None else [run, data]
     refuse_overwrite(out, overwrite, kind=EXPORT, inputs=inputs)
-    command = command or _call_text(arguments)
-    if keras.backend.backend() != "tensorflow":
-        arguments |= {"patch_sizes": list(sizes.values()), "command": command}
-        return _in_tensorflow_process(arguments)
+    arguments |= {
+        "patch_sizes": list(sizes.values()),
+        "precisions": precisions,
+        "command": command or _call_text(arguments),
+        "name": out.name,
+        "version": next_version(out / "serving"),
+    }
+    update = functools.partial(_update, keep=keep)
+    with atomic_folder(out, overwrite, kind=EXPORT, inputs=inputs, update=update) as building:
+        if keras.backend.backend() == "tensorflow":
+            written = build_export(building, arguments)
+        else:
+            written = _in_tensorflow_process(building, arguments)
+    return [out / path for path in written]
 
+
+def build_export(folder, arguments):
+    """Write the parts of an export into an empty folder; Keras runs on TensorFlow.
+
+    Args:
+        folder: pathlib.Path of the folder.
+        arguments: those of `export_run`, checked, with the `name` of the model and the
+            `version` for its server.
+
+    Returns:
+        list of the artifacts' paths in the folder, as str.
+    """
+    sizes = {patch_name(pair): pair for pair in map(tuple, arguments["patch_sizes"])}
+    shift = arguments["frame_shift_ms"]
     plan = _Plan(
-        out.name,
+        arguments["name"],
         sizes,
-        formats=formats,
-        precisions=precisions,
-        options=FixedOptions(seconds, frame_shift_ms, input=input),
-        max_seconds=max_seconds,
+        formats=arguments["formats"],
+        precisions=arguments["precisions"],
+        options=FixedOptions(arguments["seconds"], shift, input=arguments["input"]),
+        max_seconds=arguments["max_seconds"],
+        version=arguments["version"],
     )
-    loaded = configured_run(run, resize=resize)
-    train, test = _splits(data, loaded) if data else (None, None)
-    with atomic_folder(out, overwrite, kind=EXPORT, inputs=inputs) as building:
-        if (out / "serving").exists():
-            shutil.copytree(out / "serving", building / "serving")
-        writers = _writers(loaded, building, plan, train)
-        written = [
-            write(loaded, path, **keywords) for write, path, keywords in track(writers, "Exporting")
-        ]
-        if test:
-            points = operating_points(written, test, progress=True)
-            facts = {"data": f"the test split of {pathlib.Path(data).name}", "command": command}
-            write_card(
-                building, points, {**describe_run(loaded, out.name, frame_shift_ms), **facts}
+    run, data = configured_run(arguments["run"], resize=arguments["resize"]), arguments["data"]
+    _check_fixed_sizes(run, plan)
+    train, test = _splits(data, run, plan) if data else (None, None)
+    if "serving" in plan.formats:
+        plan = dataclasses.replace(plan, default=_default_size(run, test, plan))
+    written = [
+        write(run, path, **keywords)
+        for write, path, keywords in track(_writers(run, folder, plan, train), "Exporting")
+    ]
+    if test:
+        points = operating_points(written, test, run=run, frame_shift_ms=shift, progress=True)
+        facts = {
+            "data": f"the test split of {pathlib.Path(data).name}",
+            "command": arguments["command"],
+            "default_patch_size": plan.default and patch_name(plan.default),
+        }
+        write_card(folder, points, {**describe_run(run, plan.name, shift), **facts})
+    return [str(path.absolute().relative_to(folder.absolute())) for path in written]
+
+
+def _update(new, out, keep):
+    """Move the new parts of an export into the older export `out`, which a server may poll.
+
+    A version appears whole, and the configuration that names it after it. What the new parts
+    do not replace goes last: files of the older export, and versions that no server needs.
+    """
+    named = labeled_versions(out / "serving")
+    if (out / "serving" / "batching.config").exists():  # its numbers may be the user's
+        (new / "serving" / "batching.config").unlink(missing_ok=True)
+    parts = {path.relative_to(new) for path in new.rglob("*")}
+    for part in parts:
+        if (
+            part.parent == pathlib.Path("serving")
+            and part.name.isdecimal()
+            and (out / part).exists()
+        ):
+            raise FileExistsError(
+                f"{out / part} came while this export ran: another one writes into {out}. Wait "
+                f"for it, then export again."
             )
-    return [out / path.absolute().relative_to(building.absolute()) for path in written]
+    move_in(new, out)
+    for pattern in (
+        "mobile/*.tflite",
+        "mediapipe/*.tflite",
+        "onnx/*.onnx",
+        "onnx/*.labels.txt",
+        *CARD,
+    ):
+        for path in out.glob(pattern):
+            if path.relative_to(out) not in parts:
+                path.unlink()
+    for name in ("mobile", "mediapipe", "onnx"):
+        with contextlib.suppress(OSError):  # it is not empty, or not there
+            (out / name).rmdir()
+    older = versions(out / "serving")[:-keep] if pathlib.Path("serving") in parts else []
+    for version in older:
+        if version not in named:  # a server may hold it until it reads the configuration
+            os.replace(out / "serving" / str(version), new / str(version))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What is exported: under which name, at which {name: patch size}, in which formats."""
+    """What is exported: under which name, at which {name: patch size}, in which formats.
+
+    `default` is the patch size that the server takes where a request names none.
+    """
 
     name: str
     sizes: dict
@@ -150,6 +251,8 @@ class _Plan:
     precisions: list
     options: FixedOptions
     max_seconds: float
+    version: int
+    default: tuple | None = None
 
 
 def _writers(run, folder, plan, train):
@@ -158,30 +261,40 @@ def _writers(run, folder, plan, train):
     if "serving" in plan.formats:
         keywords = {
             "patch_sizes": list(sizes.values()),
+            "default": plan.default,
+            "version": plan.version,
             "max_seconds": plan.max_seconds,
             "frame_shift_ms": options.frame_shift_ms,
             "name": plan.name,
         }
         writers.append((write_serving, folder / "serving", keywords))
-    if "mobile" in plan.formats:
-        (folder / "mobile").mkdir()
-        waveforms = None
-        if "int8" in plan.precisions:
-            waveforms = calibration_waveforms(run, train, options.seconds)
-        for precision in plan.precisions:
-            chosen = dataclasses.replace(options, precision=precision, calibration=waveforms)
-            for label, size in sizes.items():
-                path = folder / "mobile" / f"{plan.name}_{label}_{precision}.tflite"
-                writers.append((write_tflite, path, {"patch_size": size, "options": chosen}))
-            if precision == plan.precisions[0] and len(sizes) > 1:
-                path = folder / "mobile" / f"{plan.name}_multi_{precision}.tflite"
-                keywords = {"patch_sizes": list(sizes.values()), "options": chosen}
-                writers.append((write_multi_tflite, path, keywords))
+    phones = [kind for kind in ("mobile", "mediapipe") if kind in plan.formats]
+    if phones and "int8" in plan.precisions:
+        waveforms = calibration_waveforms(run, train, options.seconds)
+        options = dataclasses.replace(options, calibration=waveforms)
+    for kind in phones:
+        writers += _tflite_writers(folder / kind, kind, plan, options)
     if "onnx" in plan.formats:
         (folder / "onnx").mkdir()
         for label, size in sizes.items():
             path = folder / "onnx" / f"{plan.name}_{label}.onnx"
-            writers.append((write_onnx, path, {"patch_size": size, "options": options}))
+            writers.append((write_onnx, path, {"patch_size": size, "options": plan.options}))
+    return writers
+
+
+def _tflite_writers(folder, kind, plan, options):
+    """What writes the `.tflite` files of "mobile" or "mediapipe" into a new folder."""
+    folder.mkdir()
+    writers, name = [], plan.name if kind == "mobile" else f"{plan.name}_{kind}"
+    for precision in plan.precisions:
+        chosen = dataclasses.replace(options, precision=precision, with_length=kind == "mobile")
+        for label, size in plan.sizes.items():
+            path = folder / f"{name}_{label}_{precision}.tflite"
+            writers.append((write_tflite, path, {"patch_size": size, "options": chosen}))
+        if kind == "mobile" and precision == plan.precisions[0] and len(plan.sizes) > 1:
+            path = folder / f"{name}_multi_{precision}.tflite"
+            keywords = {"patch_sizes": list(plan.sizes.values()), "options": chosen}
+            writers.append((write_multi_tflite, path, keywords))
     return writers
 
 
@@ -201,17 +314,60 @@ def calibration_waveforms(run, data, seconds=None):
 
     sample_rate = run.fbank.sample_rate
     samples = round((seconds or run.clip_seconds) * sample_rate)
-    every = max(1, len(data.source) // CALIBRATION_CLIPS)
-    clips = data.source.clips[::every][:CALIBRATION_CLIPS]
+    clips = spread(data, CALIBRATION_CLIPS).source.clips
     return read_waveforms([clip.path for clip in clips], samples, sample_rate)
 
 
-def _splits(data, run):
-    """ScannedSource of the training clips, and of the test clips."""
+def _default_size(run, test, plan):
+    """The patch size of best accuracy on test clips; without them the nearest to the base patch.
+
+    Of several sizes that are as accurate, the one of fewest tokens.
+    """
+    pairs = list(plan.sizes.values())
+    if not test or len(pairs) == 1:
+        return nearest_size(pairs, run.model.backbone.base_patch)
+    shift = plan.options.frame_shift_ms
+    results = evaluate_run(run, test, patch_sizes=pairs, frame_shift_ms=shift, progress=True)
+    return max(results, key=lambda one: (one["value"], -one["tokens"]))["patch_size"]
+
+
+def _check_fixed_sizes(run, plan):
+    """Raise ValueError for a patch that is too large, before anything is written."""
+    if not {"mobile", "mediapipe", "onnx"}.isdisjoint(plan.formats):
+        run, seconds = at_length(run, plan.options.seconds)
+        fbank, _ = run.front_end(plan.options.frame_shift_ms)
+        for pair in plan.sizes.values():
+            check_patch_fits(fbank, pair, seconds)
+
+
+def _splits(data, run, plan):
+    """ScannedSource of the training clips, and of the test clips; None where none are needed.
+
+    What is longer than the exported model takes at one of its patch sizes is left out, so that
+    the run and all artifacts are measured on the same clips.
+    """
+    from tf_data_pipelines.pipeline import overlong_reason
     from tf_data_pipelines.sources import read_data
 
-    found = read_data(data, run.fbank, classes=run.classes, progress=True)
-    return found.split("train"), found.split("test")
+    patches = run.patches_at(plan.sizes.values(), plan.options.frame_shift_ms)
+
+    def refuse(path, seconds):
+        if "serving" in plan.formats and seconds > plan.max_seconds:
+            return f"{path} ({seconds:.1f} s) is longer than max_seconds={plan.max_seconds:g}."
+        return overlong_reason(path, seconds, fbank=run.fbank, patches=patches)
+
+    found = read_data(
+        data, run.fbank, classes=run.classes, shares=run.shares, refuse=refuse, progress=True
+    )
+    splits = {clip.split for clip in found.source.clips}
+    if "test" not in splits:
+        warnings.warn(
+            f"{data} has no test clips, so nothing is measured and there is no model card.",
+            DataWarning,
+            stacklevel=2,
+        )
+    train = found.split("train") if "train" in splits or "int8" in plan.precisions else None
+    return train, found.split("test") if "test" in splits else None
 
 
 def _check(arguments, precisions):
@@ -227,8 +383,9 @@ def _check(arguments, precisions):
     ):
         for value in values:
             check_choice(name, value, known)
-    data = arguments["data"]
-    if "int8" in precisions and "mobile" in chosen["formats"] and data is None:
+    check_positive("keep", arguments["keep"], int)
+    data, phones = arguments["data"], {"mobile", "mediapipe"}.intersection(chosen["formats"])
+    if "int8" in precisions and phones and data is None:
         raise ValueError(
             "precisions: int8 measures its scales on training clips. Give data (--data) that has "
             "them, or leave int8 out; dynamic needs none."
@@ -260,30 +417,51 @@ def _call_text(arguments):
     return f"export_run({', '.join(texts)})"
 
 
-def _in_tensorflow_process(arguments):
-    """`export_run` where Keras runs on TensorFlow; its progress bars are shown here."""
+def _in_tensorflow_process(folder, arguments):
+    """`build_export` where Keras runs on TensorFlow; its progress bars are shown here.
+
+    After an interruption the process ends at once. What it has written by then lies in `folder`
+    and in a temporary folder, which this process removes.
+    """
     code = """
-import json, sys
-from keras_flexast.export import export_run
+import json, pathlib, sys, warnings
+from keras_flexast.export.folder import build_export
+from tf_data_pipelines.settings import DataWarning
+told = []
+show = warnings.showwarning
+def tell(message, category, *place):
+    if issubclass(category, DataWarning):
+        told.append(str(message))
+    else:
+        show(message, category, *place)
+warnings.showwarning = tell
 try:
-    answer = {"paths": [str(path) for path in export_run(**json.loads(sys.argv[1]))]}
+    answer = {"paths": build_export(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]))}
 except (ValueError, OSError, ImportError) as error:
     kinds = (FileNotFoundError, FileExistsError, OSError, ImportError, ValueError)
     kind = next(kind for kind in kinds if isinstance(error, kind))
     answer = {"error": str(error), "kind": kind.__name__}
-with open(sys.argv[2], "w") as file:
-    json.dump(answer, file)
+with open(sys.argv[3], "w") as file:
+    json.dump({**answer, "warnings": told}, file)
 """
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, "answer.json")
-        command = [sys.executable, "-c", code, json.dumps(arguments), str(path)]
-        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise RuntimeError(
-                f"the TensorFlow process that exports failed:\n{done.stderr[-2000:]}"
-            )
+    with tempfile.TemporaryDirectory() as temporary:
+        path = pathlib.Path(temporary, "answer.json")
+        command = [sys.executable, "-c", code, str(folder), json.dumps(arguments), str(path)]
+        process = subprocess.Popen(
+            command, env={**environment, "TMPDIR": temporary}, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            _, messages = process.communicate()
+        finally:
+            process.kill()
+            process.wait()
+            Console().show_cursor()  # which a progress bar hides
+        if process.returncode:
+            raise RuntimeError(f"the TensorFlow process that exports failed:\n{messages[-2000:]}")
         answer = json.loads(path.read_text(encoding="utf-8"))
+    for message in answer["warnings"]:
+        warnings.warn(message, DataWarning, stacklevel=3)
     if "error" in answer:
         raise getattr(builtins, answer["kind"])(answer["error"])
-    return [pathlib.Path(path) for path in answer["paths"]]
+    return answer["paths"]

@@ -6,25 +6,37 @@ import math
 import os
 import pathlib
 import platform
+import re
 import time
 
 import numpy as np
 from rich.progress import Progress
 
-from keras_flexast.evaluation import measure, share_text
+from keras_flexast.evaluation import evaluate_run, measure, share_text
+from keras_flexast.export.backgrounds import BACKGROUNDS, BufferedClips
 from keras_flexast.figures import points_figure
 from keras_flexast.files import atomic_write
 from keras_flexast.inference.artifacts import load_artifact, scoring_artifacts
+from keras_flexast.inference.classifier import load_classifier
 from keras_flexast.runs import described
+from keras_flexast.settings import FORMATS
+from tf_data_pipelines.settings import check_between, check_choice, check_positive
 
-BOUNDS = {"float16": 0.5, "dynamic": 0.5, "int8": 2.0}  # points below float32; more is reported
+BOUNDS = {"float32": 0.5, "float16": 0.5, "dynamic": 0.5, "int8": 2.0}  # points; more is explained
 REASONS = {
+    "float32": "it is not told the length of a clip, and hears what follows it",
     "float16": "the weights have 11 significant bits instead of 24",
     "dynamic": "the weights are rounded to 255 steps",
     "int8": "weights and inputs of dense layers are rounded to 255 steps, which the calibration "
     "clips set",
 }
+KINDS = ("saved_model", "tflite", "onnx")  # how a card names FORMATS
 WARM_ROUNDS = 3
+POINT = {  # what is read again of an operating point
+    "name": str, "path": str, "format": str, "signature": str, "patch_size": str | None,
+    "precision": str | None, "metric": str, "value": float | int,
+    "standard_error": float | int | None, "latency_ms": dict, "megabytes": float | int,
+}  # fmt: skip
 
 
 def latencies(artifacts, threads=(1, 2), *, rounds=20, seconds=10.0, progress=False):
@@ -65,22 +77,27 @@ def latencies(artifacts, threads=(1, 2), *, rounds=20, seconds=10.0, progress=Fa
     return results
 
 
-def operating_points(paths, data, threads=(1, 2), progress=False):
+def operating_points(paths, data, threads=(1, 2), *, run=None, frame_shift_ms=None, progress=False):
     """Accuracy, latency and size of every signature of exported artifacts.
 
     Args:
         paths: list of the artifacts' paths.
         data: ScannedSource of the clips, such as the test split.
         threads: list of numbers of threads to time with.
+        run: Run that was exported, measured on the same clips; None for no comparison.
+        frame_shift_ms: frame shift of the export in milliseconds; None for that of training.
         progress: whether to show progress bars.
 
     Returns:
-        list of points for `write_card`. An artifact that takes any length is timed at the
-        longest fixed length of the others, or at the median length of the clips.
+        list of points for `write_card`; those of the run come last, one for each patch size.
+        What takes any length is timed at the longest fixed length of the others, or at the
+        median length of the clips, but at no more than the longest clip.
     """
     artifacts = [one for path in paths for one in scoring_artifacts(path).values()]
     lengths = [one.samples / one.sample_rate for one in artifacts if one.samples]
     seconds = max(lengths, default=float(np.median(data.durations)))
+    any_length = min(seconds, float(max(data.durations)))  # which nothing refuses
+    buffered = BufferedClips(data, seconds)
     points = []
     for artifact in artifacts:
         result = measure(artifact, data, f"Testing {artifact.name}" if progress else None)
@@ -92,13 +109,43 @@ def operating_points(paths, data, threads=(1, 2), progress=False):
                 "format": "saved_model" if artifact.path.is_dir() else artifact.path.suffix[1:],
                 "patch_size": artifact.patch_size,
                 "precision": artifact.precision,
+                "takes_length": artifact.takes_length,
                 **result,
-                "seconds": round((artifact.samples or 0) / artifact.sample_rate or seconds, 3),
+                "backgrounds": buffered.measure(artifact.scores, artifact.sample_rate),
+                "seconds": round((artifact.samples or 0) / artifact.sample_rate or any_length, 3),
                 "megabytes": round(artifact.size / 1e6, 3),
             }
         )
-    times = latencies(artifacts, threads, seconds=seconds, progress=progress)
-    return [{**point, "latency_ms": one} for point, one in zip(points, times, strict=True)]
+    times = latencies(artifacts, threads, seconds=any_length, progress=progress)
+    points = [{**point, "latency_ms": one} for point, one in zip(points, times, strict=True)]
+    if run is None:
+        return points
+    sizes = list(dict.fromkeys(one.patch_size for one in artifacts if one.patch_size))
+    options = {"buffered": buffered, "frame_shift_ms": frame_shift_ms, "progress": progress}
+    return [*points, *_run_points(run, data, sizes, **options)]
+
+
+def _run_points(run, data, sizes, *, buffered, frame_shift_ms, progress):
+    """Points of the run itself at patch sizes with these names."""
+    pairs = [tuple(map(int, name.split("x"))) for name in sizes]
+    pairs = [pair * 2 if len(pair) == 1 else pair for pair in pairs]
+    results = evaluate_run(
+        run, data, patch_sizes=pairs, frame_shift_ms=frame_shift_ms, progress=progress
+    )
+    points = []
+    for pair, result in zip(pairs, results, strict=True):
+        classifier = load_classifier(run, pair, frame_shift_ms=frame_shift_ms)
+        points.append(
+            {
+                "name": "the run itself",
+                "format": "run",
+                "patch_size": result["name"],
+                "precision": "float32",
+                **{name: result[name] for name in ("metric", "value", "standard_error", "clips")},
+                "backgrounds": buffered.measure(classifier.predict, classifier.sample_rate),
+            }
+        )
+    return points
 
 
 def describe_run(run, name, frame_shift_ms=None):
@@ -132,30 +179,40 @@ def write_card(folder, points, run_info):
 
     Args:
         folder: folder of the three files; paths below it are written relative to it.
-        points: list of points, from `operating_points` or from a card.
-        run_info: dictionary of `describe_run`. More keys are kept; `data` (which clips) and
-            `command` appear in the README.
+        points: list of points, from `operating_points` or from a card. Those of the run
+            itself are what the others are compared with.
+        run_info: dictionary of `describe_run`. More keys are kept; `data` (which clips),
+            `command` and `default_patch_size` (of the server) appear in the README.
 
     Returns:
         the card as a dictionary, the content of card.json:
 
         model        run_info
+        run          list, the run itself at each patch size; the keys of points that apply
         points       list, one operating point each:
             name, path, signature, format    the artifact; path relative to the folder
             patch_size, precision            "16x24", "int8"; null if unknown
             metric, value, clips             "accuracy" or "mAP", 0 to 1, number of clips
             standard_error                   of the accuracy, 0 to 1; null for mAP
-            loss_points                      100 x (value of float32 at this patch size - value);
-                                             null for float32 and where there is no such point
+            takes_length                     whether it hears the clip alone, whatever follows it
+            loss_points                      100 x (the run's value at this patch size - value),
+                                             clips of their own lengths; null without the run
+            backgrounds                      {"clips": some of them, "alone": value at their own
+                                             lengths, "silence", ...: value in a full buffer}
+            background_loss_points           {"silence", ...: points below the run's "alone"}
             latency_ms                       {threads: milliseconds}, median, one clip
             seconds                          length of that clip
             megabytes                        size of the file, which its signatures share
         measured     date, cores, machine, python
     """
     folder = pathlib.Path(folder)
+    reference = {point["patch_size"]: point for point in points if point["format"] == "run"}
+    points = [{**point, **_losses_of(point, reference)} for point in points]
+    own = [point for point in points if point["format"] == "run"]
     points = [
-        {**point, "path": _relative(point["path"], folder), "loss_points": _loss(point, points)}
+        {**point, "path": _relative(point["path"], folder)}
         for point in points
+        if point["format"] != "run"
     ]
     measured = {
         "date": datetime.date.today().isoformat(),
@@ -163,10 +220,11 @@ def write_card(folder, points, run_info):
         "machine": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
-    card = {"model": dict(run_info), "points": points, "measured": measured}
+    card = {"model": dict(run_info), "run": own, "points": points, "measured": measured}
     atomic_write(folder / "card.json", json.dumps(card, indent=2) + "\n")
     threads = thread_counts(points)[0]
-    points_figure(points, folder / "points.png", title=run_info["name"], threads=threads)
+    timed = timed_points(points, threads)
+    points_figure(timed, folder / "points.png", title=run_info["name"], threads=threads)
     atomic_write(folder / "README.md", _readme(card))
     return card
 
@@ -185,18 +243,81 @@ def read_card(folder):
         )
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
+        _check_kinds({"name": str}, card["model"])
         for point in card["points"]:
-            point["name"], point["value"], point["megabytes"], point["latency_ms"].keys()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            _check_kinds(POINT, point)
+            check_choice("format", point["format"], KINDS)
+            check_between("value", point["value"], 0, 1)
+            if not point["path"] or not point["latency_ms"]:
+                raise ValueError(f"{point['name']} has no path or no time")
+            for threads, milliseconds in point["latency_ms"].items():
+                check_positive("threads", int(threads))
+                check_positive("latency_ms", milliseconds)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {described(error)}. Export again.") from error
     if not card["points"]:
         raise ValueError(f"{path} has no operating points. Export again.")
     return card
 
 
+def _check_kinds(kinds, values):
+    """Raise a KeyError or TypeError unless a dictionary has these keys with values of the kinds."""
+    for name, kind in kinds.items():
+        if not isinstance(values[name], kind):
+            raise TypeError(f"{name} is {values[name]!r}")
+
+
 def thread_counts(points):
     """Numbers of threads with which points were timed, ascending."""
     return sorted({int(count) for point in points for count in point["latency_ms"]})
+
+
+def in_formats(points, formats):
+    """The points of a card with one of these formats, which have the names of FORMATS.
+
+    Raises:
+        ValueError: a format is unknown, or there is no such point.
+    """
+    for name in formats:
+        check_choice("formats", name, FORMATS)
+    found = [point for point in points if _format(point) in formats]
+    if not found:
+        raise ValueError(f"formats: the card has no operating point of {', '.join(formats)}.")
+    return found
+
+
+def _format(point):
+    """Which of FORMATS a point is: its folder says it, or what kind of file it is."""
+    folder = pathlib.PurePath(point["path"]).parts[0]
+    return folder if folder in FORMATS else FORMATS[KINDS.index(point["format"])]
+
+
+def timed_points(points, threads=1):
+    """The points that were timed with a number of threads.
+
+    A server takes all cores of a machine, and was timed so only: it counts with that time.
+
+    Args:
+        points: list of points of a card.
+        threads: number of threads.
+
+    Returns:
+        list of the points, each with its time in milliseconds as `ms`.
+
+    Raises:
+        ValueError: no point was timed with that number of threads.
+    """
+    timed, key = [], str(threads)
+    for point in points:
+        times, served = point["latency_ms"], point["format"] == "saved_model"
+        if key in times or served:
+            timed.append({**point, "ms": times[key] if key in times else min(times.values())})
+    if len(timed) < len(points):
+        counts = ", ".join(map(str, thread_counts(points)))
+        raise ValueError(
+            f"threads={threads}: no operating point was timed with it, only with {counts}."
+        )
+    return timed
 
 
 def choose_point(points, budget_ms=None, max_mb=None, threads=1):
@@ -209,29 +330,26 @@ def choose_point(points, budget_ms=None, max_mb=None, threads=1):
         threads: number of threads that classify the clip.
 
     Returns:
-        (best, nearest): the most accurate point within the budget, the fastest of several, or
-        None; and the point whose largest ratio to the budget is smallest.
+        (best, nearest), points of `timed_points`: the most accurate point within the budget,
+        the fastest of several, or None; and the point whose largest ratio to the budget is
+        smallest.
 
     Raises:
-        ValueError: no point was timed with that number of threads.
+        ValueError: no point was timed with that number of threads, or a limit is no positive
+            number.
     """
-    timed = [point for point in points if str(threads) in point["latency_ms"]]
-    if not timed:
-        counts = ", ".join(map(str, thread_counts(points)))
-        raise ValueError(
-            f"threads={threads}: no operating point was timed with it, only with {counts}."
-        )
-
-    def latency(point):
-        return point["latency_ms"][str(threads)]
+    for name, limit in (("budget_ms", budget_ms), ("max_mb", max_mb)):
+        if limit is not None:
+            check_positive(name, limit)
+    points = timed_points(points, threads)
 
     def excess(point):
         size = point["megabytes"] / (max_mb or math.inf)
-        return max(latency(point) / (budget_ms or math.inf), size)
+        return max(point["ms"] / (budget_ms or math.inf), size)
 
-    within = [point for point in timed if excess(point) <= 1]
-    best = min(within, key=lambda point: (-point["value"], latency(point)), default=None)
-    return best, min(timed, key=excess)
+    within = [point for point in points if excess(point) <= 1]
+    best = min(within, key=lambda point: (-point["value"], point["ms"]), default=None)
+    return best, min(points, key=excess)
 
 
 def _relative(path, folder):
@@ -240,27 +358,33 @@ def _relative(path, folder):
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
-def _loss(point, points):
-    """Points below float32 at the same patch size, of the same format where there is one."""
-    references = [
-        other["value"]
-        for other in sorted(points, key=lambda other: other["format"] != point["format"])
-        if other["precision"] == "float32" and other["patch_size"] == point["patch_size"]
-    ]
-    if not references or point["precision"] in (None, "float32"):
-        return None
-    return round(100 * (references[0] - point["value"]), 3)
+def _losses_of(point, reference):
+    """How far a point lies below the run, {patch size: point}: `loss_points` and in backgrounds."""
+    run, heard = reference.get(point["patch_size"]), point.get("backgrounds")
+    if run is None:
+        return {name: point.get(name) for name in ("loss_points", "background_loss_points")}
+    losses = None
+    if heard and run.get("backgrounds"):
+        alone = run["backgrounds"]["alone"]
+        losses = {
+            name: None if heard[name] is None else round(100 * (alone - heard[name]), 3)
+            for name in (one.name for one in BACKGROUNDS)
+        }
+    loss = round(100 * (run["value"] - point["value"]), 3)
+    return {"loss_points": loss, "background_loss_points": losses}
 
 
 def _readme(card):
     model, points, measured = card["model"], card["points"], card["measured"]
     metric, errors = points[0]["metric"], points[0]["standard_error"]
     labels = model["classes"]
-    named = ", ".join(labels[:50]) + (f" and {len(labels) - 50} more" if len(labels) > 50 else "")
+    named = ", ".join(map(_text, labels[:50])) + (
+        f" and {len(labels) - 50} more" if len(labels) > 50 else ""
+    )
     several = "any number of labels for a clip" if model["multi_label"] else "one label for a clip"
     seconds = sorted({point["seconds"] for point in points})
     lengths = f"{seconds[0]:g}" if len(seconds) == 1 else f"{seconds[0]:g} to {seconds[-1]:g}"
-    command = f" Command: `{model['command']}`." if model.get("command") else ""
+    command = f" Command: {_code(model['command'])}." if model.get("command") else ""
     return "\n".join(
         [
             "---",
@@ -268,7 +392,7 @@ def _readme(card):
             "pipeline_tag: audio-classification",
             "---",
             "",
-            f"# {model['name']}",
+            f"# {_text(model['name'])}",
             "",
             f"Audio classifier with {several}: {model['parameters']:,} parameters, "
             f"{model['pooling']} pooling. Waveform in, scores out; the front end is inside.",
@@ -280,62 +404,128 @@ def _readme(card):
             f"{model['frame_shift_ms']:g} ms; normalized by mean {model['mean']:.4f} and standard "
             f"deviation {model['std']:.4f}.",
             "",
+            *_server(model.get("default_patch_size")),
             "## Operating points",
             "",
-            *_table(points),
+            *_table([*card["run"], *points]),
             "",
             "![accuracy against latency](points.png)",
             "",
-            f"The {metric} is in percent{' ± one standard error' * bool(errors)}. *lost*: points "
-            f"below float32 at the same patch size.",
+            f"The {metric} is in percent{' ± one standard error' * bool(errors)}, of clips at "
+            f"their own lengths.",
             "",
+            *_explained(card),
             *_losses(points),
             "## How it was measured",
             "",
             f"Every artifact scored {points[0]['clips']} clips"
-            f"{' of ' + model['data'] if model.get('data') else ''} in its own runtime. Times are "
-            f"medians of warm calls on one clip of {lengths} s; all artifacts took turns in one "
-            f"process. {measured['machine']}, {measured['cores']} cores, Python "
+            f"{' of ' + _text(model['data']) if model.get('data') else ''} in its own runtime. "
+            f"Times are medians of warm calls on one clip of {lengths} s; all artifacts took turns "
+            f"in one process. {measured['machine']}, {measured['cores']} cores, Python "
             f"{measured['python']}, {measured['date']}.{command}",
             "",
         ]
     )
 
 
+def _server(size):
+    """Lines about the server's default patch size; none where there is no server."""
+    if size is None:
+        return []
+    text = "the most accurate on these clips, where the name of a signature has no size."
+    return [f"**Server**: patch {size}, {text}", ""]
+
+
 def _table(points):
     """Lines of the Markdown table of operating points."""
-    threads = thread_counts(points)
+    threads = sorted({int(count) for point in points for count in point.get("latency_ms", {})})
     times = [f"ms, {count} thread{'s' * (count > 1)}" for count in threads]
-    header = ["artifact", "patch", "precision", points[0]["metric"], "lost", *times, "MB"]
-    rows = [
-        [
-            f"`{point['name']}`",
+    names = [one.name for one in BACKGROUNDS] * any(
+        point["background_loss_points"] for point in points
+    )
+    header = ["artifact", "patch", "precision", points[0]["metric"], "lost", *names, *times, "MB"]
+    rows = []
+    for point in points:
+        in_buffer = point["background_loss_points"] or {}
+        losses = [point["loss_points"], *(in_buffer.get(name) for name in names)]
+        is_run = point["format"] == "run"
+        cells = [
+            # Even code ends at the column's edge.
+            point["name"] if is_run else _code(point["name"]).replace("|", r"\|"),
             point["patch_size"] or "-",
             point["precision"] or "-",
             share_text(point),
-            "-" if point["loss_points"] is None else f"{point['loss_points']:.1f}",
-            *(_number(point["latency_ms"].get(str(count))) for count in threads),
-            f"{point['megabytes']:.2f}",
+            *("-" if loss is None else f"{loss:.1f}" for loss in losses),
+            *(_number(point.get("latency_ms", {}).get(str(count))) for count in threads),
+            "-" if is_run else f"{point['megabytes']:.2f}",
         ]
-        for point in points
-    ]
+        rows.append(cells)
     return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
 
 
-def _losses(points):
-    """Lines about the artifacts that lost more than BOUNDS; none where all are float32."""
-    quantized = [point for point in points if point["precision"] in BOUNDS]
-    if not quantized:
+def _explained(card):
+    """Lines that say what the columns of losses are; none without the run."""
+    if not card["run"]:
         return []
-    present = {point["precision"] for point in quantized}
     lines = [
-        f"- `{point['name']}` lost {point['loss_points']:.1f} points, more than "
-        f"{BOUNDS[point['precision']]:g}: {REASONS[point['precision']]}."
-        for point in quantized
-        if (point["loss_points"] or 0) > BOUNDS[point["precision"]]
+        "The next columns are points lost against the run itself on the same clips, at their own "
+        "lengths and the same patch size:",
+        "",
+        "- *lost*: clips at their own lengths. An artifact that is told the length hears the clip "
+        "alone; any other hears the silence that fills its buffer up.",
     ]
-    bounds = ", ".join(f"{BOUNDS[name]:g} points ({name})" for name in BOUNDS if name in present)
-    return [*(lines or [f"No artifact lost more than {bounds}."]), ""]
+    heard = card["run"][0].get("backgrounds")
+    if heard:
+        lines += [f"- *{one.name}*: {one.text}" for one in BACKGROUNDS]
+        lines += ["", f"The backgrounds are heard with {heard['clips']} of the clips, seeded."]
+    return [*lines, ""]
+
+
+def _losses(points):
+    """Lines about the largest losses, and the artifacts that lost more than BOUNDS."""
+    compared = [point for point in points if point["loss_points"] is not None]
+    if not compared:
+        return []
+    worst = max(compared, key=lambda point: point["loss_points"])
+    lines = [
+        f"Largest loss at own lengths: {worst['loss_points']:.1f} points ({_code(worst['name'])})."
+    ]
+    for background in BACKGROUNDS:
+        heard = {
+            point["name"]: (point["background_loss_points"] or {}).get(background.name)
+            for point in compared
+        }
+        heard = {name: loss for name, loss in heard.items() if loss is not None}
+        if heard:
+            name = max(heard, key=heard.get)
+            lines[0] += f" {background.name}: {heard[name]:.1f} ({_code(name)})."
+    more = [
+        f"- {_code(point['name'])} lost {point['loss_points']:.1f} points, more than "
+        f"{BOUNDS[point['precision']]:g}: {_reason(point)}."
+        for point in compared
+        if point["loss_points"] > BOUNDS.get(point["precision"], math.inf)
+    ]
+    return [*lines, *([""] * bool(more)), *more, ""]
+
+
+def _reason(point):
+    """Why an artifact scores less than the run."""
+    reasons = [] if point.get("takes_length") else [REASONS["float32"]]
+    if point["precision"] != "float32":
+        reasons.append(REASONS[point["precision"]])
+    return "; ".join(reasons) or "its runtime computes other numbers, which it should not"
+
+
+def _text(name):
+    """A name of the user's as Markdown shows it: as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", name)
+
+
+def _code(text):
+    """Text in Markdown's type for code, between more backticks than it has in a row."""
+    runs = [len(run) for run in re.findall("`+", text)]
+    fence, space = "`" * (1 + max(runs, default=0)), " " * bool(runs)
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def _number(value):

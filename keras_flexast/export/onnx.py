@@ -91,16 +91,24 @@ def _rfft(context, node, name, arguments):
     """RFFT as DFT: a complex number becomes a pair of real ones, in a new last axis."""
     from onnx import TensorProto
 
-    rank = len(context.get_shape(node.input[0]))
+    *outer, _ = context.get_shape(node.input[0])
     column = context.make_const(f"{name}_column", np.array([-1], "int64")).output[0]
     pairs = context.make_node("Unsqueeze", [node.input[0], column]).output[0]
     (output,) = node.output
-    shape = [*context.get_shape(output), 2]
+    shape = [*outer, context.get_shape(output)[-1], 2]
     context.remove_node(name)
-    context.make_node(
+    found = context.make_node(
         "DFT",
         [pairs],
-        attr={"axis": rank - 1, "onesided": 1},
+        attr={"axis": len(outer), "onesided": 1},
+        shapes=[shape],
+        dtypes=[TensorProto.FLOAT],
+    ).output[0]
+    # OpenVINO keeps the axis of single real numbers as well; a plain shape leaves no doubt.
+    whole = context.make_const(f"{name}_shape", np.array([-1, *shape[1:]], "int64")).output[0]
+    context.make_node(
+        "Reshape",
+        [found, whole],
         outputs=[output],
         name=name,
         shapes=[shape],

@@ -1,11 +1,15 @@
 """What TensorFlow Serving reads beside the SavedModel: configuration and warm-up requests."""
 
+import re
 import struct
 
 import numpy as np
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # of the server; it refuses a request of more clips
 WAIT_MICROS = 2000  # microseconds that a request waits for others to fill the batch
+WAITING_BATCHES = 8  # of one signature; the server refuses further requests at once
+BATCH_THREADS = 4  # batches at work, each with the tokens of one group of clips in memory
+LOADED_VERSIONS = 2  # a new one is ready before the label moves to it
 WARM_UP_SECONDS = 1.0
 WARM_UP_RATE = 44100  # Hz, so that the resampler is warm too
 
@@ -17,17 +21,23 @@ def models_config(name, version):
         name: name of the model in requests.
         version: version that the label "stable" names.
     """
-    # Two versions are loaded, so that a new one is ready before the label moves to it.
     return f"""model_config_list {{
   config {{
     name: "{name}"
     base_path: "/models/{name}"
     model_platform: "tensorflow"
-    model_version_policy {{ latest {{ num_versions: 2 }} }}
+    model_version_policy {{ latest {{ num_versions: {LOADED_VERSIONS} }} }}
     version_labels {{ key: "stable" value: {version} }}
   }}
 }}
 """
+
+
+def labeled_versions(folder):
+    """Versions that models.config in a folder names, and a server may hold: a set of ints."""
+    path = folder / "models.config"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return {int(number) for number in re.findall(r"\b(?:value|versions)\s*:\s*(\d+)", text)}
 
 
 def batching_config():
@@ -35,6 +45,8 @@ def batching_config():
     sizes = "".join(f"allowed_batch_sizes: {size}\n" for size in BATCH_SIZES)
     return f"""max_batch_size {{ value: {BATCH_SIZES[-1]} }}
 batch_timeout_micros {{ value: {WAIT_MICROS} }}
+max_enqueued_batches {{ value: {WAITING_BATCHES} }}
+num_batch_threads {{ value: {BATCH_THREADS} }}
 {sizes}pad_variable_length_inputs: true
 """
 

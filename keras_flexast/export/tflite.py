@@ -1,13 +1,16 @@
 """A run for phones: quantized `.tflite` files of one or several patch sizes.
 
-The front end and the transformer are converted apart and joined in the file. So a quantized file
-keeps a float front end: power and logarithm span a wider range than 8 bits can hold.
+Each patch size has two signatures over one set of weights: one hears the whole waveform, the other
+is told how many of its samples count. The front end and the transformer are converted apart and
+joined in the file. So a quantized file keeps a float front end: power and logarithm span a wider
+range than 8 bits can hold.
 """
 
-import hashlib
+import dataclasses
 import pathlib
 import tempfile
 import warnings
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -18,14 +21,12 @@ from keras_flexast.export.common import (
     check_backend,
     scores_of_features,
 )
-from keras_flexast.export.tflite_metadata import (
-    attach_metadata,
-    pack_model,
-    set_entry,
-    unpack_model,
-)
+from keras_flexast.export.tflite_join import join_parts
+from keras_flexast.export.tflite_metadata import attach_metadata
 from keras_flexast.files import atomic_write, refuse_overwrite
 from keras_flexast.inference.artifacts import describe_artifact
+from keras_flexast.inference.padded import PaddedScoring
+from keras_flexast.inference.runtimes import length_signature
 from keras_flexast.inference.scoring import scoring_model
 from tf_data_pipelines.settings import patch_name, patch_pair
 
@@ -40,9 +41,16 @@ KEPT_FLOAT = [
 def write_tflite(run, path, *, patch_size, options=None, overwrite=False):
     """Write a run at one patch size as a `.tflite` of built-in operations, one clip at a time.
 
-    The file has one input, "waveform" float32 (1, samples) or "features" float32 (1, frames,
-    mel_bins), and one output, "scores" float32 (1, classes). It carries TFLite Metadata, see
-    `read_metadata`, and at its end a ZIP of `labels.txt` and `artifact.json`.
+    Its signatures, each with the output `scores` float32 (1, classes):
+
+        serving_default   waveform float32 (1, samples), all of which is heard; or, with
+                          options.input="features", features float32 (1, frames, mel_bins)
+        with_length       waveform, and length int32 (1,), the number of samples that count:
+                          the run's scores of these samples alone, whatever follows them.
+                          Files of features, or with options.with_length=False, do not have it.
+
+    An interpreter that does not know signatures runs the first one. The file carries TFLite
+    Metadata, see `read_metadata`, and at its end a ZIP of `labels.txt` and `artifact.json`.
 
     Args:
         run: Run.
@@ -67,9 +75,9 @@ def write_tflite(run, path, *, patch_size, options=None, overwrite=False):
 def write_multi_tflite(run, path, *, patch_sizes, options=None, overwrite=False):
     """Write a run at several patch sizes as one `.tflite`, which holds equal weights once.
 
-    Each patch size is a signature, `patch_16` or `patch_16x24`:
-    `interpreter.get_signature_runner("patch_16")(waveform=...)`. An interpreter that does not
-    know signatures runs the first one; MediaPipe's AudioClassifier refuses several.
+    Each patch size has the signatures of `write_tflite` under names of its own, `patch_16` and
+    `patch_16_with_length`, or `patch_16x24`:
+    `interpreter.get_signature_runner("patch_16_with_length")(waveform=..., length=...)`.
 
     Args:
         run, path, options, overwrite: as for `write_tflite`.
@@ -95,21 +103,8 @@ def _write(run, path, *, sizes, options, overwrite):
     path = pathlib.Path(path)
     refuse_overwrite(path, overwrite)
     run, seconds = at_length(run, options.seconds)
-    shift = options.frame_shift_ms
-    fbank, _ = run.front_end(shift)
+    fbank, _ = run.front_end(options.frame_shift_ms)
     samples = round(seconds * fbank.sample_rate)
-    scorings = {
-        name: scoring_model(run, size, seconds=seconds, frame_shift_ms=shift)[0]
-        for name, size in sizes.items()
-    }
-    features = None
-    if options.precision == "int8":
-        features = _calibration_features(options.calibration, samples, fbank)
-    front = [_front_tflite(samples, fbank)] if options.input == "waveform" else []
-    chains = {
-        name: [*front, _scoring_tflite(scoring, options.precision, features)]
-        for name, scoring in scorings.items()
-    }
     pairs = {name: patch_pair(size) for name, size in sizes.items()}
     description = describe_artifact(
         run,
@@ -121,7 +116,7 @@ def _write(run, path, *, sizes, options, overwrite):
     )
     named = ", ".join(patch_name(pair) for pair in pairs.values())
     content = attach_metadata(
-        _join(chains, options.input),
+        join_parts(_chains(run, sizes, options, seconds=seconds)),
         run.classes,
         artifact=description,
         sample_rate=fbank.sample_rate,
@@ -132,10 +127,101 @@ def _write(run, path, *, sizes, options, overwrite):
     return path
 
 
-def _calibration_features(calibration, samples, fbank):
-    """Normalized log-mel float32 (1, frames, mel bins) of each waveform."""
-    from tf_data_pipelines.fbank import features
+def _chains(run, sizes, options, *, seconds):
+    """{signature: (input names, parts)} of the patch sizes, as `join_parts` takes it."""
+    shift = options.frame_shift_ms
+    scorings = {
+        name: scoring_model(run, size, seconds=seconds, frame_shift_ms=shift)
+        for name, size in sizes.items()
+    }
+    maker = _ChainMaker(run, options, samples=next(iter(scorings.values()))[1])
+    whole = {
+        name: _Stage(scores_of_features(scoring), scoring.model)
+        for name, (scoring, _) in scorings.items()
+    }
+    chains = {name: maker.whole(stage) for name, stage in whole.items()}
+    if options.with_length and options.input == "waveform":
+        for name, size in sizes.items():
+            chains[length_signature(name)] = maker.padded(size, whole[name])
+    return chains
 
+
+class _ChainMaker:
+    """Chains of `join_parts` for one run; a part that several of them share is converted once."""
+
+    def __init__(self, run, options, *, samples):
+        self.run, self.options, self.samples = run, options, samples
+        self.fbank, _ = run.front_end(options.frame_shift_ms)
+        int8 = options.precision == "int8"
+        self.clips = _checked_calibration(options.calibration, samples) if int8 else []
+        self.hear, self.hear_clip = _Stage(self._hear), _Stage(self._hear_clip)
+        self.converted = {}  # {stage: TFLite bytes}
+
+    def whole(self, scores):
+        """The chain that hears a whole waveform, of the stage from features to scores."""
+        stages = [self.hear, scores]
+        examples = [{"waveform": clip[None]} for clip in self.clips]
+        start = {"waveform": np.zeros((1, self.samples), "float32")}
+        if self.options.input == "features":
+            stages, start = stages[1:], self._hear(**start)
+            examples = [self._hear(**example) for example in examples]
+        return list(start), self._parts(stages, start, examples)
+
+    def padded(self, patch_size, scores):
+        """The chain that is told how many samples count, of that size and that of `whole`."""
+        stages = [self.hear_clip, scores]
+        if self.fbank.clip_ms is None:  # otherwise every clip is brought to as many frames
+            padded = PaddedScoring(self.run, patch_size, self.options.frame_shift_ms)
+            table = padded.model.backbone.position_embed
+            stages[1:] = [_Stage(padded.cut, table), _Stage(padded.score, padded.model)]
+        examples = [{"waveform": clip[None], "length": _length(clip)} for clip in self.clips]
+        start = {
+            "waveform": np.zeros((1, self.samples), "float32"),
+            "length": np.array([self.samples], "int32"),
+        }
+        return list(start), self._parts(stages, start, examples)
+
+    def _hear(self, waveform):
+        from tf_data_pipelines.fbank import features
+
+        return {"features": features(waveform, self.fbank)}
+
+    def _hear_clip(self, waveform, length):
+        from tf_data_pipelines.fbank import padded_features
+
+        features, frames = padded_features(waveform, length, self.fbank)
+        if self.fbank.clip_ms is not None:
+            return {"features": features}
+        return {"features": features, "frames": frames}
+
+    def _parts(self, stages, start, examples):
+        """TFLite bytes of stages, each of which takes what the one before gives.
+
+        Args:
+            stages: list of _Stage. The last one, the transformer, has the precision; the
+                others are float32.
+            start: {name: array} that the first stage takes, for the shapes.
+            examples: list of more of them, on which int8 measures its scales.
+        """
+        for stage in stages:
+            last = stage is stages[-1]
+            if stage not in self.converted:
+                precision = self.options.precision if last else "float32"
+                self.converted[stage] = _convert(stage, start, precision, examples)
+            if not last:
+                start = stage.function(**start)
+                examples = [stage.function(**example) for example in examples]
+        return [self.converted[stage] for stage in stages]
+
+
+def _length(clip):
+    """Samples of a clip up to its last one that is not zero, int32 (1,)."""
+    heard = np.flatnonzero(clip)
+    return np.array([heard[-1] + 1 if len(heard) else len(clip)], "int32")
+
+
+def _checked_calibration(calibration, samples):
+    """The waveforms of `FixedOptions.calibration` as a list of float32 (samples,)."""
     clips = [] if calibration is None else [np.asarray(clip, "float32") for clip in calibration]
     if not clips:
         raise ValueError(
@@ -154,36 +240,33 @@ def _calibration_features(calibration, samples, fbank):
                 f"calibration[{index}] holds {clip[~np.isfinite(clip)][0]}; expected finite "
                 f"samples in [-1, 1]. Leave the clip out."
             )
-    return [features(clip[None], fbank).numpy() for clip in clips]
+    return clips
 
 
-def _front_tflite(samples, fbank):
-    """TFLite bytes from a waveform to its normalized log-mel."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Stage:
+    """What becomes one part of a file.
+
+    Args:
+        function: function from tensors by name, the batch first, to {name: tensor}.
+        layer: keras.Layer (or Model) whose weights it uses; None for none.
+    """
+
+    function: Callable
+    layer: keras.Layer | None = None
+
+
+def _convert(stage, start, precision, examples):
+    """TFLite bytes of a stage that takes such tensors, {name: array}."""
     import tensorflow as tf
 
-    from tf_data_pipelines.fbank import features
-
-    waveform = tf.TensorSpec([1, samples], tf.float32)
-    function = tf.function(lambda waveform: features(waveform, fbank), input_signature=[waveform])
-    return tf.lite.TFLiteConverter.from_concrete_functions(
-        [function.get_concrete_function()], tf.Module()
-    ).convert()
-
-
-def _scoring_tflite(scoring, precision, features):
-    """TFLite bytes from normalized log-mel to scores; int8 measures its scales on `features`."""
-    import tensorflow as tf
-
-    shape = [1, *scoring.model.input_shape[1:]]
     # The converter freezes only variables that an ExportArchive tracks; without one it writes a
     # file that answers nan.
     archive = keras.export.ExportArchive()
-    archive.track(scoring.model)
-    archive.add_endpoint(
-        "serving_default",
-        scores_of_features(scoring),
-        input_signature=[tf.TensorSpec(shape, tf.float32, name="features")],
-    )
+    if stage.layer is not None:
+        archive.track(stage.layer)
+    specs = [tf.TensorSpec(one.shape, one.dtype, name) for name, one in start.items()]
+    archive.add_endpoint("serving_default", stage.function, input_signature=specs)
     with tempfile.TemporaryDirectory() as folder:
         archive.write_out(folder, verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
@@ -193,15 +276,15 @@ def _scoring_tflite(scoring, precision, features):
             converter.target_spec.supported_types = [tf.float16]
         if precision != "int8":
             return converter.convert()
-        return _int8_tflite(converter, features)
+        return _int8_tflite(converter, examples)
 
 
-def _int8_tflite(converter, features):
+def _int8_tflite(converter, examples):
     import tensorflow as tf
 
     def representative():
-        for clip in features:
-            yield [clip]
+        for example in examples:
+            yield {name: np.asarray(one) for name, one in example.items()}
 
     converter.representative_dataset = representative
     options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=KEPT_FLOAT)
@@ -211,107 +294,3 @@ def _int8_tflite(converter, features):
             converter=converter, debug_dataset=representative, debug_options=options
         )
     return debugger.get_nondebug_quantized_model()
-
-
-def _join(chains, input):
-    """One model of several: the parts of each signature in a row, equal constants held once.
-
-    Args:
-        chains: {signature: [TFLite bytes, ...]}. Every part has one subgraph with one input
-            and one output, which is the input of the next part.
-        input: name of the input of all signatures; the output is `scores`.
-
-    Returns:
-        TFLite bytes with a subgraph and a signature for each chain.
-    """
-    joined = _JoinedModel()
-    for name, parts in chains.items():
-        joined.add_chain(name, [unpack_model(part) for part in parts], input)
-    return pack_model(joined.finished())
-
-
-class _JoinedModel:
-    """A TFLite model that grows by subgraphs and holds equal constants once."""
-
-    def __init__(self):
-        from tensorflow.lite.python import schema_py_generated as schema
-
-        self.schema = schema
-        self.model = schema.ModelT()
-        self.model.version, self.model.description = 3, "keras_flexast"
-        self.model.subgraphs, self.model.signatureDefs = [], []
-        self.model.buffers = [schema.BufferT()]  # of tensors without constants
-        self.model.operatorCodes = []
-        self.buffers, self.codes = {}, {}  # places in model.buffers and model.operatorCodes
-        self.runtimes = []  # oldest runtime of each part, as b"1.5.0"
-
-    def add_chain(self, name, parts, input):
-        """Add a subgraph and a signature of ModelT parts, each of which feeds the next one."""
-        graph = self.schema.SubGraphT()
-        graph.name, graph.tensors, graph.operators, graph.outputs = name, [], [], []
-        for part in parts:
-            self._append(graph, part)
-        graph.tensors[graph.inputs[0]].name = input
-        graph.tensors[graph.outputs[0]].name = "scores"
-        signature = self.schema.SignatureDefT()
-        signature.signatureKey = name
-        signature.subgraphIndex = len(self.model.subgraphs)
-        signature.inputs = [self._entry(input, graph.inputs[0])]
-        signature.outputs = [self._entry("scores", graph.outputs[0])]
-        self.model.subgraphs.append(graph)
-        self.model.signatureDefs.append(signature)
-
-    def finished(self):
-        """ModelT, with the newest of the runtimes that its parts need."""
-        newest = max(
-            self.runtimes,
-            key=lambda text: [int(number) for number in text.rstrip(b"\0").split(b".")],
-        )
-        set_entry(self.model, "min_runtime_version", newest)
-        return self.model
-
-    def _append(self, graph, part):
-        """Append the only subgraph of a part to a graph, whose outputs become its inputs."""
-        (piece,) = part.subgraphs
-        # -1 stands for an input that is left out.
-        moved = {-1: -1, **dict(zip(piece.inputs, graph.outputs, strict=False))}
-        for index, tensor in enumerate(piece.tensors):
-            if index not in moved:
-                moved[index] = len(graph.tensors)
-                tensor.buffer = self._place_of(part.buffers[tensor.buffer])
-                graph.tensors.append(tensor)
-        for operator in piece.operators:
-            operator.opcodeIndex = self._code_of(part.operatorCodes[operator.opcodeIndex])
-            operator.inputs = [moved[index] for index in operator.inputs]
-            operator.outputs = [moved[index] for index in operator.outputs]
-            graph.operators.append(operator)
-        if not graph.outputs:
-            graph.inputs = [moved[index] for index in piece.inputs]
-        graph.outputs = [moved[index] for index in piece.outputs]
-        for entry in part.metadata:
-            if entry.name == b"min_runtime_version":
-                self.runtimes.append(bytes(part.buffers[entry.buffer].data))
-
-    def _place_of(self, buffer):
-        """Index of a buffer in the model, where an equal one may be already."""
-        if buffer.data is None or not len(buffer.data):
-            return 0
-        content = hashlib.sha256(buffer.data).digest()
-        if content not in self.buffers:
-            self.buffers[content] = len(self.model.buffers)
-            self.model.buffers.append(buffer)
-        return self.buffers[content]
-
-    def _code_of(self, code):
-        """Index of an operator code in the model, where an equal one may be already."""
-        key = (code.builtinCode, code.customCode, code.version)
-        if key not in self.codes:
-            self.codes[key] = len(self.model.operatorCodes)
-            self.model.operatorCodes.append(code)
-        return self.codes[key]
-
-    def _entry(self, name, tensor):
-        """TensorMapT from a name in a signature to the index of a tensor."""
-        entry = self.schema.TensorMapT()
-        entry.name, entry.tensorIndex = name, tensor
-        return entry

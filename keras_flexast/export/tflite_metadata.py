@@ -42,7 +42,8 @@ def attach_metadata(
     """Give a `.tflite` metadata, in place of any that it has. It needs TensorFlow.
 
     Args:
-        content: bytes of a model whose subgraphs have one input and one output (1, classes).
+        content: bytes of a model whose subgraphs have one output (1, classes), and one input or
+            two, of which the second is `length`.
         labels: class names in the order of the scores.
         artifact: dictionary of `describe_artifact`, the content of artifact.json.
         sample_rate: sample rate of the sound in Hz, also where the input is "features".
@@ -59,18 +60,21 @@ def attach_metadata(
     model = unpack_model(content)
     for graph in model.subgraphs:
         outputs = [graph.tensors[index].shape.tolist() for index in graph.outputs]
-        if len(graph.inputs) != 1 or outputs != [[1, len(labels)]]:
+        if len(graph.inputs) not in (1, 2) or outputs != [[1, len(labels)]]:
             raise ValueError(
                 f"subgraph {_text(graph.name)!r} has {len(graph.inputs)} inputs and outputs of the "
-                f"shapes {outputs}; expected one input, and one output (1, {len(labels)}) for "
-                f"{len(labels)} labels."
+                f"shapes {outputs}; expected one input, or two with `length`, and one output "
+                f"(1, {len(labels)}) for {len(labels)} labels."
             )
-    tensors = {2: [_input_fields(input, sample_rate)], 3: [_output_fields()]}
+    inputs = [_input_fields(input, sample_rate), _length_fields()]
     root = {
         0: name,
         1: description,
         2: version,
-        3: [{0: _text(graph.name), **tensors} for graph in model.subgraphs],
+        3: [
+            {0: _text(graph.name), 2: inputs[: len(graph.inputs)], 3: [_output_fields()]}
+            for graph in model.subgraphs
+        ],
         4: author,
         5: license,
         6: [{0: DESCRIPTION, 1: "Filterbank, patch sizes and precision.", 2: DESCRIPTIONS}],
@@ -96,6 +100,12 @@ def _input_fields(input, sample_rate):
         text = f"Log-mel spectrogram, normalized as in {DESCRIPTION}: (1, frames, mel_bins)."
         content = {0: FEATURE_PROPERTIES, 1: {}}
     return {0: input, 1: text, 3: content}
+
+
+def _length_fields():
+    """TensorMetadata of the second input, {field: value}."""
+    text = "Number of samples that count, from the first on; the others are not heard."
+    return {0: "length", 1: text, 3: {0: FEATURE_PROPERTIES, 1: {}}}
 
 
 def _output_fields():
@@ -157,6 +167,7 @@ def read_metadata(content):
             {
                 "name": graph.text(0),
                 "input": _read_tensor(graph.tables(2)[0]),
+                "inputs": [tensor.text(0) for tensor in graph.tables(2)],
                 "output": _read_tensor(graph.tables(3)[0]),
             }
             for graph in root.tables(3)

@@ -2,6 +2,13 @@
 
 from keras_flexast.inference.artifacts import FileEmbeddings, FileScores
 from keras_flexast.inference.classifier import Classifier, load_classifier
-from keras_flexast.inference.timeline import Timeline
+from keras_flexast.inference.timeline import Timeline, refuse_timeline
 
-__all__ = ["Classifier", "FileEmbeddings", "FileScores", "Timeline", "load_classifier"]
+__all__ = [
+    "Classifier",
+    "FileEmbeddings",
+    "FileScores",
+    "Timeline",
+    "load_classifier",
+    "refuse_timeline",
+]

@@ -17,14 +17,21 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
+from rich.markup import escape
 from rich.progress import Progress
 
-from keras_flexast.files import atomic_write
+from keras_flexast.files import EMBEDDINGS, atomic_write, refuse_overwrite
 from keras_flexast.inference.runtimes import DESCRIPTION, LABELS, OPENERS, model_folder
 from keras_flexast.inference.windows import BATCH_SAMPLES, mean_of_windows
-from keras_flexast.runs import labels_text
+from keras_flexast.runs import described, labels_text
 from keras_flexast.settings import VERSION
-from tf_data_pipelines.settings import patch_name, patch_pair
+from tf_data_pipelines.settings import (
+    SHARES,
+    check_positive,
+    checked_shares,
+    patch_name,
+    patch_pair,
+)
 
 SAMPLE_RATE = 16000  # Hz, of an artifact that does not name its rate
 
@@ -54,6 +61,7 @@ def describe_artifact(
         "patch_sizes": patch_sizes,
         "samples": samples,
         "multi_label": run.multi_label,
+        "shares": list(run.shares),
         "fbank": fbank.to_dict(),
         "keras_flexast": VERSION,
     }
@@ -85,7 +93,7 @@ def read_texts(texts):
     classes = tuple(line for line in texts.get(LABELS, "").split("\n") if line)
     try:
         description = json.loads(texts.get(DESCRIPTION, "{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{DESCRIPTION} in the artifact is damaged: {error}.") from None
     if not isinstance(description, dict):
         raise ValueError(f"{DESCRIPTION} in the artifact is damaged: it is no JSON object.")
@@ -108,7 +116,9 @@ class Artifact:
         multi_label: whether scores are independent (sigmoid); None if unknown.
         patch_size: name of the patch size, such as "16" or "16x24"; None if unknown.
         precision: "float32", "float16", "dynamic" or "int8"; None if unknown.
+        takes_length: whether it is told the length of a clip, and so hears the clip alone.
         dim: width of the embeddings; None where the artifact has none.
+        shares: shares of validation and test clips at its training, see Run.
         run: function from padded waveforms float32 (batch, samples) and lengths int32
             (batch,) to scores float32 (batch, classes) and a list of error texts, one per clip.
         embed: function like `run` that gives embeddings float32 (batch, dim) in place of the
@@ -124,7 +134,9 @@ class Artifact:
     multi_label: bool | None
     patch_size: str | None
     precision: str | None
+    takes_length: bool = False
     dim: int | None = None
+    shares: tuple = SHARES
     run: Callable = dataclasses.field(repr=False)
     embed: Callable | None = dataclasses.field(default=None, repr=False)
 
@@ -145,9 +157,9 @@ class Artifact:
     def scores(self, waveforms):
         """Scores of clips of any lengths.
 
-        An artifact for clips of one length gets a shorter clip with zeros at its end. A
-        longer clip is cut into windows that overlap by half, the last one ending with the
-        clip; its scores are the mean of theirs.
+        An artifact for clips of one length gets a shorter clip with zeros at its end, and its
+        length where it takes one. A longer clip is cut into windows that overlap by half, the
+        last one ending with the clip; its scores are the mean of theirs.
 
         Args:
             waveforms: list of float32 (samples,) in [-1, 1], at `sample_rate` Hz.
@@ -202,8 +214,8 @@ class Artifact:
         """Raise a ValueError if the artifact has no embeddings."""
         if self.embed is None:
             raise ValueError(
-                f"{self.path} ({self.signature}) has no embeddings. Use serving_default of a "
-                f"SavedModel that `flexast export` wrote."
+                f"{self.path} ({self.signature}) has no embeddings. Use a SavedModel that "
+                f"`flexast export` wrote."
             )
 
     def _mean_of_windows(self, function, waveforms, width):
@@ -268,6 +280,7 @@ def load_artifacts(path, threads=2):
         raise FileNotFoundError(
             f"{path} does not exist; expected a SavedModel folder, .tflite or .onnx."
         )
+    check_positive("threads", threads, int)
     version = model_folder(path) if path.is_dir() else path
     kind = "saved_model" if path.is_dir() else path.suffix
     if version is None or kind not in OPENERS:
@@ -277,27 +290,41 @@ def load_artifacts(path, threads=2):
         )
     signatures, texts = OPENERS[kind](version, threads)
     classes, description = _classes_and_description(version, texts)
-    sizes = description.get("patch_sizes", {})
-    embed = signatures.pop("embed", None)
+    try:
+        sizes = {
+            name: patch_pair(pair) for name, pair in description.get("patch_sizes", {}).items()
+        }
+        shares = checked_shares(description.get("shares", SHARES))
+        rate = description.get("fbank", {}).get("sample_rate", SAMPLE_RATE)
+        check_positive("sample_rate", rate, int)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{DESCRIPTION} in {version} is damaged: {described(error)}. Export again."
+        ) from error
+    embedders = {name: signatures.pop(name) for name in [*signatures] if name.startswith("embed")}
     artifacts = {}
     for name, one in signatures.items():
         if one.width != len(classes):
             raise ValueError(f"{version} has {one.width} scores and {len(classes)} labels.")
         pair = sizes.get(name)
         named = name.removeprefix("patch_") if name.startswith("patch_") else None
-        embeds = embed and (name == "serving_default" or (pair and pair == sizes.get("embed")))
+        embed = embedders.get(f"embed_{named}")
+        if name == "serving_default" or (pair and pair == sizes.get("embed")):
+            embed = embedders.get("embed")
         artifacts[name] = Artifact(
             version,
             name,
             classes=classes,
             samples=one.samples,
-            sample_rate=description.get("fbank", {}).get("sample_rate", SAMPLE_RATE),
+            sample_rate=rate,
             multi_label=description.get("multi_label"),
             patch_size=patch_name(pair) if pair else named,
             precision=description.get("precision"),
-            dim=embed.width if embeds else None,
+            dim=embed.width if embed else None,
+            shares=shares,
+            takes_length=one.takes_length,
             run=one.run,
-            embed=embed.run if embeds else None,
+            embed=embed.run if embed else None,
         )
     if not artifacts:
         raise ValueError(
@@ -360,7 +387,8 @@ class FileScores:
     rejected: tuple[tuple[str, str], ...] = ()
 
     def top(self, classes, k=3):
-        """The best classes of each file: a list of lists of (class name, score), best first."""
+        """The best k classes of each file: a list of lists of (class name, score), best first."""
+        check_positive("k", k, int)
         best = np.argsort(-self.scores, axis=1, kind="stable")[:, :k]
         return [
             [(classes[one], float(row[one])) for one in places]
@@ -383,7 +411,12 @@ class FileEmbeddings:
     rejected: tuple[tuple[str, str], ...] = ()
 
     def save(self, path):
-        """Write `files` (paths) and `embeddings` as NumPy's .npz, whole or not at all."""
+        """Write `files` (paths) and `embeddings` as NumPy's .npz, whole or not at all.
+
+        Raises:
+            FileExistsError: another file than one of embeddings is there.
+        """
+        refuse_overwrite(path, True, kind=EMBEDDINGS)
         content = io.BytesIO()
         np.savez(content, files=self.paths, embeddings=self.embeddings)
         atomic_write(path, content.getvalue())
@@ -438,7 +471,7 @@ def _over_files(artifact, paths, answer, description):
         return given.shape[1]
 
     with Progress(disable=description is None) as progress:
-        for number, path in enumerate(progress.track(paths, description=description or "")):
+        for number, path in enumerate(progress.track(paths, description=escape(description or ""))):
             try:
                 unscored[number] = read_audio(path, artifact.sample_rate)
             except AudioError as error:

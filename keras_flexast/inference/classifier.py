@@ -24,8 +24,7 @@ from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
 from keras_flexast.inference.timeline import artifact_timeline, run_timeline
 from keras_flexast.models import embedding_model
 from keras_flexast.runs import Run, configured_run, is_cut, warn_of_cuts
-from keras_flexast.settings import MAX_PEAK
-from tf_data_pipelines.settings import patch_name, patch_pair
+from tf_data_pipelines.settings import MAX_PEAK, patch_name, patch_pair
 
 MIN_SECONDS = 0.025  # of a clip: one window of the filterbank
 GROUP_SECONDS = 1800.0  # of sound that a run holds in memory at once, 115 MB at 16 kHz
@@ -63,7 +62,7 @@ class Classifier(abc.ABC):
         """Scores of sound files of any format, rate and length.
 
         Args:
-            paths: list of paths, or one path.
+            paths: list of paths, or one path; of a folder all sound files in it and below.
             progress: show a progress bar.
 
         Returns:
@@ -139,8 +138,11 @@ def load_classifier(
             f"{path} is a folder of several exported artifacts; give one of them, such as "
             f"{pathlib.Path(path, 'serving')}, or the folder of a run."
         )
+    from tf_data_pipelines.patches import check_patches
+
     run = configured_run(path, resize=resize, full_length=full_length)
     pair = run.model.backbone.base_patch if patch_size is None else patch_pair(patch_size)
+    check_patches(run.patches_at([pair]), run.fbank.mel_bins)
     return RunClassifier(run, pair, frame_shift_ms)
 
 
@@ -178,11 +180,14 @@ class RunClassifier(Classifier):
         return self.run.scores(self._outputs(self._logits, waveforms))
 
     def predict_files(self, paths, progress=False):
-        logits, usable, rejected = self._file_outputs(self._logits, paths, progress)
+        logits, usable, rejected = self._file_outputs(
+            self._logits, paths, "Classifying" if progress else None
+        )
         return FileScores(self.run.scores(logits), usable, rejected)
 
     def embed_files(self, paths, progress=False):
-        return FileEmbeddings(*self._file_outputs(self._embedding, paths, progress))
+        text = "Embedding" if progress else None
+        return FileEmbeddings(*self._file_outputs(self._embedding, paths, text))
 
     def timeline(self, path, *, window=None, hop=None, progress=False):
         return run_timeline(
@@ -206,7 +211,7 @@ class RunClassifier(Classifier):
                 )
             return packed_outputs(predictor, self._batches[packing], len(data.waveforms))[0]
 
-    def _file_outputs(self, predictor, paths, progress):
+    def _file_outputs(self, predictor, paths, description):
         """(outputs float32 (usable files, width), paths of the usable files, rejected)."""
         outputs, usable, rejected, held, cut = [], [], [], [], 0
 
@@ -216,9 +221,11 @@ class RunClassifier(Classifier):
                 held.clear()
 
         paths = path_list(paths)
-        with Progress(disable=not progress) as bar:
+        with Progress(disable=description is None) as bar:
             for path, (waveform, reason) in bar.track(
-                zip(paths, self._decoded(paths), strict=True), len(paths), description="Classifying"
+                zip(paths, self._decoded(paths), strict=True),
+                len(paths),
+                description=description or "",
             ):
                 if reason:
                     rejected.append((path, reason))
@@ -235,18 +242,21 @@ class RunClassifier(Classifier):
 
     def _decoded(self, paths):
         """(waveform, None) or (None, reason) of each file, decoded a few files ahead."""
-        from tf_data_pipelines.audio import AudioError, read_audio
+        from tf_data_pipelines.audio import AudioError, announced_seconds, read_audio
         from tf_data_pipelines.pipeline import overlong_reason
 
         run, patches = self.run, self.run.patches_at([self.pair], self.frame_shift_ms)
 
         def decode(path):
-            try:
+            limits = {"fbank": run.fbank, "patches": patches}
+            try:  # an hour of sound is refused before it is decoded
+                reason = overlong_reason(path, announced_seconds(path), **limits)
+                if reason:
+                    return None, reason
                 waveform = read_audio(path, self.sample_rate, run.fbank.window)
             except AudioError as error:
                 return None, str(error)
-            seconds = len(waveform) / self.sample_rate
-            reason = overlong_reason(path, seconds, fbank=run.fbank, patches=patches)
+            reason = overlong_reason(path, len(waveform) / self.sample_rate, **limits)
             return (None, reason) if reason else (waveform, None)
 
         workers = os.cpu_count() or 1
@@ -327,7 +337,9 @@ def checked_waveforms(waveforms, sample_rate):
 
 
 def path_list(paths):
-    """A list of paths as str; one path is a list of one."""
+    """A list of sound files as str; one path is a list of one, a folder stands for its files."""
+    from tf_data_pipelines.listing import sound_files
+
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
-    return [os.fspath(path) for path in paths]
+    return [os.fspath(path) for path in sound_files(paths)]

@@ -2,8 +2,10 @@
 
 import keras
 import numpy as np
+from rich.markup import escape
 from rich.progress import Progress
 
+from keras_flexast.distribution import batch_devices
 from keras_flexast.models import fixed_model
 from tf_data_pipelines.settings import patch_name, patch_pair
 
@@ -30,7 +32,26 @@ class PackedPredictor:
         length = inputs["segment_ids"].shape[1]
         if length not in self._by_length:
             self._by_length[length] = keras.Model(self.model.input, self.model.output)
-        return keras.ops.convert_to_numpy(self._by_length[length].predict_on_batch(inputs))
+        return predict_rows(self._by_length[length], inputs)
+
+
+def predict_rows(model, inputs):
+    """`model.predict_on_batch` on one device or several: NumPy (rows, ...) in, NumPy out.
+
+    Where devices share a batch on JAX, it is filled up with empty rows to a multiple of them.
+    Every device of a tf.distribute strategy predicts the whole batch.
+
+    Args:
+        model: keras.Model with one output.
+        inputs: array, or dictionary of arrays, with the same number of rows.
+    """
+    rows = len(keras.tree.flatten(inputs)[0])
+    missing = -rows % batch_devices()
+    if missing:
+        inputs = keras.tree.map_structure(
+            lambda value: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1)), inputs
+        )
+    return keras.ops.convert_to_numpy(model.predict_on_batch(inputs))[:rows]
 
 
 def packed_outputs(predictor, batches, clips, description=None):
@@ -47,12 +68,12 @@ def packed_outputs(predictor, batches, clips, description=None):
         in them, and `fill`, the share of their places that held a token.
 
     Raises:
-        ValueError: a clip came back never or twice.
+        ValueError: a clip came back never or twice, or the model gives NaN.
     """
     outputs, seen = np.zeros((clips, predictor.width), "float32"), np.zeros(clips, "int64")
     rows = tokens = places = 0
     with Progress(disable=description is None) as progress:
-        task = progress.add_task(description or "", total=clips)
+        task = progress.add_task(escape(description or ""), total=clips)
         for inputs, _, weights, clip_ids in batches:
             output, real = predictor(inputs), np.asarray(weights) > 0
             output = output[:, : real.shape[1]]  # rows may be packed with fewer slots
@@ -69,7 +90,18 @@ def packed_outputs(predictor, batches, clips, description=None):
             f"{(seen != 1).sum()} of {clips} clips came back not exactly once; the batches do "
             f"not belong to this source."
         )
+    check_finite(outputs)
     return outputs, {"rows": rows, "tokens": tokens, "fill": tokens / places}
+
+
+def check_finite(outputs):
+    """Raise a ValueError where a model's outputs, float (clips, width), are not finite."""
+    lost = ~np.isfinite(outputs).all(1)
+    if lost.any():
+        raise ValueError(
+            f"the model gives NaN or infinity for {lost.sum()} of {len(lost)} clips: its training "
+            f"diverged. Train again with a lower learning rate."
+        )
 
 
 def fixed_scores(run, patch_size, waveforms, frame_shift_ms=None):
@@ -88,14 +120,26 @@ def fixed_scores(run, patch_size, waveforms, frame_shift_ms=None):
 
 
 def fixed_scorer(run, patch_size, samples, frame_shift_ms=None):
-    """`fixed_scores` as a function of waveforms float32 (clips, samples), to call often."""
+    """`fixed_scores` as a function of waveforms float32 (clips, samples), to call often.
+
+    Clips shorter than one patch are filled up with zeros to one, as in packed rows.
+    """
     from tf_data_pipelines.fbank import features
 
     fbank, scale = run.front_end(frame_shift_ms)
-    model = _fixed(run, patch_size, int(fbank.frames(samples)), scale)
+    frames = max(int(fbank.frames(samples)), patch_pair(patch_size)[1])
+    model = _fixed(run, patch_size, frames, scale)
     # TensorFlow's own graph is ready at once; XLA takes seconds to compile for a CPU.
     model.compile(jit_compile=keras.backend.backend() != "tensorflow")
-    return lambda waveforms: run.scores(model.predict_on_batch(features(waveforms, fbank).numpy()))
+
+    def score(waveforms):
+        log_mel = features(waveforms, fbank).numpy()
+        missing = frames - log_mel.shape[1]
+        logits = predict_rows(model, np.pad(log_mel, [(0, 0), (0, missing), (0, 0)]))
+        check_finite(logits)
+        return run.scores(logits)
+
+    return score
 
 
 def scoring_model(run, patch_size, *, seconds, frame_shift_ms=None):
@@ -120,14 +164,7 @@ def scoring_model(run, patch_size, *, seconds, frame_shift_ms=None):
 
     fbank, scale = run.front_end(frame_shift_ms)
     samples = round(seconds * fbank.sample_rate)
-    frames = int(fbank.frames(samples))
-    patch_f, patch_t = patch_pair(patch_size)
-    if frames < patch_t or fbank.mel_bins < patch_f:
-        raise ValueError(
-            f"patch_size={patch_name((patch_f, patch_t))} is larger than the spectrogram of "
-            f"{seconds} s: {fbank.mel_bins} mel bins, {frames} frames. Choose a smaller patch, "
-            f"or more --seconds."
-        )
+    frames = check_patch_fits(fbank, patch_size, seconds)
 
     class Scoring(tf.Module):
         def __init__(self):
@@ -139,6 +176,23 @@ def scoring_model(run, patch_size, *, seconds, frame_shift_ms=None):
             return {"scores": self.activation(self.model(features(waveform, fbank)))}
 
     return Scoring(), samples
+
+
+def check_patch_fits(fbank, patch_size, seconds):
+    """Number of frames of clips of one length.
+
+    Raises:
+        ValueError: the patch is larger than the clips' spectrogram.
+    """
+    frames = int(fbank.frames(round(seconds * fbank.sample_rate)))
+    patch_f, patch_t = patch_pair(patch_size)
+    if frames < patch_t or fbank.mel_bins < patch_f:
+        raise ValueError(
+            f"patch_size={patch_name((patch_f, patch_t))} is larger than the spectrogram of "
+            f"{seconds} s: {fbank.mel_bins} mel bins, {frames} frames. Choose a smaller patch, "
+            f"or more --seconds."
+        )
+    return frames
 
 
 def _fixed(run, patch_size, frames, frame_shift_scale):

@@ -2,17 +2,19 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
+import pathlib
 
 import numpy as np
 from rich.progress import Progress
 
 from keras_flexast.figures import timeline_figure
-from keras_flexast.files import atomic_write
+from keras_flexast.files import PICTURE, FileKind, atomic_write, refuse_overwrite
 from keras_flexast.inference.scoring import fixed_scorer
 from keras_flexast.settings import DEFAULT_WINDOW
 from tf_data_pipelines.resize import token_count
-from tf_data_pipelines.settings import check_positive
+from tf_data_pipelines.settings import check_positive, patch_name
 
 BATCH_TOKENS = 8192  # tokens of the windows that a run scores at once
 
@@ -47,9 +49,14 @@ class Timeline:
 
         Returns:
             dictionary of `csv` and `png`, the paths, and `windows`, their number.
+
+        Raises:
+            FileExistsError: a file is there that is no timeline, or one that was edited.
         """
-        timeline_figure(self, f"{prefix}.png", title)
-        atomic_write(f"{prefix}.csv", self.to_csv())
+        refuse_timeline(prefix)
+        table = self.to_csv()
+        timeline_figure(self, f"{prefix}.png", title, note=_digest(table.encode()))
+        atomic_write(f"{prefix}.csv", table)
         return {"csv": f"{prefix}.csv", "png": f"{prefix}.png", "windows": len(self.starts)}
 
     def to_csv(self):
@@ -60,6 +67,30 @@ class Timeline:
         for start, end, scores in zip(self.starts, self.ends, self.scores, strict=True):
             writer.writerow([f"{start:.3f}", f"{end:.3f}", *(f"{score:.6f}" for score in scores)])
         return text.getvalue()
+
+
+def refuse_timeline(prefix):
+    """Raise where the files of a timeline would replace anything but an earlier timeline.
+
+    The picture carries the digest of its table, so that a table that was edited stays.
+
+    Args, Raises: as for `Timeline.write`.
+    """
+    if pathlib.Path(prefix).is_dir():
+        raise FileExistsError(
+            f"{prefix} is a folder. Give a name in it, such as {pathlib.Path(prefix, 'timeline')}."
+        )
+    picture = pathlib.Path(f"{prefix}.png")
+
+    def is_ours(table):
+        return picture.exists() and _digest(table.read_bytes()).encode() in picture.read_bytes()
+
+    refuse_overwrite(picture, True, kind=PICTURE)
+    refuse_overwrite(f"{prefix}.csv", True, kind=FileKind("timeline", ".csv", is_ours))
+
+
+def _digest(content):
+    return hashlib.sha256(content).hexdigest()
 
 
 def run_timeline(
@@ -75,7 +106,8 @@ def run_timeline(
         path: sound file of any format, rate and length; it is decoded in blocks.
         patch_size: int or (frequency, time).
         window: length of a window in seconds; None for 1. A recording that is shorter than a
-            window is one window; the last window ends where the recording does.
+            window is one window, scored as a file of its own; the last window ends where the
+            recording does.
         hop: seconds from the start of one window to the next; None for half a window.
         frame_shift_ms: frame shift in milliseconds; None for that of training.
         progress: show a progress bar.
@@ -87,6 +119,8 @@ def run_timeline(
         AudioError: the file cannot be used.
         ValueError: a window is shorter than one patch or one frame, or not a positive number.
     """
+    from tf_data_pipelines.audio import MIN_SAMPLES
+
     scorers, rate = {}, run.fbank.sample_rate
 
     def score(waveforms):
@@ -100,11 +134,17 @@ def run_timeline(
     check_positive("window", window)
     patches = run.patches_at([patch_size], frame_shift_ms)
     fbank, _ = run.front_end(frame_shift_ms)
-    frames = fbank.frames(round(window * rate))
+    frames = int(fbank.frames(round(window * rate)))
+    if frames < patches.patch_sizes[0][1]:
+        raise ValueError(
+            f"patch_size={patch_name(patches.patch_sizes[0])} is larger than a window of "
+            f"{window:g} s, {frames} frames. Choose a smaller patch (--patch-size), or a longer "
+            f"window (--window)."
+        )
     tokens = int(token_count(frames, fbank.mel_bins, patches.patch_sizes[0], patches))
     heard = _hear(
         path, rate, window=window, hop=hop, score=score, batch=max(1, BATCH_TOKENS // tokens),
-        progress=progress,
+        least=max(MIN_SAMPLES, fbank.window), progress=progress,
     )  # fmt: skip
     return Timeline(run.classes, *heard, multi_label=run.multi_label)
 
@@ -120,6 +160,8 @@ def artifact_timeline(artifact, path, *, window=None, hop=None, progress=False):
 
     Returns, Raises: as `run_timeline`; ValueError also for another window than the artifact's.
     """
+    from tf_data_pipelines.audio import MIN_SAMPLES
+
     rate, own = artifact.sample_rate, artifact.samples and artifact.samples / artifact.sample_rate
     if window is not None and own and round(window * rate) != artifact.samples:
         raise ValueError(
@@ -127,16 +169,23 @@ def artifact_timeline(artifact, path, *, window=None, hop=None, progress=False):
         )
     window = own or (DEFAULT_WINDOW if window is None else window)
 
+    reasons = []
+
     def score(waveforms):  # a window that is refused, such as a silent one, scores 0
         scores, refused = artifact.answer(list(waveforms))
-        if all(refused):
-            raise ValueError(f"{artifact.path} refused {path}: {refused[0]}")
+        reasons.extend(refused)
         return scores
 
-    heard = _hear(path, rate, window=window, hop=hop, score=score, batch=64, progress=progress)
+    heard = _hear(
+        path, rate, window=window, hop=hop, score=score, batch=64, least=MIN_SAMPLES,
+        progress=progress,
+    )  # fmt: skip
+    if all(reasons):
+        raise ValueError(f"{artifact.path} refused {path}: {reasons[0]}")
     multi_label = artifact.multi_label
     if multi_label is None:  # an artifact that does not say: softmax sums to 1
-        multi_label = not np.allclose(heard[-1].sum(1), 1, atol=0.01)
+        scored = heard[-1][[not reason for reason in reasons]]
+        multi_label = not np.allclose(scored.sum(1), 1, atol=0.01)
     return Timeline(artifact.classes, *heard, multi_label=multi_label)
 
 
@@ -167,8 +216,11 @@ def cut_windows(blocks, window, hop):
         yield total - window, held[-window:]
 
 
-def _hear(path, rate, *, window, hop, score, batch, progress):
-    """(starts, ends, scores) of the windows of a recording, `batch` of them scored at a time."""
+def _hear(path, rate, *, window, hop, score, batch, least, progress):
+    """(starts, ends, scores) of the windows of a recording, `batch` of them scored at a time.
+
+    A recording of under `least` samples raises an AudioError.
+    """
     from tf_data_pipelines.audio import AudioError, stream_audio
 
     check_positive("window", window)
@@ -186,8 +238,11 @@ def _hear(path, rate, *, window, hop, score, batch, progress):
     with Progress(disable=not progress) as bar:
         task = bar.add_task("Listening", total=seconds)
         for start, waveform in cut_windows(blocks, window, hop):
-            if not waveform.size:
-                raise AudioError(f"{path} has no samples. Record it again, or remove it.")
+            if waveform.size < least:
+                raise AudioError(
+                    f"{path} lasts {waveform.size / rate:.4f} s; at least {1000 * least / rate:g} "
+                    f"ms are needed. Pad it with background sound, or remove it."
+                )
             unscored.append(waveform)
             starts.append(start / rate)
             ends.append((start + len(waveform)) / rate)
