@@ -6,16 +6,17 @@ import json
 import os
 import pathlib
 import platform
-import shlex
 import sys
 import warnings
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from keras_flexast import options
+from keras_flexast.files import kept_partials
+from keras_flexast.interrupts import EXIT_CODE, end_on_interrupt
 from keras_flexast.options import (
+    command_line,
     parse_milliseconds,
     parse_numbers,
     parse_pair,
@@ -26,13 +27,16 @@ from keras_flexast.options import (
 from keras_flexast.settings import (
     EXPORT_PATCH_SIZES,
     FORMATS,
+    KEPT_VERSIONS,
     MAX_SERVED_SECONDS,
     TrainSettings,
 )
-from tf_data_pipelines.settings import PATCH_SIZES, DataWarning, PatchSettings
+from keras_flexast.terminal import errors, nothing_on_stderr, print_tables, show_warning
+from tf_data_pipelines.settings import PATCH_SIZES, PatchSettings
 
 TRAIN, PATCHES = TrainSettings(), PatchSettings()  # the defaults
 DRAWN_SIZES, EXPORTED_SIZES = sizes_text(PATCH_SIZES), sizes_text(EXPORT_PATCH_SIZES)
+ALL_FORMATS = ",".join(FORMATS)
 EXPORTED_FORMATS = ",".join(FORMATS[:2])  # onnx needs an extra
 MANY_FILES = 20  # from which on a command shows a progress bar
 
@@ -55,7 +59,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+FAILURES = (ValueError, OSError, ImportError, RuntimeError)  # that say what to do
 
 
 @app.command()
@@ -93,12 +97,15 @@ def train(
     dtype: options.TrainDtype = TRAIN.dtype,
     remat: options.Remat = TRAIN.remat,
     accumulate: options.Accumulate = TRAIN.accumulate,
+    validation: options.Validation = TRAIN.validation,
+    test: options.Test = TRAIN.test,
     seed: options.Seed = TRAIN.seed,
     overwrite: options.Overwrite = False,
 ):
     """Train a classifier on your sounds. The best epoch on the validation clips is kept.
 
-    Without splits in DATA, a tenth of each class becomes validation and a tenth test.
+    Without splits in DATA, some clips of each class are drawn for validation and some for test;
+    `evaluate` and `export` draw the same.
     While it trains, and after an interruption, RUN.partial is a run of the best epoch so far.
     Curves: tensorboard --logdir RUN.partial/logs, later RUN/logs.
     """
@@ -116,6 +123,8 @@ def train(
         dtype=dtype,
         remat=remat,
         accumulate=accumulate,
+        validation=validation,
+        test=test,
     )
     chosen = {
         "size": size, "pooling": pooling, "remainder": remainder, "position": position,
@@ -164,24 +173,11 @@ def convert(
 
     with errors.status("Reading and converting"):
         done = convert_run(
-            source,
-            out,
-            family=family,
-            to=to,
-            classes=classes,
-            num_heads=num_heads,
-            mel_bins=mel_bins,
-            frames=frames,
-            stride=parse_pair(stride, "--stride"),
-            base_patch=parse_pair(base_patch, "--base-patch"),
-            table=table,
-            resize=resize,
-            mean=mean,
-            std=std,
-            ignore=tuple(ignore or ()),
-            seed=seed,
-            overwrite=overwrite,
-        )
+            source, out, family=family, to=to, classes=classes, num_heads=num_heads,
+            mel_bins=mel_bins, frames=frames, stride=parse_pair(stride, "--stride"),
+            base_patch=parse_pair(base_patch, "--base-patch"), table=table, resize=resize,
+            mean=mean, std=std, ignore=tuple(ignore or ()), seed=seed, overwrite=overwrite,
+        )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(done.to_dict(), indent=2))
     else:
@@ -207,8 +203,9 @@ def evaluate(
     """
     _start()
     from keras_flexast.evaluation import evaluate_run, share_text
-    from keras_flexast.figures import accuracy_figure
+    from keras_flexast.figures import accuracy_figure, refuse_picture
 
+    refuse_picture(figure)
     results = evaluate_run(
         run, data, patch_sizes=parse_patch_sizes(patch_sizes), split=split,
         frame_shift_ms=frame_shift_ms, resize=resize, full_length=full_length,
@@ -226,7 +223,7 @@ def evaluate(
     for r in results:
         more = (f"{r['tokens'] / r['clips']:.0f}", f"{100 * r['fill']:.0f} %") if packed else ()
         table.add_row(r["name"], f"{share_text(r)} %", str(r["clips"]), *more)
-    _print(table)
+    print_tables(table)
 
 
 @app.command()
@@ -244,25 +241,35 @@ def predict(
     timeline_out: options.TimelineOut = None,
     as_json: options.AsJson = False,
 ):
-    """Labels and scores of sound files of any format, rate and length."""
+    """Labels and scores of sound files of any format, rate and length.
+
+    With --json the answer is always a list with an entry for each file: `file`, and `top` or
+    `error`.
+    """
     if not timeline and (window or hop or timeline_out):
         raise typer.BadParameter("--window, --hop and --timeline-out belong to --timeline.")
     if timeline and len(files) != 1:
         raise typer.BadParameter(f"--timeline takes one recording, not {len(files)} files.")
-    _start()
-    from keras_flexast.inference import FileScores, load_classifier
-
-    classifier = load_classifier(
-        run, parse_pair(patch_size, "--patch-size"), frame_shift_ms=frame_shift_ms, resize=resize,
-        full_length=full_length,
-    )  # fmt: skip
+    pair = parse_pair(patch_size, "--patch-size")
     more = {}
-    if timeline:
-        line = classifier.timeline(files[0], window=window, hop=hop, progress=not as_json)
-        found = FileScores(line.overall()[None], [str(files[0])])
-        more = line.write(timeline_out or f"{files[0].stem}_timeline", files[0].name)
-    else:
-        found = classifier.predict_files(files, progress=not as_json and len(files) > MANY_FILES)
+    with _answer_of_errors(files if as_json else ()):
+        _start()
+        from keras_flexast.inference import FileScores, load_classifier, refuse_timeline
+
+        files = files if timeline else _sound_files(files)
+        prefix = timeline_out or f"{files[0].stem}_timeline"
+        if timeline:
+            refuse_timeline(prefix)
+        classifier = load_classifier(
+            run, pair, frame_shift_ms=frame_shift_ms, resize=resize, full_length=full_length
+        )
+        if timeline:
+            line = classifier.timeline(files[0], window=window, hop=hop, progress=not as_json)
+            found = FileScores(line.overall()[None], [str(files[0])])
+            more = line.write(prefix, files[0].name)
+        else:
+            many = len(files) > MANY_FILES
+            found = classifier.predict_files(files, progress=not as_json and many)
     answers = []
     for path, best in zip(found.paths, found.top(classifier.classes, top), strict=True):
         labels = [{"label": label, "score": round(score, 6)} for label, score in best]
@@ -277,7 +284,7 @@ def predict(
         for answer in answers:
             labels = (f"{one['label']} {one['score']:.3f}" for one in answer["top"])
             table.add_row(answer["file"], *labels)
-        _print(table)
+        print_tables(table)
         if timeline:
             typer.echo(f"Wrote {more['csv']} ({more['windows']} windows) and {more['png']}")
     _fail_for(found.rejected)
@@ -289,18 +296,23 @@ def choose(
     budget: options.Budget = None,
     max_mb: options.MaxMb = None,
     threads: options.Threads = 1,
+    formats: options.ChooseFormats = ALL_FORMATS,
     figure: options.FigureOption = None,
     as_json: options.AsJson = False,
 ):
-    """The most accurate exported model within a budget of time and size, as measured."""
+    """The most accurate exported model within a budget of time and size, as measured.
+
+    A server's time is that on all cores of the machine that measured it.
+    """
     limit = parse_milliseconds(budget)
     _start()
     from keras_flexast.evaluation import share_text
-    from keras_flexast.export.model_card import choose_point, read_card
-    from keras_flexast.figures import points_figure
+    from keras_flexast.export.model_card import choose_point, in_formats, read_card, timed_points
+    from keras_flexast.figures import points_figure, refuse_picture, threads_text
 
+    refuse_picture(figure)
     card = read_card(folder)
-    points = card["points"]
+    points = timed_points(in_formats(card["points"], parse_words(formats)), threads)
     best, nearest = choose_point(points, limit, max_mb=max_mb, threads=threads)
     if figure:
         points_figure(
@@ -313,31 +325,32 @@ def choose(
         table = Table(
             "", Column("artifact", overflow="fold"), "patch", "precision",
             f"{points[0]['metric']} %", Column("ms a clip", justify="right"),
-            Column("MB", justify="right"), caption=f"{threads} thread{'s' * (threads > 1)}",
+            Column("MB", justify="right"), caption=threads_text(points, threads),
         )  # fmt: skip
         for point in sorted(points, key=lambda point: -point["value"]):
-            time = point["latency_ms"].get(str(threads))
             table.add_row(
-                "→" if point is best else "",
+                "→" if point == best else "",
                 point["name"],
                 point["patch_size"] or "",
                 point["precision"] or "",
                 share_text(point),
-                "" if time is None else f"{time:.3g}",
+                f"{point['ms']:.3g}",
                 f"{point['megabytes']:.2f}",
-                style="bold" if point is best else None,
+                style="bold" if point == best else None,
             )
-        _print(table)
+        print_tables(table)
     if best is None:
         limits = [f"{limit:g} ms"] if limit is not None else []
         limits += [f"{max_mb:g} MB"] if max_mb is not None else []
         raise ValueError(
             f"no operating point is within {' and '.join(limits)}; the nearest is "
-            f"{nearest['name']} with {nearest['latency_ms'][str(threads)]:.3g} ms and "
+            f"{nearest['name']} with {nearest['ms']:.3g} ms and "
             f"{nearest['megabytes']:.2f} MB."
         )
     if not as_json:
-        typer.echo(f"Best within the budget: {folder / best['path']}")
+        signature = best["signature"]
+        named = "" if signature == "serving_default" else f", signature {signature}"
+        typer.echo(f"Best within the budget: {folder / best['path']}{named}")
 
 
 @app.command()
@@ -356,20 +369,20 @@ def embed(
     The file holds `files` (names) and `embeddings` float32 (files, width).
     """
     _start()
-    from keras_flexast.files import refuse_overwrite
+    from keras_flexast.files import EMBEDDINGS, refuse_overwrite
     from keras_flexast.inference import load_classifier
 
-    if out.suffix != ".npz":
-        raise ValueError(f"--out {out} must end in .npz.")
-    refuse_overwrite(out, overwrite)
+    refuse_overwrite(out, overwrite, kind=EMBEDDINGS)
+    files = _sound_files(files)
     classifier = load_classifier(
         run, parse_pair(patch_size, "--patch-size"), frame_shift_ms=frame_shift_ms, resize=resize,
         full_length=full_length,
     )  # fmt: skip
     found = classifier.embed_files(files, progress=len(files) > MANY_FILES)
-    found.save(out)
-    count, width = found.embeddings.shape
-    typer.echo(f"{count} embeddings of width {width} are in {out}.")
+    if found.paths:
+        found.save(out)
+        count, width = found.embeddings.shape
+        typer.echo(f"{count} embeddings of width {width} are in {out}.")
     _fail_for(found.rejected)
 
 
@@ -394,11 +407,12 @@ def stats(data: options.DataArgument, as_json: options.AsJson = False):
     classes = Table("class", *splits)
     for name, row in counts.items():
         classes.add_row(name, *map(str, row.values()))
-    _print(table, classes)
+    print_tables(table, classes)
 
 
 @app.command()
 def export(
+    context: typer.Context,
     run: options.RunArgument,
     out: options.ExportOut = None,
     patch_sizes: options.ExportPatchSizes = EXPORTED_SIZES,
@@ -411,11 +425,13 @@ def export(
     frame_shift_ms: options.FrameShift = None,
     resize: options.ResizeRun = None,
     overwrite: options.Overwrite = False,
+    keep: options.Keep = KEPT_VERSIONS,
 ):
     """A folder to deploy: TF Serving model, phone models, model card. Neither Keras nor this
     package is needed to run them: waveform in, scores out.
 
-    With --overwrite the files are replaced and the server gets a new version beside the old.
+    With --overwrite the files are replaced and the server gets a new version beside the old,
+    which a running server loads.
     """
     _start()
     from keras_flexast.export import export_run
@@ -424,7 +440,7 @@ def export(
         run, out, patch_sizes=parse_patch_sizes(patch_sizes), formats=parse_words(formats),
         precisions=parse_words(precisions), data=data, seconds=seconds,
         max_seconds=max_seconds, input=input, frame_shift_ms=frame_shift_ms, resize=resize,
-        overwrite=overwrite, command=shlex.join(["flexast", *sys.argv[1:]]),
+        overwrite=overwrite, keep=keep, command=command_line(context),
     )  # fmt: skip
     folder = out or pathlib.Path("saved_models", run.resolve().name)
     typer.echo(f"{len(written)} artifacts are in {folder}.")
@@ -445,16 +461,22 @@ def main():
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{cache}/jax")
     os.environ.setdefault("TF_XLA_FLAGS", f"--tf_xla_persistent_cache_directory={cache}/tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for stream in (sys.stdout, sys.stderr):  # a name may have what the terminal cannot show
+        stream.reconfigure(errors="backslashreplace")
+    leave = end_on_interrupt(_stopped)
     try:
         app()
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except FAILURES as error:
         if os.environ.get("FLEXAST_DEBUG"):
             raise
-        errors.print(f"Error: {error}", style="red")
+        errors.print(f"Error: {_sentence(error)}", style="red")
         sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print("Stopped.", style="red")
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as stop:  # typer makes the one the other
+        if isinstance(stop, SystemExit) and stop.code != EXIT_CODE:
+            raise
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        leave()
 
 
 # === What commands share ===
@@ -462,9 +484,15 @@ def main():
 
 def _start():
     """Import what computes. After the options are checked: it takes seconds."""
-    warnings.showwarning = _show_warning
-    with _quiet():
-        import keras
+    warnings.showwarning = show_warning
+    with nothing_on_stderr():
+        try:
+            import keras
+        except (ImportError, ValueError) as error:
+            raise ImportError(
+                f"Keras cannot compute with {os.environ.get('KERAS_BACKEND', 'its backend')}: "
+                f"{error}. Set KERAS_BACKEND to tensorflow or jax."
+            ) from None
         import tensorflow as tf
 
         if keras.backend.backend() != "tensorflow":
@@ -472,31 +500,47 @@ def _start():
             tf.config.set_visible_devices([], "GPU")
 
 
+def _stopped():
+    """What Ctrl-C leaves behind, in one line."""
+    kept = "".join(f" The best weights so far are in {path}." for path in kept_partials())
+    return f"Stopped.{kept}"
+
+
+def _sentence(error):
+    """An error as text; a Python argument at its beginning, "hop=0 must be", as it was typed."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}."
+    name, given, rest = text.partition("=")
+    command = typer.main.get_command(app).commands.get("".join(sys.argv[1:2]))
+    for one in command.params if command and given else ():
+        if one.name == name:
+            typed = one.opts[0] if one.opts[0][0] == "-" else name.upper()
+            return f"{typed} {rest.removeprefix('True ')}"
+    return text
+
+
 @contextlib.contextmanager
-def _quiet():
-    """Nothing on standard error, not even from C++: TensorFlow's start-up lines."""
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
+def _answer_of_errors(files):
+    """Print a failure of a whole command as the JSON answer of each of these files, if any."""
     try:
         yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
+    except FAILURES as error:
+        if files:
+            answers = [{"file": str(file), "error": _sentence(error)} for file in files]
+            typer.echo(json.dumps(answers, indent=2))
+        raise
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None):
-    """A warning about the user's sounds as one line; those of other packages as they are."""
-    if issubclass(category, DataWarning):
-        errors.print(f"Warning: {message}", style="yellow")
-    else:
-        errors.print(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
+def _sound_files(paths):
+    """The sound files, with those in folders; how many is said where there is a folder."""
+    from tf_data_pipelines.listing import sound_files
 
-
-def _print(*tables):
-    """Print tables; names of files and classes are text, not markup."""
-    Console(markup=False).print(*tables)
+    files = sound_files(paths)
+    if any(path.is_dir() for path in paths):
+        count = sum(not path.is_dir() for path in files)
+        errors.print(f"{count} sound file{'s' * (count != 1)}.")
+    return files
 
 
 def _show_conversion(done):
@@ -519,7 +563,7 @@ def _show_conversion(done):
         table.add_row("new", f"{layer}: {reason}")
     for note in done.notes:
         table.add_row("note", note)
-    _print(table)
+    print_tables(table)
 
 
 def _text(pair):

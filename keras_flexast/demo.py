@@ -13,18 +13,25 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from keras_flexast.evaluation import evaluate_run
+from keras_flexast.evaluation import evaluate_run, spread
 from keras_flexast.export import export_run
 from keras_flexast.figures import accuracy_figure
 from keras_flexast.files import RUN, atomic_folder, atomic_write
 from keras_flexast.inference.artifacts import scoring_artifacts
-from keras_flexast.inference.scoring import PackedPredictor, fixed_scores, packed_outputs
+from keras_flexast.inference.classifier import load_classifier
+from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
 from keras_flexast.metrics import accuracy
 from keras_flexast.models import ElasticAST
 from keras_flexast.runs import Run, save_run, versions
-from keras_flexast.settings import TrainSettings
+from keras_flexast.settings import MAX_SEED, TrainSettings
 from keras_flexast.training import WarmupCosine, compile_packed, time_cells
-from tf_data_pipelines.settings import BASE_PATCH, PATCH_SIZES, FbankSettings, PackSettings
+from tf_data_pipelines.settings import (
+    BASE_PATCH,
+    PATCH_SIZES,
+    FbankSettings,
+    PackSettings,
+    check_between,
+)
 
 TRAIN_CLIPS, TEST_CLIPS = 3000, 600
 FIXED_STEPS, FLEXIBLE_STEPS = 200, 900  # of 8 rows x 256 tokens, 60 words or so
@@ -50,6 +57,7 @@ def run_demo(out="flexast-demo", *, seed=TrainSettings.seed, overwrite=False):
         FileExistsError: `out` exists.
         ImportError: espeakng-loader is not installed.
     """
+    check_between("seed", seed, 0, MAX_SEED, kind=int)
     console, stage = Console(), _Stages()
     with atomic_folder(out, overwrite, kind=RUN) as folder:
         data = _make_data(folder / "speech", seed, stage=stage)
@@ -57,7 +65,7 @@ def run_demo(out="flexast-demo", *, seed=TrainSettings.seed, overwrite=False):
         run = _new_run(data, seed)
         curves = _train_and_test(run, folder, train=train, test=test, seed=seed, stage=stage)
         with stage("packing", "5  Packed and alone: the same numbers?"):
-            sample = _spread(test, ARTIFACT_CLIPS)
+            sample = spread(test, ARTIFACT_CLIPS)
             difference = _packed_difference(run, sample)
             row_fill = _row_fill(run, test, seed)
         with stage("save", "6  Saving the run and drawing the figure"):
@@ -98,6 +106,7 @@ def run_demo(out="flexast-demo", *, seed=TrainSettings.seed, overwrite=False):
         f"  tensorboard --logdir {out}/logs\n",
         highlight=False,
         markup=False,
+        emoji=False,
         soft_wrap=True,
     )
     return report
@@ -191,13 +200,6 @@ def _train_and_test(run, folder, *, train, test, seed, stage):
     return curves
 
 
-def _spread(data, count):
-    """The ScannedSource of `count` of its clips, spread over the classes."""
-    every = max(1, len(data.source) // count)
-    source = dataclasses.replace(data.source, clips=data.source.clips[::every][:count])
-    return dataclasses.replace(data, source=source, durations=data.durations[::every][:count])
-
-
 def _packed_difference(run, data):
     """Largest difference between the logits of clips in packed rows and of clips alone."""
     from tf_data_pipelines.pipeline import evaluation_batches
@@ -225,17 +227,15 @@ def _row_fill(run, data, seed, count=20):
 
 
 def _check_artifacts(run, data, paths):
-    """Each artifact's scores against Keras's, and its own accuracy, on padded test clips."""
-    from tf_data_pipelines.audio import read_waveforms
+    """Each artifact's scores against the run's for test clips, and its own accuracy."""
+    from tf_data_pipelines.audio import read_audio
 
-    rate = run.fbank.sample_rate
-    files = [clip.path for clip in data.source.clips]
-    waveforms = read_waveforms(files, round(run.clip_seconds * rate), rate)
-    expected = {str(size): fixed_scores(run, size, waveforms) for size in EXPORT_PATCHES}
+    waveforms = [read_audio(clip.path, run.fbank.sample_rate) for clip in data.source.clips]
+    expected = {str(size): load_classifier(run, size).predict(waveforms) for size in EXPORT_PATCHES}
     checks = {}
     artifacts = [one for path in paths for one in scoring_artifacts(path).values()]
     for artifact in track(artifacts, "Running artifacts"):
-        scores = artifact.scores(list(waveforms))
+        scores = artifact.scores(waveforms)
         difference = np.abs(scores - expected[artifact.patch_size]).max()
         checks[artifact.name] = {
             "max_abs_difference": float(difference),

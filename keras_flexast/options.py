@@ -4,6 +4,7 @@ Choices and defaults come from the settings classes.
 """
 
 import pathlib
+import shlex
 from typing import Annotated, Literal
 
 import typer
@@ -15,6 +16,8 @@ from keras_flexast.settings import (
     DTYPES,
     FAMILIES,
     INPUTS,
+    MAX_DROPOUT,
+    MAX_SEED,
     POOLINGS,
     PRECISIONS,
     SIZES,
@@ -100,9 +103,11 @@ def parse_milliseconds(text):
 
 
 def parse_numbers(text):
-    """ "10,20" -> (10.0, 20.0); None -> ()."""
+    """ "10,20" -> (10.0, 20.0); None -> None."""
+    if text is None:
+        return None
     try:
-        return tuple(float(part) for part in (text or "").split(",") if part)
+        return tuple(float(part) for part in text.split(",") if part)
     except ValueError:
         raise typer.BadParameter(
             f"--frame-shifts-ms {text!r} is not a list of numbers such as 10,20."
@@ -114,6 +119,20 @@ def parse_words(text):
     if text is None:
         return None
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def command_line(context):
+    """The command with the options that were given, under their long names."""
+    words = ["flexast", context.info_name]
+    for one in context.command.params:
+        value = context.params.get(one.name)
+        if context.get_parameter_source(one.name).name == "DEFAULT" or value in (None, False):
+            continue
+        if one.param_type_name == "option":
+            words.append(one.opts[0])
+        if value is not True:
+            words.append(str(value))
+    return shlex.join(words)
 
 
 # === Arguments and options ===
@@ -139,7 +158,8 @@ DataArgument = Annotated[
     ),
 ]
 FilesArgument = Annotated[
-    list[pathlib.Path], typer.Argument(help="Sound files.", show_default=False)
+    list[pathlib.Path],
+    typer.Argument(help="Sound files, and folders of them.", show_default=False),
 ]
 OneSize = Annotated[
     str | None,
@@ -172,12 +192,21 @@ FrameShift = Annotated[
         show_default="that of training",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is there if this program wrote it.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Seed = Annotated[int, typer.Option(help="Random seed of the data, the weights and the draws.")]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, max=MAX_SEED, help="Random seed of the data, the weights and the draws."),
+]
 FigureOption = Annotated[
     pathlib.Path | None,
-    typer.Option("--figure", help="PNG file to draw the result into.", show_default=False),
+    typer.Option(
+        "--figure",
+        help="PNG file to draw the result into; an earlier picture of this program is replaced.",
+        show_default=False,
+    ),
 ]
 
 # === demo ===
@@ -224,7 +253,7 @@ RowLength = Annotated[
     typer.Option(
         min=1,
         help="Number of tokens in a row.",
-        show_default="what the longest clip needs",
+        show_default="what the longest clip needs, up to 4,096",
     ),
 ]
 Segments = Annotated[int, typer.Option(min=1, help="Largest number of clips in a row.")]
@@ -253,17 +282,32 @@ Dropout = Annotated[
     float | None,
     typer.Option(
         min=0,
-        max=0.9,
+        max=MAX_DROPOUT,
         help="Dropout rate in every block.",
         show_default="0, or that of --init",
     ),
 ]
 TrainOverlong = Annotated[
     Overlong,
-    typer.Option(help="Rule for a clip longer than a row: error stops, crop cuts its end."),
+    typer.Option(
+        help="Rule for a clip longer than a row at every patch size: error stops, crop cuts its "
+        "end."
+    ),
 ]
 TrainDtype = Annotated[
     Dtype, typer.Option(help="Precision of the computation; the saved weights are float32.")
+]
+Validation = Annotated[
+    float,
+    typer.Option(
+        min=0, max=0.99, help="Share of each class for validation, where DATA has no splits."
+    ),
+]
+Test = Annotated[
+    float,
+    typer.Option(
+        min=0, max=0.99, help="Share of each class for the test, where DATA has no splits."
+    ),
 ]
 Remat = Annotated[
     bool,
@@ -381,7 +425,8 @@ Hop = Annotated[
 TimelineOut = Annotated[
     pathlib.Path | None,
     typer.Option(
-        help="Name of the timeline's files, without .csv and .png.",
+        help="Name of the timeline's files, without .csv and .png; an earlier timeline that "
+        "nobody edited is replaced.",
         show_default="NAME_timeline here",
     ),
 ]
@@ -401,6 +446,10 @@ MaxMb = Annotated[
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Number of threads for a clip.")]
 
+ChooseFormats = Annotated[
+    str, typer.Option(help="Formats to choose from: serving, mobile (.tflite), onnx.")
+]
+
 # === embed ===
 
 EmbedOut = Annotated[pathlib.Path, typer.Option(help="File to write, .npz.", show_default=False)]
@@ -416,7 +465,11 @@ ExportPatchSizes = Annotated[
     typer.Option(help="Patch sizes, each a signature for the server and files for phones."),
 ]
 Formats = Annotated[
-    str, typer.Option(help="Formats: serving (TensorFlow Serving), mobile (.tflite), onnx.")
+    str,
+    typer.Option(
+        help="Formats: serving (TensorFlow Serving), mobile (.tflite), onnx, mediapipe (.tflite "
+        "for MediaPipe)."
+    ),
 ]
 Precisions = Annotated[
     str | None,
@@ -445,4 +498,12 @@ MaxSeconds = Annotated[
 ]
 ExportInput = Annotated[
     Input, typer.Option(help="Input of .tflite and onnx; features are normalized log-mel.")
+]
+Keep = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Number of the server's versions that stay after --overwrite, the newest; what its "
+        "configuration named until then stays, too.",
+    ),
 ]

@@ -28,14 +28,14 @@ def build(folder, precisions, size):
     from keras_flexast import ElasticAST
     from keras_flexast.export import FixedOptions, write_tflite
     from keras_flexast.runs import Run
-    from tf_data_pipelines import FbankSettings, PackSettings, PatchSettings
+    from tf_data_pipelines import FbankSettings, PackSettings
 
     keras.utils.set_random_seed(SEED)
     names = tuple(f"class {index}" for index in range(CLASSES))
     model = ElasticAST(CLASSES, size)
     run = Run(
-        model, FbankSettings(), patches=PatchSettings(), packing=PackSettings(), classes=names,
-        multi_label=True, clip_seconds=SAMPLES / 16000,
+        model, FbankSettings(), patches=model.patch_settings(), packing=PackSettings(),
+        classes=names, multi_label=True, clip_seconds=SAMPLES / 16000,
     )  # fmt: skip
     noise = np.random.default_rng(SEED).normal(scale=0.1, size=(4, SAMPLES)).astype("float32")
     for precision in precisions:
