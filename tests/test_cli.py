@@ -406,6 +406,8 @@ def test_errors_name_what_was_typed(monkeypatch):
 
 
 def test_main_prints_one_line_without_a_traceback(monkeypatch, capsys, tmp_path):
+    # It would end this process when a later test interrupts it.
+    monkeypatch.setattr(cli, "end_on_interrupt", lambda message: None)
     monkeypatch.setattr("sys.argv", ["flexast", "predict", str(tmp_path / "no"), "a.wav"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

@@ -350,6 +350,7 @@ def test_an_export_that_fails_leaves_the_older_one_whole(build, tmp_path, error)
 @pytest.fixture
 def answers_ctrl_c():
     """SIGINT raises KeyboardInterrupt, also where a shell started the tests in the background."""
+    assert signal.set_wakeup_fd(-1) == -1, "end_on_interrupt() ran in the process of the tests"
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
