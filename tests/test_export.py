@@ -280,7 +280,7 @@ def tree(folder):
 
 
 SERVED = {
-    "serving/N/saved_model.pb": "N", "serving/models.config": 'key: "stable" value: N',
+    "serving/N/saved_model.pb": "N", "serving/models.config": models_config("out", "N"),
     "serving/batching.config": "default",
 }  # fmt: skip
 
@@ -292,15 +292,17 @@ def test_an_export_into_an_older_one_replaces_file_by_file(build, tmp_path):
     build({**SERVED, **phones, **cards})
     export_run("run", out)
     (out / "serving" / "batching.config").write_text("mine")
-    (out / "mobile" / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "other.tflite"):
+        (out / "mobile" / name).write_text("mine")
     served = (out / "serving").stat().st_ino
     build({**SERVED, "mobile/out_16_int8.tflite": "N", "onnx/out_16.onnx": "N"})
     paths = export_run("run", out, overwrite=True)
     assert out / "serving/2/saved_model.pb" in paths
     assert tree(out) == {
         "serving/1/saved_model.pb": "1", "serving/2/saved_model.pb": "2",
-        "serving/models.config": 'key: "stable" value: 2', "serving/batching.config": "mine",
-        "mobile/out_16_int8.tflite": "2", "mobile/notes.txt": "mine", "onnx/out_16.onnx": "2",
+        "serving/models.config": models_config("out", 2), "serving/batching.config": "mine",
+        "mobile/out_16_int8.tflite": "2", "mobile/notes.txt": "mine", "mobile/other.tflite": "mine",
+        "onnx/out_16.onnx": "2",
     }  # fmt: skip
     assert (out / "serving").stat().st_ino == served  # what a server has mounted
     build({"mobile/out_16_int8.tflite": "N"})
@@ -324,11 +326,29 @@ def test_what_the_configuration_names_is_not_removed(build, tmp_path):
     for _ in range(3):
         export_run("run", tmp_path / "out", overwrite=True)
     config = tmp_path / "out" / "serving" / "models.config"
-    config.write_text('version_labels { key: "stable" value: 2 } num_versions: 3')  # turned back
+    config.write_text(models_config("out", 2))  # turned back
     export_run("run", tmp_path / "out", overwrite=True)
-    assert config.read_text() == 'key: "stable" value: 4'
+    assert config.read_text() == models_config("out", 4)
     found = {path.name for path in (tmp_path / "out/serving").iterdir() if path.is_dir()}
     assert found == {"2", "3", "4"}
+
+
+def test_a_configuration_that_was_edited_stays(build, tmp_path):
+    build(SERVED)
+    export_run("run", tmp_path / "out")
+    config = tmp_path / "out" / "serving" / "models.config"
+    mine = models_config("out", "N").replace(
+        "  }\n}", '    version_labels { key: "b" value: 1 }\n}}'
+    )
+    config.write_text(mine.replace("N", "1"))
+    export_run("run", tmp_path / "out", overwrite=True)
+    assert config.read_text() == mine.replace("N", "2")
+    for edited, what in (("stable", "steady"), ('"out"', '"other"')):
+        config.write_text(text := mine.replace(edited, what).replace("N", "1"))
+        with pytest.raises(ValueError, match=r'models.config was edited .* label "stable"'):
+            export_run("run", tmp_path / "out", overwrite=True)
+        assert config.read_text() == text
+        assert not (tmp_path / "out/serving/3").exists()
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
@@ -422,19 +442,19 @@ def test_errors_leave_nothing_behind(folder, monkeypatch, options, kind, message
     assert sorted(os.listdir(folder)) == before
 
 
+@IN_PLACE
 def test_files_for_media_pipe_take_no_length(folder):
     written = export_run(
-        folder / "run", folder / "phones", patch_sizes=[16, 24], formats=["mediapipe", "mobile"],
+        folder / "run", folder / "phones", patch_sizes=[16], formats=["mediapipe", "mobile"],
         precisions=["float32"],
     )  # fmt: skip
     assert [str(path.relative_to(folder / "phones")) for path in written] == [
-        "mobile/phones_16_float32.tflite", "mobile/phones_24_float32.tflite",
-        "mobile/phones_multi_float32.tflite", "mediapipe/phones_mediapipe_16_float32.tflite",
-        "mediapipe/phones_mediapipe_24_float32.tflite",
+        "mobile/phones_16_float32.tflite", "mediapipe/phones_mediapipe_16_float32.tflite",
     ]  # fmt: skip
-    assert [load_artifact(path).takes_length for path in (written[0], written[3])] == [True, False]
+    assert [load_artifact(path).takes_length for path in written] == [True, False]
 
 
+@IN_PLACE
 def test_features_in_and_onnx(folder):
     pytest.importorskip("tf2onnx")
     runtime = pytest.importorskip("onnxruntime")
@@ -448,6 +468,7 @@ def test_features_in_and_onnx(folder):
     assert (folder / "features/onnx/features_16.labels.txt").read_text() == "high\nlow\n"
 
 
+@IN_PLACE
 def test_a_run_at_8_khz_is_heard_at_8_khz_everywhere(folder, monkeypatch):
     pytest.importorskip("tf2onnx")
     pytest.importorskip("onnxruntime")

@@ -85,9 +85,9 @@ class Source:
             present = collections.Counter(clip.split for clip in self.clips)
             listed = ", ".join(f"{split!r} ({count} clips)" for split, count in present.items())
             raise ValueError(
-                f"split {name!r} has no clips; present are {listed or 'none'}. Choose one of them "
-                f"(--split), give clips that split in the manifest or a folder {name}/, or let "
-                f"splits be drawn from more clips or larger shares (--validation, --test)."
+                f"split {name!r} has no clips; present are {listed or 'none'}. Give clips that "
+                f"split in the manifest or a folder {name}/, let splits be drawn from more clips "
+                f"or larger shares (--validation, --test), or choose another split (--split)."
             )
         return dataclasses.replace(self, clips=clips)
 

@@ -15,6 +15,7 @@ import inspect
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,7 @@ from keras_flexast.export.serving import (
     versions,
     write_serving,
 )
-from keras_flexast.export.serving_files import labeled_versions
+from keras_flexast.export.serving_files import labeled_versions, updated_config
 from keras_flexast.export.tflite import write_multi_tflite, write_tflite
 from keras_flexast.files import EXPORT, atomic_folder, move_in, refuse_overwrite
 from keras_flexast.inference.scoring import check_patch_fits
@@ -58,6 +59,9 @@ from tf_data_pipelines.settings import (
 )
 
 CALIBRATION_CLIPS = 100
+OWN_NAME = re.compile(  # of an artifact
+    rf".+_(\d+(x\d+)?|multi)((_({'|'.join(PRECISIONS)}))?\.(tflite|onnx)|\.labels\.txt)"
+)
 CARD = ("README.md", "card.json", "points.png")
 
 
@@ -139,12 +143,15 @@ def export_run(
         check_name(out.name)
     inputs = [run] if data is None else [run, data]
     refuse_overwrite(out, overwrite, kind=EXPORT, inputs=inputs)
+    version = next_version(out / "serving")
+    if "serving" in arguments["formats"]:
+        updated_config(out / "serving", out.name, version)  # for its errors, before the work
     arguments |= {
         "patch_sizes": list(sizes.values()),
         "precisions": precisions,
         "command": command or _call_text(arguments),
         "name": out.name,
-        "version": next_version(out / "serving"),
+        "version": version,
     }
     update = functools.partial(_update, keep=keep)
     with atomic_folder(out, overwrite, kind=EXPORT, inputs=inputs, update=update) as building:
@@ -204,8 +211,12 @@ def _update(new, out, keep):
     do not replace goes last: files of the older export, and versions that no server needs.
     """
     named = labeled_versions(out / "serving")
-    if (out / "serving" / "batching.config").exists():  # its numbers may be the user's
-        (new / "serving" / "batching.config").unlink(missing_ok=True)
+    served = versions(new / "serving")
+    if served:  # what the user wrote into the configuration stays
+        config = updated_config(out / "serving", out.name, max(served))
+        (new / "serving" / "models.config").write_text(config, encoding="utf-8")
+        if (out / "serving" / "batching.config").exists():
+            (new / "serving" / "batching.config").unlink(missing_ok=True)
     parts = {path.relative_to(new) for path in new.rglob("*")}
     for part in parts:
         if (
@@ -218,15 +229,10 @@ def _update(new, out, keep):
                 f"for it, then export again."
             )
     move_in(new, out)
-    for pattern in (
-        "mobile/*.tflite",
-        "mediapipe/*.tflite",
-        "onnx/*.onnx",
-        "onnx/*.labels.txt",
-        *CARD,
-    ):
+    for pattern in ("mobile/*", "mediapipe/*", "onnx/*", *CARD):
         for path in out.glob(pattern):
-            if path.relative_to(out) not in parts:
+            older = path.name in CARD or OWN_NAME.fullmatch(path.name)
+            if older and path.relative_to(out) not in parts:
                 path.unlink()
     for name in ("mobile", "mediapipe", "onnx"):
         with contextlib.suppress(OSError):  # it is not empty, or not there

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_flexast.export.common import check_backend
-from keras_flexast.export.serving_files import batching_config, models_config, write_warm_up
+from keras_flexast.export.serving_files import batching_config, updated_config, write_warm_up
 from keras_flexast.files import SAVED_MODEL, atomic_folder, atomic_write
 from keras_flexast.inference.artifacts import artifact_texts, describe_artifact
 from keras_flexast.models import embedding_model
@@ -84,8 +84,8 @@ def write_serving(
 
     Args:
         run: Run.
-        folder: folder of the model. Existing versions stay; models.config is written again,
-            batching.config only where it is missing.
+        folder: folder of the model. Existing versions stay; in models.config the label
+            "stable" moves, and batching.config is written only where it is missing.
         patch_sizes: list of ints or (frequency, time) pairs.
         default: the one of them that signatures without a size in their name have; None for
             the model's base patch, or the nearest to it.
@@ -100,7 +100,8 @@ def write_serving(
 
     Raises:
         RuntimeError: Keras runs on another backend than TensorFlow.
-        ValueError: a patch size, max_seconds, the version or the name cannot be used.
+        ValueError: a patch size, max_seconds, the version, the name or the models.config that
+            is there cannot be used.
         FileExistsError: the version exists. No version is ever replaced, because a server may
             be reading it and would not load it again.
         OSError: the folder cannot be written; the disk is full, say.
@@ -115,10 +116,11 @@ def write_serving(
     target = folder / str(version)
     if target.exists():
         raise FileExistsError(f"{target} exists already. Leave version out for the next one.")
+    config = updated_config(folder, name, max([version, *versions(folder)]))
     module = _Serving(run, patch_sizes, max_seconds, frame_shift_ms=frame_shift_ms, default=default)
     with atomic_folder(target, kind=SAVED_MODEL) as partial:
         module.write(partial, name, target)
-    atomic_write(folder / "models.config", models_config(name, max(versions(folder))))
+    atomic_write(folder / "models.config", config)
     if not (folder / "batching.config").exists():
         atomic_write(folder / "batching.config", batching_config())
     return target

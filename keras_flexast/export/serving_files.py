@@ -11,6 +11,7 @@ WAITING_BATCHES = 8  # of one signature; the server refuses further requests at 
 BATCH_THREADS = 4  # batches at work, each with the tokens of one group of clips in memory
 LOADED_VERSIONS = 2  # a new one is ready before the label moves to it
 WARM_UP_SECONDS = 1.0
+STABLE = re.compile(r'(key\s*:\s*"stable"[\s,;]*value\s*:\s*)(\d+)')
 WARM_UP_RATE = 44100  # Hz, so that the resampler is warm too
 
 
@@ -31,6 +32,28 @@ def models_config(name, version):
   }}
 }}
 """
+
+
+def updated_config(folder, name, version):
+    """Text of models.config for the next version in a folder; what a user wrote into it stays.
+
+    Raises:
+        ValueError: the models.config that is there was edited, and does not name the model and
+            one label "stable" for it.
+    """
+    path = folder / "models.config"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    model, stable = re.search(r'name: "(.+)"', text), STABLE.search(text)
+    if not text or (model and stable and text == models_config(model[1], stable[2])):
+        return models_config(name, version)
+    moved, count = STABLE.subn(rf"\g<1>{version}", text)
+    if count != 1 or f'name: "{name}"' not in text:
+        raise ValueError(
+            f'{path} was edited and must configure the model name: "{name}" with one label '
+            f'"stable", which moves to version {version}: version_labels {{ key: "stable" value: '
+            f"{version} }}. Add them, or move the file away; then a new one is written."
+        )
+    return moved
 
 
 def labeled_versions(folder):
