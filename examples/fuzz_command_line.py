@@ -270,7 +270,7 @@ def command_line(number, seed, files, cli):
             continue
         many = is_argument and param.nargs == -1 and not with_timeline
         count = rng.choice((1, 1, 2, 3)) if many else 1
-        values = [_value(rng, cli, param, files, name) for _ in range(count)]
+        values = [_value(rng, cli, param, files=files, command=name) for _ in range(count)]
         if is_argument:
             words += values
         else:
@@ -292,7 +292,7 @@ def command_line(number, seed, files, cli):
     return [name, *words]
 
 
-def _value(rng, cli, param, files, command):
+def _value(rng, cli, param, *, files, command):
     """A value for an argument or an option."""
     kind = {
         "files": "sound", "data": "data", "folder": "export", "source": "checkpoint", "init": "run",
@@ -363,7 +363,7 @@ def run_line(cli, words, scratch):
     return code, *texts, failed
 
 
-def judge(words, code, out, err, failed):
+def judge(words, code, *, out, err, failed):
     """What is wrong with how a line ended; "" for nothing."""
     if failed is not None:
         trace, last = failed.__traceback__, ""
@@ -420,7 +420,8 @@ def run_some(root, seed, numbers):
         (root / "current.json").write_text(json.dumps({"number": number, "words": words}))
         start, before = time.perf_counter(), _gigabytes()
         code, out, err, failed = run_line(cli, words, scratch)
-        fault, seconds = judge(words, code, out, err, failed), time.perf_counter() - start
+        fault = judge(words, code, out=out, err=err, failed=failed)
+        seconds = time.perf_counter() - start
         lost = [path for path, state in {**mine, **inputs}.items() if _state(path) != state]
         left = [path for path in contents(scratch) if "/." in path and ".partial" in path]
         if lost or left:
