@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -343,12 +344,46 @@ def test_a_configuration_that_was_edited_stays(build, tmp_path):
     config.write_text(mine.replace("N", "1"))
     export_run("run", tmp_path / "out", overwrite=True)
     assert config.read_text() == mine.replace("N", "2")
-    for edited, what in (("stable", "steady"), ('"out"', '"other"')):
+    for edited, what in (("stable", "steady"), ('"out"', '"other"'), ("name:", "name")):
         config.write_text(text := mine.replace(edited, what).replace("N", "1"))
-        with pytest.raises(ValueError, match=r'models.config was edited .* label "stable"'):
+        with pytest.raises(ValueError, match=r"models\.config .* (Add them, or m|M)"):
             export_run("run", tmp_path / "out", overwrite=True)
         assert config.read_text() == text
         assert not (tmp_path / "out/serving/3").exists()
+
+
+def test_the_label_of_another_model_stays(build, tmp_path):
+    build(SERVED)
+    export_run("run", tmp_path / "out")
+    config = tmp_path / "out" / "serving" / "models.config"
+    mine = """model_config_list {
+      config { name: "other" version_labels { key: "stable" value: 12 } }
+      # version_labels { key: "stable" value: 7 }
+      config { name: 'out' version_labels { value: 5 key: "b" }
+        version_labels { key: "stable" , value: N } } }"""
+    config.write_text(mine.replace("N", "1"))
+    export_run("run", tmp_path / "out", overwrite=True)
+    assert config.read_text() == mine.replace("N", "2")
+    config.write_text(text := mine.replace("N", "0x2"))
+    with pytest.raises(ValueError, match="must configure 'out' with the label"):
+        export_run("run", tmp_path / "out", overwrite=True)
+    assert config.read_text() == text
+
+
+def test_versions_that_are_pinned_stay(build, tmp_path):
+    build(SERVED)
+    for _ in range(3):
+        export_run("run", tmp_path / "out", overwrite=True, keep=3)
+    config = tmp_path / "out" / "serving" / "models.config"
+    policy = "model_version_policy { specific { versions: [1, 3] } }"
+    text = re.sub("model_version_policy .*", policy, config.read_text())
+    config.write_text(text)
+    for version in (4, 5, 6):
+        with pytest.warns(DataWarning, match=f"pins 'out' to .* 1, 3 .* version {version} is not"):
+            export_run("run", tmp_path / "out", overwrite=True, keep=1)
+        assert config.read_text() == text
+    found = {path.name for path in (tmp_path / "out/serving").iterdir() if path.is_dir()}
+    assert found == {"1", "3", "6"}
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])

@@ -145,7 +145,8 @@ def export_run(
     refuse_overwrite(out, overwrite, kind=EXPORT, inputs=inputs)
     version = next_version(out / "serving")
     if "serving" in arguments["formats"]:
-        updated_config(out / "serving", out.name, version)  # for its errors, before the work
+        with warnings.catch_warnings(action="ignore"):  # they come again
+            updated_config(out / "serving", out.name, version)  # for its errors, before the work
     arguments |= {
         "patch_sizes": list(sizes.values()),
         "precisions": precisions,
@@ -210,7 +211,7 @@ def _update(new, out, keep):
     A version appears whole, and the configuration that names it after it. What the new parts
     do not replace goes last: files of the older export, and versions that no server needs.
     """
-    named = labeled_versions(out / "serving")
+    named = labeled_versions(out / "serving", out.name)
     served = versions(new / "serving")
     if served:  # what the user wrote into the configuration stays
         config = updated_config(out / "serving", out.name, max(served))

@@ -174,7 +174,11 @@ class _ChainMaker:
             padded = PaddedScoring(self.run, patch_size, self.options.frame_shift_ms)
             table = padded.model.backbone.position_embed
             stages[1:] = [_Stage(padded.cut, table), _Stage(padded.score, padded.model)]
-        examples = [{"waveform": clip[None], "length": _length(clip)} for clip in self.clips]
+        examples = [
+            {"waveform": clip[None], "length": np.array([length], "int32")}
+            for clip in self.clips
+            for length in {_length(clip), len(clip)}  # silence in its end may count, too
+        ]
         start = {
             "waveform": np.zeros((1, self.samples), "float32"),
             "length": np.array([self.samples], "int32"),
@@ -215,9 +219,9 @@ class _ChainMaker:
 
 
 def _length(clip):
-    """Samples of a clip up to its last one that is not zero, int32 (1,)."""
+    """Samples of a clip up to its last one that is not zero."""
     heard = np.flatnonzero(clip)
-    return np.array([heard[-1] + 1 if len(heard) else len(clip)], "int32")
+    return int(heard[-1]) + 1 if len(heard) else len(clip)
 
 
 def _checked_calibration(calibration, samples):
