@@ -13,7 +13,7 @@ import typer
 from rich.table import Column, Table
 
 from keras_flexast import options
-from keras_flexast.files import kept_partials
+from keras_flexast.files import kept_partials, remove_unfinished
 from keras_flexast.interrupts import EXIT_CODE, end_on_interrupt
 from keras_flexast.options import (
     command_line,
@@ -59,7 +59,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-FAILURES = (ValueError, OSError, ImportError, RuntimeError)  # that say what to do
+FAILURES = (ValueError, OSError, ImportError, RuntimeError, MemoryError)  # that say what to do
 
 
 @app.command()
@@ -501,7 +501,8 @@ def _start():
 
 
 def _stopped():
-    """What Ctrl-C leaves behind, in one line."""
+    """What Ctrl-C leaves behind, in one line; nothing but that stays."""
+    remove_unfinished()
     kept = "".join(f" The best weights so far are in {path}." for path in kept_partials())
     return f"Stopped.{kept}"
 
@@ -511,6 +512,8 @@ def _sentence(error):
     text = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}."
+    if isinstance(error, MemoryError):
+        text = f"there is not enough memory ({text}). Choose shorter clips or larger patches."
     name, given, rest = text.partition("=")
     command = typer.main.get_command(app).commands.get("".join(sys.argv[1:2]))
     for one in command.params if command and given else ():

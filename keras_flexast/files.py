@@ -100,6 +100,7 @@ EMBEDDINGS = FileKind("file of embeddings", ".npz", _are_our_embeddings)
 
 
 _partials = []  # (kind, path) of what `atomic_folder` keeps
+_unfinished = []  # paths of what it is writing, and does not keep
 
 
 @contextlib.contextmanager
@@ -136,6 +137,8 @@ def atomic_folder(folder, overwrite=False, *, kind, inputs=(), keep_partial=Fals
     partial.mkdir(parents=True)
     if keep_partial:
         _partials.append((kind, partial))
+    else:
+        _unfinished.append(partial)
     try:
         yield partial
         refuse_overwrite(folder, overwrite, kind=kind, inputs=inputs)  # hours may have passed
@@ -158,6 +161,7 @@ def atomic_folder(folder, overwrite=False, *, kind, inputs=(), keep_partial=Fals
     finally:
         if not keep_partial:
             shutil.rmtree(partial, ignore_errors=True)
+            _unfinished.remove(partial)
         for parent in missing:
             with contextlib.suppress(OSError):  # it is not empty
                 parent.rmdir()
@@ -190,6 +194,12 @@ def move_in(source, target):
             move_in(path, place)
         else:
             os.replace(path, place)
+
+
+def remove_unfinished():
+    """Remove what `atomic_folder` has not finished and does not keep; the program ends now."""
+    for partial in _unfinished:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def kept_partials():
@@ -236,11 +246,16 @@ def hidden(path):
 def refuse_partial(folder):
     """Raise FileExistsError where an interrupted training, or anything else, has the place."""
     partial = partial_of(folder)
-    if partial.exists():
+    if (partial / "model.keras").exists():
         raise FileExistsError(
             f"{partial} exists already: an interrupted training keeps its best weights there. "
             f"Rename it (it is a run: predict with it, or start from it), remove it, or choose "
             f"another folder than {folder}."
+        )
+    if partial.exists():
+        raise FileExistsError(
+            f"{partial} exists already, where the run would be written until it is whole. Rename "
+            f"it, or choose another folder than {folder}."
         )
 
 

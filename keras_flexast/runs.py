@@ -70,6 +70,9 @@ class Run:
         names = self.classes
         if not isinstance(names, tuple | list) or not all(isinstance(n, str) and n for n in names):
             raise ValueError(f"classes={names!r} must be a list of names.")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"classes has {twice!r} twice. Rename one of them.")
         object.__setattr__(self, "classes", tuple(names))
         check_flag("multi_label", self.multi_label)
         check_positive("clip_seconds", self.clip_seconds)
@@ -173,7 +176,9 @@ def load_run(folder):
     try:
         model = keras.saving.load_model(folder / "model.keras", compile=False)
     except Exception as error:  # Keras raises whatever zipfile, json or h5py met
-        raise ValueError(f"{folder / 'model.keras'} cannot be loaded: {error}") from error
+        raise ValueError(
+            f"{folder / 'model.keras'} cannot be loaded: {error}. Copy it again, or train again."
+        ) from error
     _check_model(model, folder / "model.keras")
     try:
         return Run(model, **fields)

@@ -379,6 +379,8 @@ def test_evaluate_measures_the_artifact_itself(real, tiny, tmp_path):
         (["predict", "{real}/run", "{wav}", "{wav}", "--timeline"], "one recording, not 2"),
         (["predict", "{real}/16.tflite", "{wav}", "--timeline", "--window", "2"], "takes 0.5 s"),
         (["predict", "{real}/run", "{wav}", "--timeline", "--window", "0.1"], "larger than"),
+        (["predict", "{real}/run", "{wav}", "--timeline", "--hop", "1.1"], "window of 1 s, or so"),
+        (["predict", "{real}/run", "{wav}", "--timeline", "--hop", "1e-6"], "must be from 0.01"),
         (["predict", "{real}/run", "{tiny}/no.wav", "--timeline"], "no.wav does not exist"),
     ],
 )

@@ -441,6 +441,9 @@ def test_a_patch_that_is_too_large_is_noticed_first(folder, tmp_path):
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"patch_size=48 is larger than the spectrogram of 0\.4 s"):
         build_export(tmp_path, arguments)
+    arguments |= {"patch_sizes": [[16, 16]], "seconds": 1e9}
+    with pytest.raises(ValueError, match=r"seconds=1e\+09 makes 50,.* at patch 16, more than"):
+        build_export(tmp_path, arguments)
     assert os.listdir(tmp_path) == []
 
 

@@ -1,5 +1,6 @@
 """Atomic writes: nothing half-written stays, nothing is replaced unasked."""
 
+import contextlib
 import os
 import pathlib
 
@@ -15,6 +16,7 @@ from keras_flexast.files import (
     atomic_write,
     move_in,
     refuse_overwrite,
+    remove_unfinished,
 )
 from keras_flexast.inference import FileEmbeddings, Timeline
 
@@ -72,9 +74,25 @@ def test_an_unfinished_folder_can_be_kept_and_is_not_removed(tmp_path):
     message = r"out\.partial exists already: an interrupted"
     with pytest.raises(FileExistsError, match=message), atomic_folder(out, **keep):
         raise AssertionError("the body must not run")
+    kept.rename(tmp_path / "out.partial" / "notes.txt")
+    with pytest.raises(FileExistsError, match="exists already, where"), atomic_folder(out, **keep):
+        raise AssertionError("the body must not run")
+    (tmp_path / "out.partial" / "notes.txt").rename(kept)
     with atomic_folder(out, kind=RUN) as partial:  # of a conversion, say
         assert not any(partial.iterdir())
     assert kept.read_text() == "half" and sorted(os.listdir(tmp_path)) == ["out", "out.partial"]
+
+
+def test_a_program_that_ends_at_once_leaves_nothing_half_written(tmp_path):
+    with (
+        contextlib.suppress(OSError),
+        atomic_folder(tmp_path / "out", kind=RUN) as partial,
+    ):
+        fill(partial, "half")
+        remove_unfinished()
+        assert os.listdir(tmp_path) == []
+    remove_unfinished()  # and forgets what is done
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

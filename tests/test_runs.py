@@ -125,6 +125,7 @@ def test_damaged_settings_are_named(folder, damage):
     [
         ({"classes": "abc"}, "classes='abc' must be a list of names"),
         ({"classes": ["a", "b", 3]}, "must be a list of names"),
+        ({"classes": ["a", "b", "a"]}, "classes has 'a' twice"),
         ({"multi_label": "no"}, "multi_label='no' must be True or False"),
         ({"clip_seconds": float("nan")}, "clip_seconds=nan must be a positive number"),
         ({"made_by": []}, r"made_by=\[\] must be a dictionary"),

@@ -22,6 +22,7 @@ MIN_SAMPLES = 400  # one 25 ms analysis window at 16 kHz
 BLOCK_FRAMES = 1 << 20  # frames that soundfile decodes at a time
 MP3_SLACK = 3 * 1152  # libsndfile guesses the length of an MP3 without a Xing header
 STREAMED = 0x7FFF0000  # sizes from here on are a pipe's placeholder, not a promise
+OGG_HEADER = 27  # bytes before the lengths in the header of a page; the last is their number
 MAX_CHUNKS = 256  # chunks of a WAV that are searched; a file of empty ones would take minutes
 
 
@@ -219,6 +220,7 @@ def _mix(path, samples):
 
 
 def _sound_file(path, stream):
+    _check_ogg(path, stream)
     try:
         file = soundfile.SoundFile(stream)
     except soundfile.LibsndfileError as error:
@@ -232,6 +234,23 @@ def _sound_file(path, stream):
             f"again with `ffmpeg -i in.flac out.flac`."
         )
     return file
+
+
+def _check_ogg(path, stream):
+    """Raise where an Ogg ends inside a page; libsndfile takes such a beginning for the whole."""
+    size, at = stream.seek(0, io.SEEK_END), 0
+    while at < size:
+        stream.seek(at)
+        header = stream.read(OGG_HEADER)
+        if not b"OggS".startswith(header[:4]):
+            break  # libsndfile says what it thinks of it
+        lengths = stream.read(header[-1]) if len(header) == OGG_HEADER else b""
+        at += OGG_HEADER + len(lengths) + sum(lengths)
+        if len(header) < OGG_HEADER or len(lengths) < header[-1] or at > size:
+            raise AudioError(
+                f"{path} is truncated: its last page is not whole. Copy it again, or remove it."
+            )
+    stream.seek(0)
 
 
 def _channel_blocks(path, file, stream):

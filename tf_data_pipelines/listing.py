@@ -179,13 +179,22 @@ def _read_csv(manifest):
     except csv.Error as error:
         reason = "a quote is not closed" if "end of data" in str(error) else error
         raise ValueError(
-            f"{manifest} line {line} is not CSV: {reason}. Close each quote, and write a quote in "
-            f"a value twice."
+            f"{manifest} line {line} is not CSV: {reason}. Use commas between values, close "
+            f"each quote, and write a quote in a value twice."
         ) from None
     lines = [(line, values) for line, values in lines if any(values)]
     if not lines:
         raise ValueError(f"{manifest} is empty. {LAYOUT}")
     header = [name.lower() for name in lines[0][1]]
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"{manifest} has two columns {twice!r}. Rename or remove one of them.")
+    for line, values in lines[1:]:
+        if any(values[len(header) :]):
+            raise ValueError(
+                f"{manifest} line {line} has {len(values)} values for {len(header)} columns. Put "
+                f"quotes around a value with a comma, and separate several labels by ';'."
+            )
     rows = (
         (line, itertools.zip_longest(header, values, fillvalue="")) for line, values in lines[1:]
     )

@@ -310,7 +310,7 @@ def load_source(data, classes=None, *, validation=SHARES[0], test=SHARES[1], see
     unknown = [name for name in present if name not in classes]
     if unknown:
         raise ValueError(
-            f"{data} has the class(es) {some_of(unknown)}, which classes lacks; it has "
+            f"{data} has the class(es) {some_of(unknown)}, which are not among "
             f"{', '.join(classes)}. Rename them, or train a model with them."
         )
     index = {name: label for label, name in enumerate(classes)}

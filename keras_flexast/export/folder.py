@@ -50,7 +50,9 @@ from keras_flexast.settings import (
     MAX_SERVED_SECONDS,
     PRECISIONS,
 )
+from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import (
+    MAX_ROW_LENGTH,
     DataWarning,
     check_choice,
     check_positive,
@@ -339,12 +341,18 @@ def _default_size(run, test, plan):
 
 
 def _check_fixed_sizes(run, plan):
-    """Raise ValueError for a patch that is too large, before anything is written."""
+    """Raise ValueError for a patch too large or a clip too long, before anything is written."""
     if not {"mobile", "mediapipe", "onnx"}.isdisjoint(plan.formats):
         run, seconds = at_length(run, plan.options.seconds)
         fbank, _ = run.front_end(plan.options.frame_shift_ms)
         for pair in plan.sizes.values():
-            check_patch_fits(fbank, pair, seconds)
+            frames = check_patch_fits(fbank, pair, seconds)
+            tokens = int(token_count(frames, fbank.mel_bins, pair, run.patches))
+            if tokens > MAX_ROW_LENGTH:
+                raise ValueError(
+                    f"seconds={seconds:g} makes {tokens:,} tokens at patch {patch_name(pair)}, "
+                    f"more than {MAX_ROW_LENGTH:,}. Choose fewer seconds, or a larger patch."
+                )
 
 
 def _splits(data, run, plan):

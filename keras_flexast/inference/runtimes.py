@@ -64,7 +64,7 @@ def _named(path, verb):
         yield
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path} cannot be {verb}: {reason}") from error
+        raise ValueError(f"{path} cannot be {verb}: {reason}. Copy or export it again.") from error
 
 
 def _saved_model_run(path, loaded, serve, output):

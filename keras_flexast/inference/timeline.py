@@ -16,6 +16,7 @@ from keras_flexast.settings import DEFAULT_WINDOW
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import check_positive, patch_name
 
+MIN_HOP = 0.01  # seconds, a frame
 BATCH_TOKENS = 8192  # tokens of the windows that a run scores at once
 
 
@@ -226,6 +227,11 @@ def _hear(path, rate, *, window, hop, score, batch, least, progress):
     check_positive("window", window)
     hop = window / 2 if hop is None else hop
     check_positive("hop", hop)
+    if not MIN_HOP <= hop <= window:
+        raise ValueError(
+            f"hop={hop:g} must be from {MIN_HOP} s to the window of {window:g} s, or sound between "
+            f"two windows is not heard."
+        )
     window, hop = round(window * rate), max(1, round(hop * rate))
     seconds, blocks = stream_audio(path, rate)
     starts, ends, scores, unscored = [], [], [], []

@@ -255,6 +255,20 @@ def test_cut_compressed_files_are_refused_by_both(tmp_path, extension):
         decode_audio(str(path))
 
 
+@pytest.mark.parametrize("codec", ["VORBIS", "OPUS"])
+def test_a_cut_ogg_is_refused_also_in_blocks(tmp_path, codec):
+    path = tmp_path / "a.ogg"
+    write(path, np.random.default_rng(5).normal(0, 0.1, 5 * RATE), format="OGG", subtype=codec)
+    whole = path.read_bytes()
+    for size in (len(whole) // 2, len(whole) - 1, whole.rindex(b"OggS") + 26):
+        path.write_bytes(whole[:size])
+        for read in (read_audio, lambda path: list(stream_audio(path)[1])):
+            with pytest.raises(AudioError, match=r"a\.ogg is truncated: its last page"):
+                read(path)
+    path.write_bytes(whole)
+    assert len(read_audio(path)) == 5 * RATE
+
+
 def test_mp3_of_unknown_length_is_not_cut_silently(tmp_path):
     """libsndfile guesses the length of a variable bit rate MP3 that lost its Xing frame."""
     path = tmp_path / "a.mp3"

@@ -122,7 +122,7 @@ def test_classes_of_a_model_fix_the_order(tmp_path):
     source = load_source(tmp_path, classes=["wolf", "dog", "cat"])
     assert source.classes == ("wolf", "dog", "cat")
     assert {clip.labels for clip in source.clips} == {(1,)}
-    with pytest.raises(ValueError, match=r"'dog', which classes lacks; it has wolf, cat"):
+    with pytest.raises(ValueError, match=r"'dog', which are not among wolf, cat"):
         load_source(tmp_path, classes=["wolf", "cat"])
 
 
@@ -224,9 +224,11 @@ def test_folder_mistakes(tmp_path):
         ("path,label\na.wav,x\n./a.wav,y\n", r"line 3: .*a\.wav is on line 2 already.*';'"),
         ("path,label\na.wav,x\nb.wav,x\n", "has one class, 'x'"),
         ("path,label\na.wav,caf\xe9\n".encode("latin-1"), "is not UTF-8 text"),
+        ("path,label\na.wav,x\nb.wav,y,loud\n", "line 3 has 3 values for 2 columns.*';'"),
+        ("path,label,label\na.wav,x,y\n", "has two columns 'label'"),
         ('path,label\na.wav,x\nb.wav,"y\nc.wav,z\n', "line 3 is not CSV: a quote is not closed"),
         ('path,label\na.wav,"x\nb.wav,y"\nc.wav,z\n', "line 2: label has more than one line"),
-        ('path,label\na.wav,"x\nb.wav,"y\n', "line 2 is not CSV: .* Close each quote"),
+        ('path,label\na.wav,"x\nb.wav,"y\n', "line 2 is not CSV: .* close each quote"),
         ("path,labels\na.wav,x;y\u2028z\n", "class name 'y.u2028z'; expected one line"),
     ],
 )
