@@ -271,6 +271,9 @@ def test_what_cannot_be_loaded_is_named(tiny, tmp_path):
     (unlabeled / "assets" / "labels.txt").unlink()
     with pytest.raises(ValueError, match=r"no labels. .*assets/labels.txt"):
         load_artifact(unlabeled)
+    (unlabeled / "fingerprint.pb").write_bytes(b"\x09")  # TensorFlow logs a traceback, no more
+    with pytest.raises(ValueError, match=r"unlabeled cannot be loaded: .* export it again"):
+        load_artifact(unlabeled)
 
 
 def test_what_fails_while_it_runs_is_named(tmp_path):

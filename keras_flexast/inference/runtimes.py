@@ -41,6 +41,8 @@ def open_saved_model(path, threads):
     import tensorflow as tf
 
     with _named(path, "loaded"):
+        with contextlib.suppress(FileNotFoundError):  # older ones have no fingerprint
+            tf.saved_model.experimental.read_fingerprint(str(path))  # or it is only logged
         loaded = tf.saved_model.load(str(path))
     signatures = {}
     for name, serve in loaded.signatures.items():
