@@ -15,7 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tf_data_pipelines.audio import MIN_SAMPLES, AudioError, announced_seconds, read_audio
+from tf_data_pipelines.audio import (
+    MIN_SAMPLES,
+    AudioError,
+    announced_seconds,
+    is_whole,
+    part_name,
+    read_audio,
+)
 from tf_data_pipelines.listing import (
     LAYOUT,
     NAMED,
@@ -29,18 +36,45 @@ from tf_data_pipelines.settings import MAX_PEAK, SHARES, DataWarning, check_name
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """One sound file.
+    """One sound: a sound file, or a part of a longer one.
 
     Args:
-        path: file name.
+        path: file name, or HDF5 file and recording, see `read_audio`.
         labels: indices into the classes of the source, ascending; one index unless the
             source is multi-label.
         split: "train", "validation" or "test".
+        start: second of the file at which the clip begins.
+        stop: second of the file at which it ends; None for the end of the file.
+        weight: how often the clip is wanted against others, as AST's manifests say it. It is
+            carried only: no pipeline uses it.
     """
 
     path: str
     labels: tuple[int, ...]
     split: str
+    _: dataclasses.KW_ONLY
+    start: float = 0.0
+    stop: float | None = None
+    weight: float = 1.0
+
+    @property
+    def name(self):
+        """Name in messages: the path, and the part if the clip is one."""
+        return part_name(self.path, self.start, self.stop)
+
+    @property
+    def whole(self):
+        """Whether the clip is all of a sound file."""
+        return is_whole(self.path, self.start, self.stop)
+
+    def read(self, sample_rate=16000, *, min_samples=MIN_SAMPLES):
+        """`read_audio` of the clip: float32 (samples,); AudioError if it cannot be used."""
+        part = {"start": self.start, "stop": self.stop}
+        return read_audio(self.path, sample_rate, min_samples=min_samples, **part)
+
+    def announced_seconds(self):
+        """`announced_seconds` of the clip: what the file says; nothing is decoded."""
+        return announced_seconds(self.path, self.start, self.stop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +133,7 @@ class ScannedSource:
     Args:
         source: Source with the usable clips, in their order, and with all classes.
         durations: float64 (clips,), length of each clip in seconds.
-        rejected: tuple of (path, reason) for each unusable file.
+        rejected: tuple of (name, reason) for each unusable clip.
         emptied: tuple of (class name, split) for each class that lost all its clips of a split.
         mean: mean of the log-mel values of the training clips; of all clips where no clip is
             for training.
@@ -124,8 +158,8 @@ class ScannedSource:
         return dataclasses.replace(self, source=source, durations=self.durations[keep])
 
     def clip_name(self, clip_id):
-        """Name of a clip in messages: its path."""
-        return self.source.clips[clip_id].path
+        """Name of a clip in messages: its path, and which part of the file it is."""
+        return self.source.clips[clip_id].name
 
     def splits(self):
         """The parts of all splits that have clips, a list of ScannedSource."""
@@ -336,8 +370,8 @@ def scan_source(source, settings, progress=False, max_rejected=0.5, *, refuse=No
         settings: FbankSettings; its mean and std are not used.
         progress: whether to show a progress bar.
         max_rejected: largest share of unusable clips; with more of them the scan raises.
-        refuse: function of a path and the seconds that the file announces, before it is decoded,
-            that gives the reason why the clip is unusable, or None; None refuses nothing.
+        refuse: function of a clip's name and the seconds that its file announces, before it is
+            decoded, that gives the reason why it is unusable, or None; None refuses nothing.
 
     Returns:
         ScannedSource.
@@ -363,13 +397,14 @@ def scan_source(source, settings, progress=False, max_rejected=0.5, *, refuse=No
 
     def measure(clip):
         try:
-            reason = refuse and refuse(clip.path, announced_seconds(clip.path))
+            reason = refuse and refuse(clip.name, clip.announced_seconds())
             if reason:
                 return _Measured(reason=reason)
-            waveform = read_audio(clip.path, settings.sample_rate, min_samples)
+            waveform = clip.read(settings.sample_rate, min_samples=min_samples)
         except AudioError as error:
             return _Measured(reason=str(error))
-        seconds, plain = waveform.size / settings.sample_rate, bool(is_plain(clip.path))
+        seconds = waveform.size / settings.sample_rate
+        plain = clip.whole and bool(is_plain(clip.path))
         if measured_split and clip.split not in measured_split:
             return _Measured(None, seconds, plain)
         values = filterbank(waveform).numpy().astype(np.float64)
@@ -383,7 +418,7 @@ def scan_source(source, settings, progress=False, max_rejected=0.5, *, refuse=No
         results = list(results)
 
     pairs = list(zip(source.clips, results, strict=True))
-    rejected = tuple((clip.path, one.reason) for clip, one in pairs if one.reason is not None)
+    rejected = tuple((clip.name, one.reason) for clip, one in pairs if one.reason is not None)
     kept = dataclasses.replace(
         source, clips=tuple(clip for clip, one in pairs if one.reason is None)
     )
@@ -430,8 +465,8 @@ def _check_rejected(source, kept, rejected, max_rejected):
     lost = {label for label, split in gone if split == "train"}
     if lost:
         names = [source.classes[label] for label in sorted(lost)]
-        paths = {c.path for c in source.clips if c.split == "train" and lost & set(c.labels)}
-        reasons = [pair for pair in rejected if pair[0] in paths]
+        clips = {c.name for c in source.clips if c.split == "train" and lost & set(c.labels)}
+        reasons = [pair for pair in rejected if pair[0] in clips]
         raise ValueError(
             f"no training clip of {some_of(names)} can be used; add usable ones, or remove the "
             f"class:\n{_reasons(reasons)}"
