@@ -7,7 +7,6 @@ No TensorFlow here: exported models are run without it.
 """
 
 import io
-import math
 import mmap
 import os
 import struct
@@ -16,6 +15,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from tf_data_pipelines.hdf5 import read_recording, recording_length
+from tf_data_pipelines.parts import HDF5, AudioError, is_whole, part_frames, part_name
 from tf_data_pipelines.settings import MAX_PEAK
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
@@ -24,13 +25,7 @@ MIN_SAMPLES = 400  # one 25 ms analysis window at 16 kHz
 BLOCK_FRAMES = 1 << 20  # frames that soundfile decodes at a time
 MP3_SLACK = 3 * 1152  # libsndfile guesses the length of an MP3 without a Xing header
 STREAMED = 0x7FFF0000  # sizes from here on are a pipe's placeholder, not a promise
-END_SLACK = 0.5  # seconds; notes of long recordings often end a little behind the sound
-HDF5 = ".hdf5/"  # between the name of an HDF5 file and the name of a recording in it
 MAX_CHUNKS = 256  # chunks of a WAV that are searched; a file of empty ones would take minutes
-
-
-class AudioError(ValueError):
-    """A sound file cannot be used; the message names it, what came and the way out."""
 
 
 def read_audio(path, sample_rate=16000, *, min_samples=MIN_SAMPLES, start=0.0, stop=None):
@@ -63,54 +58,12 @@ def read_audio(path, sample_rate=16000, *, min_samples=MIN_SAMPLES, start=0.0, s
             contents = file.read()
         return decode_contents(path, contents, sample_rate, min_samples=min_samples)
     if HDF5 in path:
-        from tf_data_pipelines.hdf5 import read_recording
-
         samples, rate = read_recording(path, start, stop)
     else:
         with _mended_stream(path) as stream:
             samples, rate = _decode(path, stream, start, stop)
     name = part_name(path, start, stop)
     return _finished(name, samples, rate, sample_rate=sample_rate, min_samples=min_samples)
-
-
-def is_whole(path, start=0.0, stop=None):
-    """Whether these are all samples of a file of its own."""
-    return start == 0 and stop is None and HDF5 not in path
-
-
-def part_name(path, start=0.0, stop=None):
-    """Name of a part in messages: "P01_01.wav, 3.20 to 4.75 s"; of a whole file its path."""
-    if stop is None:
-        return f"{path}, from {start:.2f} s" if start else str(path)
-    return f"{path}, {start:.2f} to {stop:.2f} s"
-
-
-def part_frames(path, start, stop, *, frames, rate):
-    """(first, last) frame of a part, the last one excluded.
-
-    Args:
-        path: file name, for messages.
-        start, stop: seconds, see `read_audio`.
-        frames: number of frames of the file.
-        rate: frames of the file in a second.
-
-    Raises:
-        AudioError: the part is empty, or lies beyond the end of the file.
-    """
-    name, end = part_name(path, start, stop), math.inf if stop is None else stop
-    if not 0 <= start < end:
-        raise AudioError(
-            f"{name}, is no part: expected 0 <= start < stop. Correct its times in the list of "
-            f"clips, or remove it."
-        )
-    seconds = frames / rate
-    first, last = round(start * rate), frames if stop is None else round(stop * rate)
-    if first >= frames or last > frames + END_SLACK * rate:
-        raise AudioError(
-            f"{name}, lies beyond the end of the file, which lasts {seconds:.2f} s. Copy the file "
-            f"again if it is cut off, or correct the times."
-        )
-    return first, min(last, frames)
 
 
 def read_waveforms(paths, samples, sample_rate=16000):
@@ -200,8 +153,6 @@ def announced_seconds(path, start=0.0, stop=None):
     """
     path = os.fspath(path)
     if HDF5 in path:
-        from tf_data_pipelines.hdf5 import recording_length
-
         frames, rate = recording_length(path)
     else:
         with _mended_stream(path) as stream, _sound_file(path, stream) as file:

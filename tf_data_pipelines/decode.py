@@ -12,13 +12,8 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-from tf_data_pipelines.audio import (
-    HDF5,
-    MIN_SAMPLES,
-    check_extension,
-    decode_contents,
-    read_audio,
-)
+from tf_data_pipelines.audio import MIN_SAMPLES, check_extension, decode_contents, read_audio
+from tf_data_pipelines.parts import HDF5
 from tf_data_pipelines.wav import has_at, number_at, pcm16_or_empty
 
 

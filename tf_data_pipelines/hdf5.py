@@ -8,7 +8,7 @@ import contextlib
 
 import numpy as np
 
-from tf_data_pipelines.audio import HDF5, AudioError, part_frames
+from tf_data_pipelines.parts import HDF5, AudioError, part_frames
 
 RATE = 24000  # Hz; the file does not say it
 

@@ -456,7 +456,7 @@ def file_embeddings(artifact, paths, description=None):
 def _over_files(artifact, paths, answer, description):
     """(outputs (usable files, width), their paths, rejected) of a function like `answer`."""
     from tf_data_pipelines.audio import AudioError, read_audio
-    from tf_data_pipelines.sources import Clip
+    from tf_data_pipelines.clips import Clip
 
     files, rate = list(paths), artifact.sample_rate
     paths = [one.name if isinstance(one, Clip) else str(one) for one in files]

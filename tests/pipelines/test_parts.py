@@ -5,15 +5,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from tf_data_pipelines.audio import (
-    AudioError,
-    announced_seconds,
-    decode_contents,
-    part_name,
-    read_audio,
-)
+from tf_data_pipelines.audio import AudioError, announced_seconds, decode_contents, read_audio
 from tf_data_pipelines.decode import decode_audio
 from tf_data_pipelines.hdf5 import RATE as HDF5_RATE
+from tf_data_pipelines.parts import part_name
 from tf_data_pipelines.pipeline import load_waveforms
 from tf_data_pipelines.settings import FbankSettings
 from tf_data_pipelines.sources import Clip, Source, scan_source
