@@ -1,11 +1,11 @@
 """What the readers of published data sets share: their lists, their clips, a drawn validation."""
 
 import collections
+import hashlib
 import itertools
 import os
 import re
 import warnings
-import zlib
 from typing import NamedTuple
 
 from tf_data_pipelines.audio import AUDIO_EXTENSIONS
@@ -105,8 +105,8 @@ def draw_validation(rows, key=lambda row: row.name):
         list of Row, in the same order.
     """
     keys = {key(row) for row in rows if row.split == "train"}
-    # crc32 alone would put names that differ by one letter into an order of their own.
-    ranked = sorted(keys, key=lambda text: (zlib.crc32(f"{text} validation".encode()), text))
+    digests = {text: hashlib.sha256(text.encode(errors="replace")).digest() for text in keys}
+    ranked = sorted(keys, key=lambda text: (digests[text], text))
     drawn = set(ranked[: max(1, round(VALIDATION_SHARE * len(ranked)))])
     first, kept = {}, set()
     for row in rows:
