@@ -228,9 +228,7 @@ def _row_fill(run, data, seed, count=20):
 
 def _check_artifacts(run, data, paths):
     """Each artifact's scores against the run's for test clips, and its own accuracy."""
-    from tf_data_pipelines.audio import read_audio
-
-    waveforms = [read_audio(clip.path, run.fbank.sample_rate) for clip in data.source.clips]
+    waveforms = [clip.read(run.fbank.sample_rate) for clip in data.source.clips]
     expected = {str(size): load_classifier(run, size).predict(waveforms) for size in EXPORT_PATCHES}
     checks = {}
     artifacts = [one for path in paths for one in scoring_artifacts(path).values()]

@@ -97,7 +97,7 @@ def measure(artifact, data, description=None):
             f"the data has the classes {', '.join(source.classes)}, {artifact.path} the labels "
             f"{', '.join(artifact.classes)}. Load the data with classes=artifact.classes."
         )
-    found = file_scores(artifact, [clip.path for clip in source.clips], description)
+    found = file_scores(artifact, source.clips, description)
     if found.rejected:
         raise ValueError(
             f"{artifact.path} ({artifact.signature}) cannot score {len(found.rejected)} of "

@@ -153,7 +153,9 @@ DataArgument = Annotated[
     pathlib.Path,
     typer.Argument(
         help="Folder with one folder per class (or train/ validation/ test/ of these), or a CSV "
-        "manifest with the columns path, label and perhaps split.",
+        "manifest with the columns path, label and perhaps split. Or the folder of a published "
+        "data set: ESC-50, Speech Commands, AudioSet, VGGSound, VoxCeleb1, EPIC-SOUNDS, or AST's "
+        "JSON manifests.",
         show_default=False,
     ),
 ]

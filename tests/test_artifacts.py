@@ -37,6 +37,7 @@ from keras_flexast.inference.artifacts import (
 from keras_flexast.inference.timeline import artifact_timeline, cut_windows, run_timeline
 from keras_flexast.runs import Run, load_run, save_run
 from tf_data_pipelines.audio import AudioError, read_audio
+from tf_data_pipelines.clips import Clip
 from tf_data_pipelines.settings import FbankSettings, PackSettings
 
 RATE, SECONDS = 16000, 0.5
@@ -193,6 +194,10 @@ def test_files_that_have_no_scores_are_named(tiny, tmp_path):
     assert [path for path, _ in found.rejected] == [str(path) for path in paths[:2]]
     assert "more than 1000 samples." in found.rejected[0][1]
     np.testing.assert_allclose(found.scores, artifact.scores(noise(SAMPLES)), atol=1e-6)
+    part = Clip(str(tmp_path / "long.wav"), (0,), "test", stop=SAMPLES / RATE)
+    one = file_scores(artifact, [part])
+    assert one.paths == [part.name]
+    np.testing.assert_allclose(one.scores, artifact.scores([read_audio(paths[0])[:SAMPLES]]))
     assert file_scores(artifact, paths[:2]).scores.shape == (0, 3)
     with pytest.raises(ValueError, match=r"serving_default\) has no embeddings"):
         artifact.embeddings(noise(SAMPLES))

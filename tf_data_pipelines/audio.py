@@ -1,8 +1,9 @@
 """Sound files to mono float32 waveforms at one sample rate, in Python: soundfile and soxr.
 
 `read_audio` is the reference that every other decoder equals; every unusable file raises an
-`AudioError`. `read_waveforms` gives many files as one array, `stream_audio` gives recordings of
-hours in blocks. No TensorFlow here: exported models are run without it.
+`AudioError`. It may read a part of a long file, also of one in an HDF5 file (hdf5.py).
+`read_waveforms` gives many files as one array, `stream_audio` gives recordings of hours in blocks.
+No TensorFlow here: exported models are run without it.
 """
 
 import io
@@ -14,6 +15,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from tf_data_pipelines.hdf5 import read_recording, recording_length
+from tf_data_pipelines.parts import HDF5, AudioError, is_whole, part_frames, part_name
 from tf_data_pipelines.settings import MAX_PEAK
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
@@ -26,30 +29,42 @@ OGG_HEADER = 27  # bytes before the lengths in the header of a page; the last is
 MAX_CHUNKS = 256  # chunks of a WAV that are searched; a file of empty ones would take minutes
 
 
-class AudioError(ValueError):
-    """A sound file cannot be used; the message names it, what came and the way out."""
+def read_audio(path, sample_rate=16000, *, min_samples=MIN_SAMPLES, start=0.0, stop=None):
+    """Decode one sound file, or a part of it, to mono at `sample_rate`.
 
-
-def read_audio(path, sample_rate=16000, min_samples=MIN_SAMPLES):
-    """Decode one sound file to mono at `sample_rate`; its content decides the format.
+    The content of a file decides its format. Of a part only the part is decoded, except in an
+    MP3, where what is before it is decoded too.
 
     Args:
         path: file name with one of AUDIO_EXTENSIONS; the file may have any rate, sample
-            format and number of channels.
+            format and number of channels. Or an HDF5 file and the recording in it,
+            "EPIC-KITCHENS-100_audio.hdf5/P01_01", see hdf5.py.
         sample_rate: sample rate of the result in Hz; soxr resamples files of another rate.
         min_samples: smallest number of samples of the result.
+        start: second of the file at which the part begins.
+        stop: second of the file at which the part ends; None for the end of the file. A part
+            may end up to END_SLACK seconds behind its file and is then shorter.
 
     Returns:
         float32 (samples,), the average of the channels, full scale at 1.
 
     Raises:
         AudioError: the file is missing, a folder, of unknown extension, empty, not audio,
-            truncated or silent, has NaN, infinite or huge samples, or has under `min_samples`.
+            truncated or silent, has NaN, infinite or huge samples, or has under `min_samples`;
+            or the part lies beyond the end of the file.
     """
     path = os.fspath(path)
-    with _open(path) as file:
-        contents = file.read()
-    return decode_contents(path, contents, sample_rate, min_samples)
+    if is_whole(path, start, stop):
+        with _open(path) as file:
+            contents = file.read()
+        return decode_contents(path, contents, sample_rate, min_samples=min_samples)
+    if HDF5 in path:
+        samples, rate = read_recording(path, start, stop)
+    else:
+        with _mended_stream(path) as stream:
+            samples, rate = _decode(path, stream, start, stop)
+    name = part_name(path, start, stop)
+    return _finished(name, samples, rate, sample_rate=sample_rate, min_samples=min_samples)
 
 
 def read_waveforms(paths, samples, sample_rate=16000):
@@ -124,21 +139,29 @@ def stream_audio(path, sample_rate=16000):
     return file.frames / file.samplerate, blocks()
 
 
-def announced_seconds(path):
+def announced_seconds(path, start=0.0, stop=None):
     """How long a sound file says it lasts; nothing is decoded, so it takes no time or memory.
 
     Args:
         path: file name, see `read_audio`.
+        start, stop: seconds of a part, see `read_audio`.
 
     Returns:
-        seconds; of an MP3 that does not say it, a guess.
+        seconds, of a part its own; of an MP3 that does not say it, a guess.
 
     Raises:
-        AudioError: the file cannot be opened, see `read_audio`.
+        AudioError: the file cannot be opened, or the part lies beyond its end, see `read_audio`.
     """
     path = os.fspath(path)
-    with _mended_stream(path) as stream, _sound_file(path, stream) as file:
-        return file.frames / file.samplerate
+    if HDF5 in path:
+        frames, rate = recording_length(path)
+    else:
+        with _mended_stream(path) as stream, _sound_file(path, stream) as file:
+            frames, rate = file.frames, file.samplerate
+    if start == 0 and stop is None:
+        return frames / rate
+    first, last = part_frames(path, start, stop, frames=frames, rate=rate)
+    return (last - first) / rate
 
 
 def _mended_stream(path):
@@ -176,15 +199,54 @@ def check_extension(path):
         )
 
 
-def decode_contents(path, contents, sample_rate, min_samples):
+def decode_contents(
+    path, contents, sample_rate=16000, *, min_samples=MIN_SAMPLES, start=0.0, stop=None
+):
     """`read_audio` of the bytes of a file; its path is for messages."""
     if not contents:
         raise AudioError(f"{path} is empty (0 bytes). Restore or remove it.")
-    stream = io.BytesIO(_mend_wav(path, contents))
+    samples, rate = _decode(path, io.BytesIO(_mend_wav(path, contents)), start, stop)
+    name = part_name(path, start, stop)
+    return _finished(name, samples, rate, sample_rate=sample_rate, min_samples=min_samples)
+
+
+def _decode(path, stream, start, stop):
+    """float32 (frames, channels) of a file or of a part, and their rate in Hz."""
     with _sound_file(path, stream) as file:
-        blocks = list(_channel_blocks(path, file, stream))
-        rate, channels = file.samplerate, file.channels
-    wave = _mix(path, np.concatenate(blocks or [np.zeros([0, channels], np.float32)]))
+        if is_whole(path, start, stop):
+            blocks = list(_channel_blocks(path, file, stream))
+        else:
+            blocks = [_part_samples(path, file, start, stop)]
+        none = np.zeros([0, file.channels], np.float32)
+        return np.concatenate(blocks or [none]), file.samplerate
+
+
+def _part_samples(path, file, start, stop):
+    """float32 (frames, channels) of a part."""
+    first, last = part_frames(path, start, stop, frames=file.frames, rate=file.samplerate)
+    try:
+        if file.format == "MP3" or not file.seekable():  # seeking in an MP3 is not exact
+            while file.tell() < first and len(file.read(min(BLOCK_FRAMES, first - file.tell()))):
+                pass
+        else:
+            file.seek(first)
+        samples = file.read(last - first, "float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(
+            f"{part_name(path, start, stop)}, cannot be decoded: {error.error_string} The file is "
+            f"truncated or damaged. Copy it again, or remove it."
+        ) from None
+    if len(samples) < last - first:
+        raise AudioError(
+            f"{part_name(path, start, stop)}, is truncated or damaged after {len(samples):,} of "
+            f"{last - first:,} frames. Copy the file again, or remove it."
+        )
+    return samples
+
+
+def _finished(path, samples, rate, *, sample_rate, min_samples):
+    """float32 (frames, channels) of any rate to what `read_audio` gives."""
+    channels, wave = samples.shape[1], _mix(path, samples)
     if wave.size and wave.min() == wave.max():
         raise AudioError(
             f"{path} is silent: all {wave.size:,} samples, averaged over {channels} channel(s), "

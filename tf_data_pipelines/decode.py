@@ -6,22 +6,24 @@ where its native operations run, everything else by `read_audio`.
 
 import functools
 import os
+import re
 import warnings
 
 import numpy as np
 import tensorflow as tf
 
-from tf_data_pipelines.audio import MIN_SAMPLES, check_extension, decode_contents
+from tf_data_pipelines.audio import MIN_SAMPLES, check_extension, decode_contents, read_audio
+from tf_data_pipelines.parts import HDF5
 from tf_data_pipelines.wav import has_at, number_at, pcm16_or_empty
 
 
-def decode_audio(path, sample_rate=16000, scanned=False):
+def decode_audio(path, sample_rate=16000, *, scanned=False, start=0.0, stop=None):
     """`read_audio` for eager code and for tf.data's `map`, with the same samples.
 
     `decode_wav` decodes 16-bit PCM WAV at `sample_rate`. tensorflow-io decodes scanned FLAC
     and Ogg Vorbis at `sample_rate` where its native operations run. Its resampler differs
     from soxr (relative error 0.7 on a sine), and its MP3 decoder differs from libsndfile's
-    after a damaged frame, so other rates and MP3 go to `read_audio`.
+    after a damaged frame, so other rates and MP3 go to `read_audio`; parts of files too.
 
     Args:
         path: file name, a scalar string tensor or str.
@@ -29,6 +31,8 @@ def decode_audio(path, sample_rate=16000, scanned=False):
         scanned: whether `read_audio` has accepted the file before, as in a ScannedSource. Only
             then tensorflow-io is used, which never returns from some damaged files, and
             silence is not checked again.
+        start: second of the file at which the part begins, float or scalar float64 tensor.
+        stop: second at which it ends, like `start`; infinity or None for the end of the file.
 
     Returns:
         float32 (samples,), static shape (None,).
@@ -38,7 +42,35 @@ def decode_audio(path, sample_rate=16000, scanned=False):
             tf.errors.InvalidArgumentError with the same text.
         tf.errors.NotFoundError: the file does not exist.
     """
+    always_whole = isinstance(start, int | float) and start == 0 and stop is None
+    if always_whole and not (isinstance(path, str) and HDF5 in path):
+        return _decode_whole(tf.convert_to_tensor(path, tf.string), sample_rate, scanned)
     path = tf.convert_to_tensor(path, tf.string)
+    start = tf.cast(start, tf.float64)
+    stop = tf.cast(np.inf if stop is None else stop, tf.float64)
+    whole = tf.equal(start, 0) & tf.math.is_inf(stop)
+    wave = tf.cond(
+        whole & ~tf.strings.regex_full_match(path, f".*{re.escape(HDF5)}.*"),
+        lambda: _decode_whole(path, sample_rate, scanned),
+        lambda: tf.numpy_function(
+            functools.partial(_read_part, sample_rate=sample_rate),
+            [path, start, stop],
+            tf.float32,
+            stateful=False,
+        ),
+    )
+    return tf.ensure_shape(wave, [None])
+
+
+def _read_part(path, start, stop, sample_rate):
+    """`read_audio` of a part of a file; a stop of infinity is the end of the file."""
+    path = os.fsdecode(np.asarray(path, object).item())
+    start, stop = float(start), None if np.isinf(stop) else float(stop)
+    return read_audio(path, sample_rate, start=start, stop=stop)
+
+
+def _decode_whole(path, sample_rate, scanned):
+    """`decode_audio` of a file that is a clip."""
     contents = tf.io.read_file(path)
     wave = pcm16_or_empty(contents, sample_rate)
     audio = _tensorflow_io() if scanned else None
@@ -75,7 +107,7 @@ def _decode_bytes(path, contents, sample_rate):
     path, contents = (np.asarray(value, object).item() for value in (path, contents))
     path = os.fsdecode(path)
     check_extension(path)
-    return decode_contents(path, contents, sample_rate, MIN_SAMPLES)
+    return decode_contents(path, contents, sample_rate)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ This module reads names and manifests only and opens no sound file.
 
 import collections
 import csv
+import io
 import itertools
 import os
 import pathlib
@@ -32,7 +33,9 @@ NAMED = 5  # examples named in a message
 
 LAYOUT = (
     "Expected one folder per class (data/dog/1.wav, data/cat/2.wav), or split folders first "
-    "(data/train/dog/1.wav), or a .csv manifest with the columns path and label."
+    "(data/train/dog/1.wav), or a .csv manifest with the columns path and label, or a published "
+    "data set with its own lists (esc50, speech-commands, audioset, vggsound, voxceleb1, "
+    "epic-sounds, ast)."
 )
 
 
@@ -44,7 +47,7 @@ def some_of(names):
 
 def read_folder(root):
     """(path, class names, split or None) of each sound file in a folder, sorted by name."""
-    folders, sounds = _folders(root), _sounds(root, deep=False)
+    folders, sounds = folders_in(root), sounds_in(root, deep=False)
     if sounds:
         raise ValueError(
             f"{root} has {len(sounds)} sound file(s) directly in it, such as "
@@ -52,8 +55,8 @@ def read_folder(root):
         )
     if not folders:
         raise ValueError(f"{root} is empty: no class folders in it. {LAYOUT}")
-    splits = [f for f in folders if f.name.lower() in SPLIT_ALIASES and _folders(f)]
-    splits = [f for f in splits if not _sounds(f, deep=False)]
+    splits = [f for f in folders if f.name.lower() in SPLIT_ALIASES and folders_in(f)]
+    splits = [f for f in splits if not sounds_in(f, deep=False)]
     if not splits:
         return _read_classes(root, None)
     others = [folder.name for folder in folders if folder not in splits]
@@ -78,14 +81,14 @@ def sound_files(paths):
     """
     found = []
     for path in map(pathlib.Path, paths):
-        found += (_sounds(path) or [path]) if path.is_dir() else [path]
+        found += (sounds_in(path) or [path]) if path.is_dir() else [path]
     return found
 
 
 def _read_classes(root, split):
     rows = []
-    for folder in _folders(root):
-        sounds = _sounds(folder)
+    for folder in folders_in(root):
+        sounds = sounds_in(folder)
         if not sounds:
             raise ValueError(
                 f"class folder {folder} has no sound file ({', '.join(AUDIO_EXTENSIONS)}). "
@@ -95,25 +98,25 @@ def _read_classes(root, split):
     return rows
 
 
-def _folders(root):
+def folders_in(root):
     """The folders in a folder that are not left out; a link to a folder above would never end."""
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
     above = root.resolve()
     return [p for p in folders if not (p.is_symlink() and above.is_relative_to(p.resolve()))]
 
 
-def _sounds(root, deep=True):
+def sounds_in(root, deep=True):
     """Sound files in a folder and, if deep, in the folders below it."""
     files = [p for p in root.iterdir() if p.is_file() and not p.name.startswith(".")]
     sounds = sorted(p for p in files if p.suffix.lower() in AUDIO_EXTENSIONS)
     if deep:
-        sounds += [path for folder in _folders(root) for path in _sounds(folder)]
+        sounds += [path for folder in folders_in(root) for path in sounds_in(folder)]
     return sounds
 
 
 def read_manifest(manifest):
     """(path, class names, split or None) of each CSV line in order; whether multi-label."""
-    header, lines = _read_csv(manifest)
+    header, lines = _read_header(manifest)
     path_column = next((name for name in PATH_COLUMNS if name in header), None)
     label_column = next((name for name in LABEL_COLUMNS if name in header), None)
     for column, names in ((path_column, PATH_COLUMNS), (label_column, LABEL_COLUMNS)):
@@ -165,24 +168,9 @@ def read_manifest(manifest):
     return rows, multi_label
 
 
-def _read_csv(manifest):
+def _read_header(manifest):
     """Lower-case column names, and (line number, {column: value}) of each line with text."""
-    lines, line = [], 1  # where the row at hand begins
-    try:
-        with open(manifest, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            for values in reader:
-                lines.append((line, [value.strip() for value in values]))
-                line = reader.line_num + 1
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{manifest} is not UTF-8 text ({error}). Save it as UTF-8.") from None
-    except csv.Error as error:
-        reason = "a quote is not closed" if "end of data" in str(error) else error
-        raise ValueError(
-            f"{manifest} line {line} is not CSV: {reason}. Use commas between values, close "
-            f"each quote, and write a quote in a value twice."
-        ) from None
-    lines = [(line, values) for line, values in lines if any(values)]
+    lines = csv_lines(manifest)
     if not lines:
         raise ValueError(f"{manifest} is empty. {LAYOUT}")
     header = [name.lower() for name in lines[0][1]]
@@ -199,6 +187,41 @@ def _read_csv(manifest):
         (line, itertools.zip_longest(header, values, fillvalue="")) for line, values in lines[1:]
     )
     return header, [(line, dict(row)) for line, row in rows]
+
+
+def csv_lines(path, **options):
+    """(line number, values) of each line with text of a CSV file.
+
+    Args:
+        path: file name.
+        options: arguments of csv.reader.
+
+    Raises:
+        ValueError: the file is no UTF-8 text, or a quote in it is not closed.
+    """
+    lines, line = [], 1  # where the row at hand begins
+    text = io.StringIO(text_of(path), newline="")
+    try:
+        reader = csv.reader(text, strict=True, **options)
+        for values in reader:
+            lines.append((line, [value.strip() for value in values]))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        reason = "a quote is not closed" if "end of data" in str(error) else error
+        raise ValueError(
+            f"{path} line {line} is not CSV: {reason}. Use commas between values, close each "
+            f"quote, and write a quote in a value twice."
+        ) from None
+    return [(line, values) for line, values in lines if any(values)]
+
+
+def text_of(path):
+    """The text of a file, its line ends as they are; a ValueError if it is not UTF-8."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from None
 
 
 def draw_splits(clips, validation, test, seed):

@@ -227,19 +227,25 @@ def load_waveforms(data, sample_rate, shuffle_seed=None):
 
 
 def _from_files(data, sample_rate):
-    """Columns of a ScannedSource with `path`, and the function that replaces it."""
-    paths = [clip.path for clip in data.source.clips]
+    """Columns of a ScannedSource with `path` (and the part), and the function that replaces it."""
+    clips = data.source.clips
+    columns = {"path": [clip.path for clip in clips], "label": data.source.targets()}
+    if not all(clip.whole for clip in clips):
+        columns["start"] = np.array([clip.start for clip in clips], "float64")
+        stops = (np.inf if clip.stop is None else clip.stop for clip in clips)
+        columns["stop"] = np.fromiter(stops, "float64")
 
     def load(clip):
         path = clip.pop("path")
         if not data.graph_only:
-            return {**clip, "waveform": decode_audio(path, sample_rate, scanned=True)}
+            part = {name: clip.pop(name) for name in ("start", "stop") if name in clip}
+            return {**clip, "waveform": decode_audio(path, sample_rate, scanned=True, **part)}
         waveform = decode_wav(path, sample_rate)
         whole = tf.size(waveform) > 0
         with tf.control_dependencies([tf.debugging.Assert(whole, ["changed file:", path])]):
             return {**clip, "waveform": tf.identity(waveform)}
 
-    return {"path": paths, "label": data.source.targets()}, load
+    return columns, load
 
 
 def _from_arrays(data, sample_rate):

@@ -1,11 +1,10 @@
-"""Where the clips come from: a folder tree or a CSV manifest of files, or arrays in memory.
+"""Where the clips come from: folders, a CSV manifest, a published data set, arrays in memory.
 
 `load_source` reads names only. `scan_source` opens every file once, drops the unusable ones
 and measures the mean and standard deviation of the log-mel values. `WaveformSource` holds
 waveforms that are in memory already.
 """
 
-import collections
 import concurrent.futures
 import dataclasses
 import os
@@ -15,7 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tf_data_pipelines.audio import MIN_SAMPLES, AudioError, announced_seconds, read_audio
+from tf_data_pipelines.audio import MIN_SAMPLES, AudioError
+from tf_data_pipelines.clips import Clip, Source
+from tf_data_pipelines.datasets import layout_of, read_layout
 from tf_data_pipelines.listing import (
     LAYOUT,
     NAMED,
@@ -28,78 +29,13 @@ from tf_data_pipelines.settings import MAX_PEAK, SHARES, DataWarning, check_name
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
-    """One sound file.
-
-    Args:
-        path: file name.
-        labels: indices into the classes of the source, ascending; one index unless the
-            source is multi-label.
-        split: "train", "validation" or "test".
-    """
-
-    path: str
-    labels: tuple[int, ...]
-    split: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Clips and the classes that their labels index.
-
-    Args:
-        clips: tuple of Clip, in the order of the sorted folder or of the manifest.
-        classes: tuple of class names; the position of a name is its label.
-        multi_label: whether a clip may have several labels.
-    """
-
-    clips: tuple[Clip, ...]
-    classes: tuple[str, ...]
-    multi_label: bool
-
-    def __len__(self):
-        return len(self.clips)
-
-    def targets(self):
-        """Labels as training needs them.
-
-        Returns:
-            int32 (clips,), the class index of each clip; for a multi-label source float32
-            (clips, classes), 1 for each of its classes.
-        """
-        if not self.multi_label:
-            return np.array([clip.labels[0] for clip in self.clips], "int32")
-        targets = np.zeros((len(self), len(self.classes)), "float32")
-        for row, clip in zip(targets, self.clips, strict=True):
-            row[list(clip.labels)] = 1
-        return targets
-
-    def split(self, name):
-        """The source with the clips of one split only.
-
-        Raises:
-            ValueError: the split has no clips; the message lists the splits present.
-        """
-        clips = tuple(clip for clip in self.clips if clip.split == name)
-        if not clips:
-            present = collections.Counter(clip.split for clip in self.clips)
-            listed = ", ".join(f"{split!r} ({count} clips)" for split, count in present.items())
-            raise ValueError(
-                f"split {name!r} has no clips; present are {listed or 'none'}. Give clips that "
-                f"split in the manifest or a folder {name}/, let splits be drawn from more clips "
-                f"or larger shares (--validation, --test), or choose another split (--split)."
-            )
-        return dataclasses.replace(self, clips=clips)
-
-
-@dataclasses.dataclass(frozen=True)
 class ScannedSource:
     """The usable clips of a source, and what `scan_source` measured in them.
 
     Args:
         source: Source with the usable clips, in their order, and with all classes.
         durations: float64 (clips,), length of each clip in seconds.
-        rejected: tuple of (path, reason) for each unusable file.
+        rejected: tuple of (name, reason) for each unusable clip.
         emptied: tuple of (class name, split) for each class that lost all its clips of a split.
         mean: mean of the log-mel values of the training clips; of all clips where no clip is
             for training.
@@ -124,8 +60,8 @@ class ScannedSource:
         return dataclasses.replace(self, source=source, durations=self.durations[keep])
 
     def clip_name(self, clip_id):
-        """Name of a clip in messages: its path."""
-        return self.source.clips[clip_id].path
+        """Name of a clip in messages: its path, and which part of the file it is."""
+        return self.source.clips[clip_id].name
 
     def splits(self):
         """The parts of all splits that have clips, a list of ScannedSource."""
@@ -133,28 +69,35 @@ class ScannedSource:
         return [self.split(name) for name in sorted(present)]
 
     def warning(self):
-        """A message that counts and names the rejected files; None if there are none.
+        """A message that counts and names the rejected and the missing clips; None without any.
 
         It also names the classes of which no clip is left for validation or test.
         """
-        if not self.rejected:
-            return None
-        total = len(self.rejected) + len(self.source)
-        text = f"{len(self.rejected)} of {total} clips are left out:\n{_reasons(self.rejected)}"
+        parts, missing = [], self.source.missing
+        if missing:
+            parts.append(
+                f"{len(missing):,} clips that the lists of the data set name are not on the disk, "
+                f"such as {some_of(missing)}. Finish the download, or go on without them."
+            )
+        if self.rejected:
+            total = len(self.rejected) + len(self.source)
+            parts.append(
+                f"{len(self.rejected)} of {total} clips are left out:\n{_reasons(self.rejected)}"
+            )
         if self.emptied:
             listed = some_of([f"{name} ({split})" for name, split in self.emptied])
-            text += (
-                f"\nSo no clip is left of {listed}. Replace these files; or remove them, where "
+            parts.append(
+                f"So no clip is left of {listed}. Replace these files; or remove them, where "
                 f"the splits are drawn, which then happens without them."
             )
-        return text
+        return "\n".join(parts) or None
 
     def summary(self):
         """Facts of the data as a dictionary for JSON.
 
         Returns:
-            `clips`, `left_out`, `mean` and `std` of the log-mel values, `hours`, `seconds`
-            (quantiles of the lengths), and `classes` {class: {split: clips}}.
+            `clips`, `left_out`, `missing`, `mean` and `std` of the log-mel values, `hours`,
+            `seconds` (quantiles of the lengths), and `classes` {class: {split: clips}}.
         """
         splits = sorted({clip.split for clip in self.source.clips})
         counts = {name: dict.fromkeys(splits, 0) for name in self.source.classes}
@@ -165,6 +108,7 @@ class ScannedSource:
         return {
             "clips": len(self.source),
             "left_out": len(self.rejected),
+            "missing": len(self.source.missing),
             "mean": round(self.mean, 6),
             "std": round(self.std, 6),
             "hours": round(float(self.durations.sum()) / 3600, 4),
@@ -224,15 +168,24 @@ class WaveformSource:
 
 
 def read_data(
-    data, settings, *, classes=None, split=None, shares=SHARES, refuse=None, progress=False
+    data,
+    settings,
+    *,
+    classes=None,
+    layout=None,
+    split=None,
+    shares=SHARES,
+    refuse=None,
+    progress=False,
 ):
     """The usable clips of a folder or manifest, measured; a warning names those left out.
 
     Args:
-        data: folder or .csv file, see `load_source`; or a ScannedSource, of which the split is
+        data: folder or file, see `load_source`; or a ScannedSource, of which the split is
             taken.
         settings: FbankSettings, see `scan_source`.
-        classes: class names in the order of a trained model; None sorts the names in data.
+        classes: class names in the order of a trained model; None for those of `load_source`.
+        layout: name of a published layout, see `load_source`; None tells it from data.
         split: name of the only split to read; None or "all" reads all clips.
         shares: shares of validation and test clips, see `load_source`; those of a model's
             training, so that its test clips are met again.
@@ -254,7 +207,7 @@ def read_data(
             )
         return data if everything else data.split(split)
     validation, test = shares
-    source = load_source(data, classes, validation=validation, test=test)
+    source = load_source(data, classes, layout=layout, validation=validation, test=test)
     if not everything:
         source = source.split(split)
     scanned = scan_source(source, settings, progress, refuse=refuse)
@@ -263,7 +216,9 @@ def read_data(
     return scanned
 
 
-def load_source(data, classes=None, *, validation=SHARES[0], test=SHARES[1], seed=1337):
+def load_source(
+    data, classes=None, *, layout=None, validation=SHARES[0], test=SHARES[1], seed=1337
+):
     """Clips, labels and splits of a folder or of a manifest; it opens no sound file.
 
     A folder holds one folder per class, or first split folders (train, validation, test; val,
@@ -276,9 +231,17 @@ def load_source(data, classes=None, *, validation=SHARES[0], test=SHARES[1], see
     (as far as possible where clips have several labels). The draw depends only on the seed
     and the names.
 
+    A published data set is read as it was published, with its own classes, splits and lists:
+    "esc50", "speech-commands", "audioset", "vggsound", "voxceleb1", "epic-sounds", or "ast" for
+    the JSON manifests of AST. The package `datasets` describes each, and what it does where a
+    split is not published; `validation`, `test` and `seed` play no part.
+
     Args:
-        data: folder or .csv file.
-        classes: class names in the order of a trained model; None sorts the names in data.
+        data: folder, .csv file or .json manifest of AST.
+        classes: class names in the order of a trained model; None takes the published order, or
+            sorts the names in data.
+        layout: name of the published layout; None tells it from the lists that are there. A
+            folder that has class folders of its own is none.
         validation: share of the clips of each class for validation, where data has no splits.
         test: share of the clips of each class for the test, where data has no splits.
         seed: random seed of the draw of the splits.
@@ -287,33 +250,39 @@ def load_source(data, classes=None, *, validation=SHARES[0], test=SHARES[1], see
         Source.
 
     Raises:
-        FileNotFoundError: data, or a file that the manifest names, does not exist.
-        ValueError: the layout of data is wrong; the message names the folder or line.
+        FileNotFoundError: data, or a file that the manifest names, does not exist; or a list or
+            every clip of a published data set is missing.
+        ValueError: the layout of data is wrong or unknown; the message names the folder or line.
     """
     checked_shares((validation, test))
     data = pathlib.Path(data).expanduser()
+    if not data.exists():
+        raise FileNotFoundError(f"data={str(data)!r} does not exist. {LAYOUT}")
+    layout = layout_of(data) if layout is None else layout
+    if layout is not None:
+        source = read_layout(data, layout)
+    else:
+        source = _own_source(data, validation=validation, test=test, seed=seed)
+    present = sorted({label for clip in source.clips for label in clip.labels})
+    present = [source.classes[label] for label in present]
+    if classes is None and len(source.classes) < 2:
+        raise ValueError(
+            f"{data} has one class, {present[0]!r}; a classifier needs at least 2. {LAYOUT}"
+        )
+    check_names(data, source.classes)
+    return source if classes is None else _in_order(data, source, tuple(classes), present)
+
+
+def _own_source(data, *, validation, test, seed):
+    """The Source of a user's own folder or manifest, with sorted classes."""
     if data.is_dir():
         rows, multi_label = read_folder(data), False
-    elif not data.exists():
-        raise FileNotFoundError(f"data={str(data)!r} does not exist. {LAYOUT}")
     elif data.suffix.lower() == ".csv":
         rows, multi_label = read_manifest(data)
     else:
         raise ValueError(f"data={str(data)!r} is neither a folder nor a .csv file. {LAYOUT}")
-    present = sorted({name for _, names, _ in rows for name in names})
-    if classes is None and len(present) < 2:
-        raise ValueError(
-            f"{data} has one class, {present[0]!r}; a classifier needs at least 2. {LAYOUT}"
-        )
-    check_names(data, present)
-    classes = tuple(present if classes is None else classes)
-    unknown = [name for name in present if name not in classes]
-    if unknown:
-        raise ValueError(
-            f"{data} has the class(es) {some_of(unknown)}, which are not among "
-            f"{', '.join(classes)}. Rename them, or train a model with them."
-        )
-    index = {name: label for label, name in enumerate(classes)}
+    classes = sorted({name for _, names, _ in rows for name in names})
+    check_names(data, classes)
     if rows[0][2] is None:
         names = {
             os.path.relpath(path, data.parent).replace(os.sep, "/"): labels
@@ -321,11 +290,30 @@ def load_source(data, classes=None, *, validation=SHARES[0], test=SHARES[1], see
         }
         splits = draw_splits(names, validation, test, seed)
         rows = [(p, n, s) for (p, n, _), s in zip(rows, splits, strict=True)]
+    index = {name: label for label, name in enumerate(classes)}
     clips = (
         Clip(path, tuple(sorted(index[name] for name in names)), split)
         for path, names, split in rows
     )
-    return Source(tuple(clips), classes, multi_label)
+    return Source(tuple(clips), tuple(classes), multi_label)
+
+
+def _in_order(data, source, classes, present):
+    """The Source with other classes, or another order of them; `present` must be among them."""
+    unknown = [name for name in present if name not in classes]
+    if unknown:
+        raise ValueError(
+            f"{data} has the class(es) {some_of(unknown)}, which are not among "
+            f"{', '.join(classes)}. Rename them, or train a model with them."
+        )
+    index = {name: label for label, name in enumerate(classes)}
+    clips = (
+        dataclasses.replace(
+            clip, labels=tuple(sorted(index[source.classes[label]] for label in clip.labels))
+        )
+        for clip in source.clips
+    )
+    return dataclasses.replace(source, clips=tuple(clips), classes=classes)
 
 
 def scan_source(source, settings, progress=False, max_rejected=0.5, *, refuse=None):
@@ -336,8 +324,8 @@ def scan_source(source, settings, progress=False, max_rejected=0.5, *, refuse=No
         settings: FbankSettings; its mean and std are not used.
         progress: whether to show a progress bar.
         max_rejected: largest share of unusable clips; with more of them the scan raises.
-        refuse: function of a path and the seconds that the file announces, before it is decoded,
-            that gives the reason why the clip is unusable, or None; None refuses nothing.
+        refuse: function of a clip's name and the seconds that its file announces, before it is
+            decoded, that gives the reason why it is unusable, or None; None refuses nothing.
 
     Returns:
         ScannedSource.
@@ -363,13 +351,14 @@ def scan_source(source, settings, progress=False, max_rejected=0.5, *, refuse=No
 
     def measure(clip):
         try:
-            reason = refuse and refuse(clip.path, announced_seconds(clip.path))
+            reason = refuse and refuse(clip.name, clip.announced_seconds())
             if reason:
                 return _Measured(reason=reason)
-            waveform = read_audio(clip.path, settings.sample_rate, min_samples)
+            waveform = clip.read(settings.sample_rate, min_samples=min_samples)
         except AudioError as error:
             return _Measured(reason=str(error))
-        seconds, plain = waveform.size / settings.sample_rate, bool(is_plain(clip.path))
+        seconds = waveform.size / settings.sample_rate
+        plain = clip.whole and bool(is_plain(clip.path))
         if measured_split and clip.split not in measured_split:
             return _Measured(None, seconds, plain)
         values = filterbank(waveform).numpy().astype(np.float64)
@@ -383,7 +372,7 @@ def scan_source(source, settings, progress=False, max_rejected=0.5, *, refuse=No
         results = list(results)
 
     pairs = list(zip(source.clips, results, strict=True))
-    rejected = tuple((clip.path, one.reason) for clip, one in pairs if one.reason is not None)
+    rejected = tuple((clip.name, one.reason) for clip, one in pairs if one.reason is not None)
     kept = dataclasses.replace(
         source, clips=tuple(clip for clip, one in pairs if one.reason is None)
     )
@@ -430,8 +419,8 @@ def _check_rejected(source, kept, rejected, max_rejected):
     lost = {label for label, split in gone if split == "train"}
     if lost:
         names = [source.classes[label] for label in sorted(lost)]
-        paths = {c.path for c in source.clips if c.split == "train" and lost & set(c.labels)}
-        reasons = [pair for pair in rejected if pair[0] in paths]
+        clips = {c.name for c in source.clips if c.split == "train" and lost & set(c.labels)}
+        reasons = [pair for pair in rejected if pair[0] in clips]
         raise ValueError(
             f"no training clip of {some_of(names)} can be used; add usable ones, or remove the "
             f"class:\n{_reasons(reasons)}"

@@ -79,11 +79,8 @@ class BufferedClips:
             {"clips": their number, "alone": value, name of a background: value; None where the
             function refused, of which a warning says why}.
         """
-        from tf_data_pipelines.audio import read_audio
-
         if rate not in self.waveforms:
-            paths = [clip.path for clip in self.data.source.clips]
-            self.waveforms[rate] = [read_audio(path, rate) for path in paths]
+            self.waveforms[rate] = [clip.read(rate) for clip in self.data.source.clips]
         alone, values = self.waveforms[rate], {"clips": len(self.data.source)}
         values["alone"] = score_clips(self.data.source, scores(alone))["value"]
         for background in BACKGROUNDS:

@@ -319,12 +319,12 @@ def calibration_waveforms(run, data, seconds=None):
     Returns:
         float32 (clips, samples) at the run's sample rate.
     """
-    from tf_data_pipelines.audio import read_waveforms
+    from tf_data_pipelines.audio import pad_waveforms
 
     sample_rate = run.fbank.sample_rate
     samples = round((seconds or run.clip_seconds) * sample_rate)
     clips = spread(data, CALIBRATION_CLIPS).source.clips
-    return read_waveforms([clip.path for clip in clips], samples, sample_rate)
+    return pad_waveforms([clip.read(sample_rate)[:samples] for clip in clips], samples)
 
 
 def _default_size(run, test, plan):
@@ -366,10 +366,10 @@ def _splits(data, run, plan):
 
     patches = run.patches_at(plan.sizes.values(), plan.options.frame_shift_ms)
 
-    def refuse(path, seconds):
+    def refuse(name, seconds):
         if "serving" in plan.formats and seconds > plan.max_seconds:
-            return f"{path} ({seconds:.1f} s) is longer than max_seconds={plan.max_seconds:g}."
-        return overlong_reason(path, seconds, fbank=run.fbank, patches=patches)
+            return f"{name} ({seconds:.1f} s) is longer than max_seconds={plan.max_seconds:g}."
+        return overlong_reason(name, seconds, fbank=run.fbank, patches=patches)
 
     found = read_data(
         data, run.fbank, classes=run.classes, shares=run.shares, refuse=refuse, progress=True

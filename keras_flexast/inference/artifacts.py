@@ -427,7 +427,7 @@ def file_scores(artifact, paths, description=None):
 
     Args:
         artifact: Artifact.
-        paths: list of file names.
+        paths: list of file names; a Clip of a data set may stand for its part of a file.
         description: text beside a progress bar; None shows no bar.
 
     Returns:
@@ -456,8 +456,10 @@ def file_embeddings(artifact, paths, description=None):
 def _over_files(artifact, paths, answer, description):
     """(outputs (usable files, width), their paths, rejected) of a function like `answer`."""
     from tf_data_pipelines.audio import AudioError, read_audio
+    from tf_data_pipelines.clips import Clip
 
-    paths = [str(path) for path in paths]
+    files, rate = list(paths), artifact.sample_rate
+    paths = [one.name if isinstance(one, Clip) else str(one) for one in files]
     outputs, rejected, unscored = {}, {}, {}  # by the file's number; unscored holds waveforms
 
     def flush():
@@ -471,9 +473,10 @@ def _over_files(artifact, paths, answer, description):
         return given.shape[1]
 
     with Progress(disable=description is None) as progress:
-        for number, path in enumerate(progress.track(paths, description=escape(description or ""))):
+        for number, one in enumerate(progress.track(files, description=escape(description or ""))):
             try:
-                unscored[number] = read_audio(path, artifact.sample_rate)
+                wave = one.read(rate) if isinstance(one, Clip) else read_audio(one, rate)
+                unscored[number] = wave
             except AudioError as error:
                 rejected[number] = str(error)
             if sum(map(len, unscored.values())) > BATCH_SAMPLES:

@@ -253,7 +253,7 @@ class RunClassifier(Classifier):
                 reason = overlong_reason(path, announced_seconds(path), **limits)
                 if reason:
                     return None, reason
-                waveform = read_audio(path, self.sample_rate, run.fbank.window)
+                waveform = read_audio(path, self.sample_rate, min_samples=run.fbank.window)
             except AudioError as error:
                 return None, str(error)
             reason = overlong_reason(path, len(waveform) / self.sample_rate, **limits)

@@ -51,7 +51,7 @@ def through_map(paths, sample_rate=RATE, scanned=False):
     """The clips after tf.data's parallel map, and the dataset's static shape."""
     dataset = tf.data.Dataset.from_tensor_slices(paths)
     dataset = dataset.map(
-        lambda path: decode_audio(path, sample_rate, scanned), num_parallel_calls=2
+        lambda path: decode_audio(path, sample_rate, scanned=scanned), num_parallel_calls=2
     )
     return list(dataset.as_numpy_iterator()), dataset.element_spec.shape.as_list()
 
