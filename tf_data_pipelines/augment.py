@@ -1,19 +1,20 @@
 """Random changes of the training clips, as stages from Dataset to Dataset.
 
-Each stage draws from its seed and from the number of clips before, so a run repeats exactly
-and every epoch differs. A stage that is off returns the dataset that it was given.
+Each stage draws from its seed, the clip and the epoch, so a run repeats exactly and every epoch
+differs. A stage that is off returns the dataset that it was given.
 """
 
 import tensorflow as tf
 
-GAIN, MASKS, FILL, LEVEL, NOISE = range(1, 6)  # streams of random numbers
+from tf_data_pipelines.draws import FILL, GAIN, LEVEL, MASKS, NOISE, key, uniform
 
 
 def augment_waveforms(clips, settings, seed, *, sample_rate=16000, longest=None):
     """Scale each waveform by a random gain, put silence around it, and noise over both.
 
     Args:
-        clips: Dataset of dictionaries with `waveform` float32 (samples,); other columns pass.
+        clips: Dataset of dictionaries with `waveform` float32 (samples,), `clip_id` and perhaps
+            `epoch`, both int64 (); other columns pass.
         settings: AugmentSettings; this stage uses gain_db, fill_ms and noise_snr_db.
         seed: random seed of gains, lengths and noise.
         sample_rate: sample rate of the waveforms in Hz.
@@ -24,39 +25,55 @@ def augment_waveforms(clips, settings, seed, *, sample_rate=16000, longest=None)
     """
     if not settings.changes_waveforms:
         return clips
-    room = round(settings.fill_ms * sample_rate / 1000)
 
-    def augment(count, clip):
+    def augment(clip):
         waveform = clip["waveform"]
         if settings.gain_db:
-            (draw,) = _draws(1, seed, count, GAIN)
+            (draw,) = uniform(1, clip, seed, GAIN)
             waveform *= _ratio(settings.gain_db * (2 * draw - 1))
         power = tf.reduce_mean(waveform**2)
         if settings.fill_ms:
-            most = room if longest is None else tf.minimum(room, longest - tf.size(waveform))
-            waveform = _fill(waveform, tf.maximum(0, most), _draws(3, seed, count, FILL))
+            silence = drawn_silence(
+                clip,
+                tf.size(waveform),
+                settings,
+                seed=seed,
+                sample_rate=sample_rate,
+                longest=longest,
+            )
+            waveform = tf.pad(waveform, [silence])
         if settings.noise_snr_db:
-            used, level = _draws(2, seed, count, LEVEL)
+            used, level = uniform(2, clip, seed, LEVEL)
             lowest, highest = settings.noise_snr_db
             scale = tf.sqrt(power) * _ratio(-(lowest + (highest - lowest) * level))
-            noise = tf.random.stateless_normal(tf.shape(waveform), _key(seed, count, NOISE))
+            noise = tf.random.stateless_normal(tf.shape(waveform), key(clip, seed, NOISE))
             waveform += tf.where(used < 0.5, scale, 0.0) * noise
         return {**clip, "waveform": waveform}
 
-    return clips.enumerate().map(augment, tf.data.AUTOTUNE)
+    return clips.map(augment, tf.data.AUTOTUNE)
 
 
 def _ratio(decibels):
     return 10 ** (decibels / 20)
 
 
-def _fill(waveform, most, draws):
-    """Up to `most` zeros around a waveform, or none; three draws in [0, 1)."""
-    used, share, before = draws
+def drawn_silence(clip, samples, settings, *, seed, sample_rate=16000, longest=None):
+    """Zeros before and after a clip, int32 (2,), none for every other clip.
+
+    Args:
+        clip: dictionary with `clip_id` and perhaps `epoch`.
+        samples: length of the clip, int32 ().
+        settings: AugmentSettings; this uses fill_ms.
+        seed, sample_rate, longest: as in `augment_waveforms`.
+    """
+    most = round(settings.fill_ms * sample_rate / 1000)
+    if longest is not None:
+        most = tf.clip_by_value(longest - samples, 0, most)
+    used, share, before = uniform(3, clip, seed, FILL)
     share = tf.where(used < 0.5, share, 0.0)
     total = tf.cast(share * tf.cast(most + 1, tf.float32), tf.int32)
     first = tf.cast(before * tf.cast(total + 1, tf.float32), tf.int32)
-    return tf.pad(waveform, [[first, total - first]])
+    return tf.stack([first, total - first])
 
 
 def augment_features(clips, settings, fbank, seed):
@@ -67,7 +84,8 @@ def augment_features(clips, settings, fbank, seed):
 
     Args:
         clips: Dataset of dictionaries with `features` float32 (frames, mel_bins), normalized,
-            and `frame_shift_scale` float32 (); other columns pass.
+            `frame_shift_scale` float32 (), `clip_id` and perhaps `epoch`, both int64 (); other
+            columns pass.
         settings: AugmentSettings; this stage uses freq_mask and time_mask_ms.
         fbank: FbankSettings, for the frame shift.
         seed: random seed of the widths and places.
@@ -80,27 +98,16 @@ def augment_features(clips, settings, fbank, seed):
     if not settings.freq_mask and not settings.time_mask_ms:
         return clips
 
-    def mask(count, clip):
+    def mask(clip):
         features = clip["features"]
-        width_f, place_f, width_t, place_t = _draws(4, seed, count, MASKS)
+        width_f, place_f, width_t, place_t = uniform(4, clip, seed, MASKS)
         most_t = settings.time_mask_ms / (fbank.frame_shift_ms * clip["frame_shift_scale"])
         in_time = _band(tf.shape(features)[0], most_t, width_t, place_t)
         in_freq = _band(features.shape[1], settings.freq_mask, width_f, place_f)
         hidden = in_time[:, None] | in_freq
         return {**clip, "features": tf.where(hidden, 0.0, features)}
 
-    return clips.enumerate().map(mask, tf.data.AUTOTUNE)
-
-
-def _draws(number, seed, count, stream):
-    """Numbers in [0, 1) that depend on the seed, the count of clips and the stream alone."""
-    return tf.unstack(tf.random.stateless_uniform([number], _key(seed, count, stream)))
-
-
-def _key(seed, count, stream):
-    return tf.random.experimental.stateless_fold_in(
-        tf.stack([tf.cast(seed, count.dtype), count]), stream
-    )
+    return clips.map(mask, tf.data.AUTOTUNE)
 
 
 def _band(size, most, width, place):

@@ -27,7 +27,7 @@ def pack(clips, settings):
     Args:
         clips: finite or endless tf.data.Dataset of dictionaries with the columns
             `tokens` float32 (n, width), n at most settings.row_length;
-            `positions` float32 (n, 4);
+            `positions` float32 (n, 4), or of another width;
             `label` of any shape and dtype, such as int32 () or float32 (classes,);
             `clip_id` int64 ();
             `weight` float32 (), the weight of the clip in the loss; it may be left out;
@@ -103,7 +103,7 @@ class _Packer:
         self.row_length, self.segments = settings.row_length, settings.segments
         self.buffer_size = max(settings.buffer_size, settings.segments)
         self.subsets = _subsets(self.buffer_size, self.segments)
-        self.widths = {"tokens": columns["tokens"].shape[-1], "positions": 4}
+        self.widths = {name: columns[name].shape[-1] for name in ("tokens", "positions")}
         self.columns = {name: spec for name, spec in columns.items() if name not in self.widths}
         _check_columns(self.columns)
 

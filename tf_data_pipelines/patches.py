@@ -45,8 +45,8 @@ def patch_tokens(spectrogram, settings, *, choice=0, frame_shift_scale=1.0, max_
         spectrogram, [[0, tf.maximum(0, patch_t - tf.shape(spectrogram)[0])], [0, 0]]
     )
     if max_tokens is not None:
-        room = (max_tokens - settings.prefix_tokens) // count_f
-        spectrogram = spectrogram[: tf.maximum(0, room - 1) * step_t + patch_t]
+        last = _last_frame(max_tokens, settings, patch_t=patch_t, step_t=step_t, count_f=count_f)
+        spectrogram = spectrogram[:last]
     frames = tf.shape(spectrogram)[0]
     count_t = patch_count(frames, patch_t, step_t, settings.remainder)
     index_t = tf.range(count_t)
@@ -96,13 +96,28 @@ def check_patches(settings, mel_bins):
     _plan(settings, mel_bins)
 
 
-def token_counts(spectrogram, settings):
-    """Number of tokens that `patch_tokens` gives a clip at each patch size, int32 (sizes,)."""
-    numbers = _plan(settings, spectrogram.shape[1])["numbers"]
-    _, patch_t, step_t, count_f = numbers.T
-    frames = tf.maximum(tf.shape(spectrogram)[0], patch_t)
+def token_counts(frames, mel_bins, settings, max_tokens=None):
+    """Number of tokens that `patch_tokens` gives a clip at each patch size, int32 (sizes,).
+
+    Args:
+        frames: int32 (), number of frames of its spectrogram.
+        mel_bins: number of mel bins.
+        settings: PatchSettings.
+        max_tokens: as in `patch_tokens`.
+    """
+    _, patch_t, step_t, count_f = _plan(settings, mel_bins)["numbers"].T
+    step = {"patch_t": patch_t, "step_t": step_t, "count_f": count_f}
+    frames = tf.maximum(frames, patch_t)
+    if max_tokens is not None:
+        frames = tf.minimum(frames, _last_frame(max_tokens, settings, **step))
     count_t = patch_count(frames, patch_t, step_t, settings.remainder)
     return count_f * count_t + settings.prefix_tokens
+
+
+def _last_frame(max_tokens, settings, *, patch_t, step_t, count_f):
+    """Frames of a clip that loses all its patches beyond `max_tokens`."""
+    room = (max_tokens - settings.prefix_tokens) // count_f
+    return tf.maximum(0, room - 1) * step_t + patch_t
 
 
 def padded_patches(spectrogram, frames, settings, *, frame_shift_scale=1.0):

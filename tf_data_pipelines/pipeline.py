@@ -3,11 +3,11 @@
 A stage takes a tf.data.Dataset of dictionaries, one for each clip, and returns another. It
 replaces the columns that it uses and passes every other column along:
 
-    load_waveforms     waveform, label, clip_id
+    load_waveforms     waveform, label, clip_id; epoch, where there are several
     augment_waveforms  waveform
     extract_features   waveform -> features, frame_shift_scale
     augment_features   features
-    make_tokens        features, frame_shift_scale -> tokens, positions
+    make_tokens        features, frame_shift_scale, epoch -> tokens, positions
     pack               clips -> rows
     batch_rows         rows -> batches
 
@@ -19,10 +19,11 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from tf_data_pipelines.augment import augment_features, augment_waveforms
+from tf_data_pipelines.augment import augment_features, augment_waveforms, drawn_silence
 from tf_data_pipelines.decode import decode_audio
+from tf_data_pipelines.draws import PATCH, SHIFT, choice, training_order
 from tf_data_pipelines.fbank import features, log_mel_at, normalize
-from tf_data_pipelines.packing import batch_rows, pack
+from tf_data_pipelines.packing import ARRIVALS, batch_rows, pack
 from tf_data_pipelines.patches import check_patches, patch_tokens, token_counts
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import (
@@ -39,14 +40,14 @@ from tf_data_pipelines.wav import decode_wav
 CACHE_SECONDS = 4 * 3600  # decoded clips up to 4 hours (0.9 GB of float32) stay in memory
 
 
-def training_batches(data, fbank, *, patches, packing, seed=1337, augment=None):
+def training_batches(data, fbank, *, patches, packing, seed=1337, augment=None, start=0):
     """Endless packed batches in a new random order in each epoch, for `model.fit`.
 
     Each clip draws a patch size and a frame shift from the settings; a long clip only one of
-    the patch sizes at which it fits a row. The draw depends on the seed and on the number of
-    clips before, so a run repeats exactly. What does not change from
-    epoch to epoch is cached in memory up to CACHE_SECONDS of sound: the features, or the
-    waveforms where those or the frame shift change.
+    the patch sizes at which it fits a row. The order and the draws depend on the seed, the
+    epoch and the clip alone, so a run repeats exactly, and may begin at any batch. What does not
+    change from epoch to epoch is cached in memory up to CACHE_SECONDS of sound: the features, or
+    the waveforms where those or the frame shift change.
 
     If `data.graph_only`, the whole pipeline is one graph without Python, and tf.data service
     workers can run it:
@@ -64,6 +65,7 @@ def training_batches(data, fbank, *, patches, packing, seed=1337, augment=None):
         packing: PackSettings.
         seed: random seed of the clip order and of all draws.
         augment: AugmentSettings; None for no augmentation.
+        start: number of batches to leave out at the beginning, without reading their clips.
 
     Returns:
         tf.data.Dataset of (inputs, labels, weights): inputs a dictionary of `tokens`
@@ -77,19 +79,21 @@ def training_batches(data, fbank, *, patches, packing, seed=1337, augment=None):
             is "error"; the message names it.
     """
     check_lengths(data, fbank, patches, packing)
-    clips = training_clips(
-        data, fbank, patches=patches, packing=packing, seed=seed, augment=augment
-    )
+    how = {"patches": patches, "packing": packing, "seed": seed, "augment": augment}
+    waiting = _waiting(data, fbank, start=start, **how) if start else (0,)
+    clips = training_clips(data, fbank, start=waiting, **how)
     batches = batch_rows(pack(clips, packing), packing, partial=False)
     return batches.map(_split_batch).prefetch(tf.data.AUTOTUNE)
 
 
-def training_clips(data, fbank, *, patches, packing=None, seed=1337, augment=None):
+def training_clips(data, fbank, *, patches, packing=None, seed=1337, augment=None, start=(0,)):
     """The clips of `training_batches` before they are packed, where columns can be added.
 
     Args:
         data, fbank, patches, seed, augment: as in `training_batches`.
         packing: PackSettings of the rows to come, see `make_tokens`; None for any length.
+        start: places of the first clips in the order of all epochs, ascending; all clips after
+            the last of them follow.
 
     Returns:
         Endless Dataset of dictionaries with `tokens`, `positions`, `label` and `clip_id`.
@@ -99,21 +103,76 @@ def training_clips(data, fbank, *, patches, packing=None, seed=1337, augment=Non
     cached = np.sum(data.durations) <= CACHE_SECONDS
     same_waveforms = not shifts and not augment.changes_waveforms
 
-    # Long data is shuffled before it is decoded: shuffling holds all clips in memory.
-    clips = load_waveforms(data, fbank.sample_rate, shuffle_seed=None if cached else seed)
+    clips = load_waveforms(data, fbank.sample_rate)
     if same_waveforms:
         clips = extract_features(clips, fbank)
     if cached:
-        clips = clips.cache().shuffle(count, seed)
-    clips = clips.repeat()
+        clips = clips.cache()
+
+    ordered = _from(training_order(count, seed, start[0]), start).map(
+        lambda at: {**tf.data.experimental.at(clips, at["clip_id"]), "epoch": at["epoch"]},
+        tf.data.AUTOTUNE,
+    )
     if not same_waveforms:
-        longest = int(np.rint(np.max(data.durations) * fbank.sample_rate))
-        clips = augment_waveforms(
-            clips, augment, seed, sample_rate=fbank.sample_rate, longest=longest
+        longest = int(_samples(data, fbank).max())
+        ordered = augment_waveforms(
+            ordered, augment, seed, sample_rate=fbank.sample_rate, longest=longest
         )
-        clips = extract_features(clips, fbank, frame_shifts_ms=shifts, seed=seed)
-    clips = augment_features(clips, augment, fbank, seed)
-    return make_tokens(clips, patches, seed=seed, packing=packing)
+        ordered = extract_features(ordered, fbank, frame_shifts_ms=shifts, seed=seed)
+    ordered = augment_features(ordered, augment, fbank, seed)
+    return make_tokens(ordered, patches, seed=seed, packing=packing)
+
+
+def _samples(data, fbank):
+    """Number of samples of every clip, int32 (clips,)."""
+    return np.rint(np.asarray(data.durations) * fbank.sample_rate).astype("int32")
+
+
+def _from(order, start):
+    """The clips of `training_order` at these places, and all after the last of them."""
+    if len(start) == 1:
+        return order
+    start = tf.constant(start, tf.int64)
+    return order.filter(lambda at: (at["place"] > start[-1]) | tf.reduce_any(at["place"] == start))
+
+
+def _waiting(data, fbank, *, patches, packing, seed, augment, start):
+    """Places of the clips that wait after so many batches, and of the one that comes next.
+
+    The clips are packed by their lengths alone, without being read.
+    """
+    augment, samples = augment or AugmentSettings(), _samples(data, fbank)
+    fbanks = [fbank.with_frame_shift(ms) for ms in patches.frame_shifts_ms] or [fbank]
+
+    def light(clip):
+        size = tf.gather(samples, clip["clip_id"])
+        if augment.fill_ms:
+            silence = drawn_silence(
+                clip,
+                size,
+                augment,
+                seed=seed,
+                sample_rate=fbank.sample_rate,
+                longest=int(samples.max()),
+            )
+            size += tf.reduce_sum(silence)
+        frames = tf.stack(
+            [one.clip_frames or 1 + (size - one.window) // one.shift for one in fbanks]
+        )
+        frames = frames[choice(len(fbanks), clip, seed, SHIFT)]
+        drawn = _drawn_size(clip, frames, fbank.mel_bins, patches, packing=packing, seed=seed)
+        tokens = token_counts(frames, fbank.mel_bins, patches, _max_tokens(packing))[drawn]
+        empty = tf.zeros([tokens, 0])
+        return {"tokens": empty, "positions": empty, "label": 0, "clip_id": clip["place"]}
+
+    clips = training_order(len(samples), seed).map(light, tf.data.AUTOTUNE)
+    rows = pack(clips, packing).take(start * packing.rows).batch(ARRIVALS)
+    waiting, following = [], 0  # places, ascending: what no row has had, and the next one
+    for row in rows.as_numpy_iterator():
+        packed, before = row["clip_ids"], following
+        following = max(before, int(packed.max()) + 1)
+        waiting = np.setdiff1d([*waiting, *range(before, following)], packed).tolist()
+    return (*waiting, following)
 
 
 def evaluation_batches(data, fbank, *, patches, packing, seed=0, cache=False):
@@ -198,14 +257,12 @@ def _every_clip_once(clips, fbank, *, patches, packing, seed, cache=False):
     )
 
 
-def load_waveforms(data, sample_rate, shuffle_seed=None):
+def load_waveforms(data, sample_rate):
     """Every clip of a source once.
 
     Args:
         data: ScannedSource of files, or WaveformSource of arrays.
         sample_rate: sample rate of the waveforms in Hz.
-        shuffle_seed: random seed of a new clip order in each epoch, drawn before any file is
-            read; None keeps the order of the source.
 
     Returns:
         Dataset of dictionaries: `waveform` float32 (samples,); `label` int32 () or, for
@@ -221,8 +278,6 @@ def load_waveforms(data, sample_rate, shuffle_seed=None):
     else:
         columns, load = _from_files(data, sample_rate)
     clips = tf.data.Dataset.from_tensor_slices({**columns, "clip_id": np.arange(count)})
-    if shuffle_seed is not None:
-        clips = clips.shuffle(count, shuffle_seed)
     return clips.map(load, tf.data.AUTOTUNE)
 
 
@@ -281,19 +336,19 @@ def extract_features(clips, fbank, *, frame_shifts_ms=(), seed=0):
         `frame_shift_scale` float32 (), the clip's frame shift over the filterbank's own.
     """
 
-    def extract(count, clip):
+    def extract(clip):
         waveform = clip.pop("waveform")
         if frame_shifts_ms:
-            choice = _draw(len(frame_shifts_ms), seed, 2 * count + 1)
-            mel = normalize(log_mel_at(waveform, fbank, choice, frame_shifts_ms), fbank)
-            shift = tf.gather(tf.constant(frame_shifts_ms, tf.float32), choice)
+            drawn = choice(len(frame_shifts_ms), clip, seed, SHIFT)
+            mel = normalize(log_mel_at(waveform, fbank, drawn, frame_shifts_ms), fbank)
+            shift = tf.gather(tf.constant(frame_shifts_ms, tf.float32), drawn)
             scale = shift / fbank.frame_shift_ms
         else:
             mel, scale = features(waveform, fbank), tf.constant(1.0)
         mel = tf.ensure_shape(mel, [None, fbank.mel_bins])
         return {**clip, "features": mel, "frame_shift_scale": scale}
 
-    return clips.enumerate().map(extract, tf.data.AUTOTUNE)
+    return clips.map(extract, tf.data.AUTOTUNE)
 
 
 def make_tokens(clips, patches, *, seed=0, packing=None):
@@ -312,34 +367,38 @@ def make_tokens(clips, patches, *, seed=0, packing=None):
         Dataset of dictionaries with `tokens` float32 (tokens, 256) and `positions` float32
         (tokens, 4), see `patch_tokens`.
     """
-    max_tokens = packing.row_length if packing and packing.overlong == "crop" else None
-
     check_patches(
         patches, clips.element_spec["features"].shape[1]
     )  # inside it, TensorFlow wraps it
 
-    def tokenize(count, clip):
+    def tokenize(clip):
         features = clip.pop("features")
-        sizes = np.arange(len(patches.patch_sizes))
-        if packing is not None and len(sizes) > 1:
-            fits = token_counts(features, patches) <= packing.row_length
-            sizes = tf.boolean_mask(sizes, fits | ~tf.reduce_any(fits))
-        choice = tf.gather(sizes, _draw(tf.size(sizes), seed, 2 * count))
+        frames, mel_bins = tf.shape(features)[0], features.shape[1]
         tokens, positions = patch_tokens(
             features,
             patches,
-            choice=choice,
+            choice=_drawn_size(clip, frames, mel_bins, patches, packing=packing, seed=seed),
             frame_shift_scale=clip.pop("frame_shift_scale"),
-            max_tokens=max_tokens,
+            max_tokens=_max_tokens(packing),
         )
+        clip.pop("epoch", None)
         return {**clip, "tokens": tokens, "positions": positions}
 
-    return clips.enumerate().map(tokenize, tf.data.AUTOTUNE)
+    return clips.map(tokenize, tf.data.AUTOTUNE)
 
 
-def _draw(choices, seed, count):
-    """One of so many choices, int32 (), that depends on the seed and the count alone."""
-    return tf.random.stateless_uniform([], [seed, count], minval=0, maxval=choices, dtype=tf.int32)
+def _drawn_size(clip, frames, mel_bins, patches, *, packing, seed):
+    """Index of the patch size that a clip of so many frames draws, int32 ()."""
+    sizes = np.arange(len(patches.patch_sizes))
+    if packing is not None and len(sizes) > 1:
+        fits = token_counts(frames, mel_bins, patches) <= packing.row_length
+        sizes = tf.boolean_mask(sizes, fits | ~tf.reduce_any(fits))
+    return tf.gather(sizes, choice(tf.size(sizes), clip, seed, PATCH))
+
+
+def _max_tokens(packing):
+    """Number of tokens to which clips are cut; None where none is cut."""
+    return packing.row_length if packing and packing.overlong == "crop" else None
 
 
 def _split_batch(batch):
