@@ -2,10 +2,12 @@
 
 import collections
 import dataclasses
+import itertools
 
 import numpy as np
 
 from tf_data_pipelines.audio import MIN_SAMPLES, announced_seconds, read_audio
+from tf_data_pipelines.listing import NAMED, some_of
 from tf_data_pipelines.parts import is_whole, part_name
 
 
@@ -57,7 +59,8 @@ class Source:
     """Clips and the classes that their labels index.
 
     Args:
-        clips: tuple of Clip, in the order of the sorted folder or of the manifest.
+        clips: tuple of Clip, in the order of the sorted folder or of the manifest; or Records, see
+            shards.py.
         classes: tuple of class names; the position of a name is its label.
         multi_label: whether a clip may have several labels.
         missing: names of the clips of all splits that the lists of a published data set name
@@ -86,19 +89,124 @@ class Source:
             row[list(clip.labels)] = 1
         return targets
 
+    @property
+    def split_names(self):
+        """Split of every clip, str (clips,)."""
+        names = getattr(self.clips, "split_names", None)  # of Records
+        return np.array([clip.split for clip in self.clips]) if names is None else names
+
     def split(self, name):
         """The source with the clips of one split only.
 
         Raises:
             ValueError: the split has no clips; the message lists the splits present.
         """
-        clips = tuple(clip for clip in self.clips if clip.split == name)
-        if not clips:
-            present = collections.Counter(clip.split for clip in self.clips)
+        keep = self.split_names == name
+        if not keep.any():
+            present = collections.Counter(self.split_names.tolist())
             listed = ", ".join(f"{split!r} ({count} clips)" for split, count in present.items())
             raise ValueError(
                 f"split {name!r} has no clips; present are {listed or 'none'}. Give clips that "
                 f"split in the manifest or a folder {name}/, let splits be drawn from more clips "
                 f"or larger shares (--validation, --test), or choose another split (--split)."
             )
+        select = getattr(self.clips, "select", None)  # of Records
+        clips = select(keep) if select else tuple(itertools.compress(self.clips, keep))
         return dataclasses.replace(self, clips=clips)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScannedSource:
+    """The usable clips of a source, and what `scan_source` measured in them.
+
+    Args:
+        source: Source with the usable clips, in their order, and with all classes.
+        durations: float64 (clips,), length of each clip in seconds.
+        rejected: tuple of (name, reason) for each unusable clip.
+        emptied: tuple of (class name, split) for each class that lost all its clips of a split.
+        mean: mean of the log-mel values of the training clips; of all clips where no clip is
+            for training.
+        std: standard deviation of the same values.
+        graph_only: whether `decode_wav` decodes every clip, so that the pipelines run without
+            Python.
+    """
+
+    source: Source
+    durations: np.ndarray
+    _: dataclasses.KW_ONLY
+    rejected: tuple[tuple[str, str], ...]
+    emptied: tuple[tuple[str, str], ...] = ()
+    mean: float
+    std: float
+    graph_only: bool = False
+
+    def split(self, name):
+        """The clips of one split, with the same mean and std; ValueError if it has none."""
+        source, keep = self.source.split(name), self.source.split_names == name
+        return dataclasses.replace(self, source=source, durations=self.durations[keep])
+
+    def clip_name(self, clip_id):
+        """Name of a clip in messages: its path, and which part of the file it is."""
+        return self.source.clips[clip_id].name
+
+    def splits(self):
+        """The parts of all splits that have clips, a list of ScannedSource."""
+        return [self.split(str(name)) for name in np.unique(self.source.split_names)]
+
+    def warning(self):
+        """A message that counts and names the rejected and the missing clips; None without any.
+
+        It also names the classes of which no clip is left for validation or test.
+        """
+        parts, missing = [], self.source.missing
+        if missing:
+            parts.append(
+                f"{len(missing):,} clips that the lists of the data set name are not on the disk, "
+                f"such as {some_of(missing)}. Finish the download, or go on without them."
+            )
+        if self.rejected:
+            total = len(self.rejected) + len(self.source)
+            parts.append(
+                f"{len(self.rejected)} of {total} clips are left out:\n{reasons(self.rejected)}"
+            )
+        if self.emptied:
+            listed = some_of([f"{name} ({split})" for name, split in self.emptied])
+            parts.append(
+                f"So no clip is left of {listed}. Replace these files; or remove them, where "
+                f"the splits are drawn, which then happens without them."
+            )
+        return "\n".join(parts) or None
+
+    def summary(self):
+        """Facts of the data as a dictionary for JSON.
+
+        Returns:
+            `clips`, `left_out`, `missing`, `mean` and `std` of the log-mel values, `hours`,
+            `seconds` (quantiles of the lengths), and `classes` {class: {split: clips}}.
+        """
+        splits = [str(name) for name in np.unique(self.source.split_names)]
+        counts = {name: dict.fromkeys(splits, 0) for name in self.source.classes}
+        for clip in self.source.clips:
+            for label in clip.labels:
+                counts[self.source.classes[label]][clip.split] += 1
+        quantiles = {"shortest": 0, "median": 0.5, "99 %": 0.99, "longest": 1}
+        return {
+            "clips": len(self.source),
+            "left_out": len(self.rejected),
+            "missing": len(self.source.missing),
+            "mean": round(self.mean, 6),
+            "std": round(self.std, 6),
+            "hours": round(float(self.durations.sum()) / 3600, 4),
+            "seconds": {
+                name: round(float(np.quantile(self.durations, q)), 3)
+                for name, q in quantiles.items()
+            },
+            "classes": counts,
+        }
+
+
+def reasons(rejected):
+    """The first few reasons, one on each line."""
+    lines = [reason for _, reason in rejected[:NAMED]]
+    more = len(rejected) - NAMED
+    return "\n".join([*lines, f"and {more} more."] if more > 0 else lines)

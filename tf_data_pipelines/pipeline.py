@@ -34,7 +34,8 @@ from tf_data_pipelines.settings import (
     round_row_length,
     training_row_length,
 )
-from tf_data_pipelines.sources import WaveformSource
+from tf_data_pipelines.shards import Records, decode_record, stored_clips, training_blocks
+from tf_data_pipelines.sources import ScannedSource, WaveformSource
 from tf_data_pipelines.wav import decode_wav
 
 CACHE_SECONDS = 4 * 3600  # decoded clips up to 4 hours (0.9 GB of float32) stay in memory
@@ -99,20 +100,25 @@ def training_clips(data, fbank, *, patches, packing=None, seed=1337, augment=Non
         Endless Dataset of dictionaries with `tokens`, `positions`, `label` and `clip_id`.
     """
     augment = augment or AugmentSettings()
-    shifts, count = patches.frame_shifts_ms, len(data.durations)
+    shifts = patches.frame_shifts_ms
     cached = np.sum(data.durations) <= CACHE_SECONDS
     same_waveforms = not shifts and not augment.changes_waveforms
 
-    clips = load_waveforms(data, fbank.sample_rate)
-    if same_waveforms:
-        clips = extract_features(clips, fbank)
-    if cached:
-        clips = clips.cache()
-
-    ordered = _from(training_order(count, seed, start[0]), start).map(
-        lambda at: {**tf.data.experimental.at(clips, at["clip_id"]), "epoch": at["epoch"]},
-        tf.data.AUTOTUNE,
-    )
+    order = _from(_order(data, seed, start[0]), start)
+    if _records(data) is not None:  # next to nothing is to be decoded
+        ordered = order.map(_stored_waveform(data), tf.data.AUTOTUNE)
+        if same_waveforms:
+            ordered = extract_features(ordered, fbank)
+    else:
+        clips = load_waveforms(data, fbank.sample_rate)
+        if same_waveforms:
+            clips = extract_features(clips, fbank)
+        if cached:
+            clips = clips.cache()
+        ordered = order.map(
+            lambda at: {**tf.data.experimental.at(clips, at["clip_id"]), "epoch": at["epoch"]},
+            tf.data.AUTOTUNE,
+        )
     if not same_waveforms:
         longest = int(_samples(data, fbank).max())
         ordered = augment_waveforms(
@@ -128,8 +134,21 @@ def _samples(data, fbank):
     return np.rint(np.asarray(data.durations) * fbank.sample_rate).astype("int32")
 
 
+def _records(data):
+    """The Records of a prepared data set; None for any other data."""
+    clips = data.source.clips if isinstance(data, ScannedSource) else None
+    return clips if isinstance(clips, Records) else None
+
+
+def _order(data, seed, start=0, read=True):
+    """`training_order` of the clips; of those in shards with their records."""
+    if _records(data) is not None:
+        return training_blocks(_records(data), seed, start, read)
+    return training_order(len(data.durations), seed, start)
+
+
 def _from(order, start):
-    """The clips of `training_order` at these places, and all after the last of them."""
+    """The clips of `_order` at these places, and all after the last of them."""
     if len(start) == 1:
         return order
     start = tf.constant(start, tf.int64)
@@ -165,7 +184,7 @@ def _waiting(data, fbank, *, patches, packing, seed, augment, start):
         empty = tf.zeros([tokens, 0])
         return {"tokens": empty, "positions": empty, "label": 0, "clip_id": clip["place"]}
 
-    clips = training_order(len(samples), seed).map(light, tf.data.AUTOTUNE)
+    clips = _order(data, seed, read=False).map(light, tf.data.AUTOTUNE)
     rows = pack(clips, packing).take(start * packing.rows).batch(ARRIVALS)
     waiting, following = [], 0  # places, ascending: what no row has had, and the next one
     for row in rows.as_numpy_iterator():
@@ -273,6 +292,8 @@ def load_waveforms(data, sample_rate):
         ValueError: arrays have another sample rate.
     """
     count = len(data.durations)
+    if _records(data) is not None:
+        return stored_clips(_records(data)).map(_stored_waveform(data), tf.data.AUTOTUNE)
     if isinstance(data, WaveformSource):
         columns, load = _from_arrays(data, sample_rate)
     else:
@@ -301,6 +322,25 @@ def _from_files(data, sample_rate):
             return {**clip, "waveform": tf.identity(waveform)}
 
     return columns, load
+
+
+def _stored_waveform(data):
+    """The function that replaces `record` by `waveform` and `label`."""
+    clips, classes = _records(data), len(data.source.classes)
+    labels, ends = tf.constant(clips.labels), tf.constant(clips.ends)
+    starts = tf.constant(np.r_[0, clips.ends[:-1]])
+
+    def load(clip):
+        clip.pop("place", None)
+        waveform = decode_record(clip.pop("record"))
+        start, end = tf.gather(starts, clip["clip_id"]), tf.gather(ends, clip["clip_id"])
+        label = labels[start:end]
+        label = (
+            tf.reduce_max(tf.one_hot(label, classes), 0) if data.source.multi_label else label[0]
+        )
+        return {**clip, "waveform": waveform, "label": label}
+
+    return load
 
 
 def _from_arrays(data, sample_rate):

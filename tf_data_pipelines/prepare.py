@@ -12,8 +12,8 @@ import threading
 
 import numpy as np
 
-from tf_data_pipelines.audio import AudioError
 from tf_data_pipelines.listing import SPLITS
+from tf_data_pipelines.parts import AudioError
 from tf_data_pipelines.settings import SHARES, FbankSettings, check_positive
 from tf_data_pipelines.shards import FULL_SCALE, INDEX, VERSION, checksum, is_prepared, to_text
 from tf_data_pipelines.sources import load_source

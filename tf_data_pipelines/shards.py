@@ -9,6 +9,7 @@ time, so no memory grows with the data set but the lengths and labels: a few byt
 
 import base64
 import collections.abc
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tf_data_pipelines.sources import Clip, ScannedSource, Source
+from tf_data_pipelines.clips import Clip, ScannedSource, Source
 
 VERSION = 1
 INDEX = "dataset.json"
@@ -142,6 +143,22 @@ def checksum(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def damage_named(data):
+    """Turn TensorFlow's error for a damaged record of prepared data into one that names the shard.
+
+    Args:
+        data: ScannedSource, WaveformSource, or whatever else is read in the body.
+    """
+    try:
+        yield
+    except Exception as error:
+        clips = getattr(getattr(data, "source", None), "clips", None)
+        if type(error).__name__ == "DataLossError" and isinstance(clips, Records):
+            verify(clips.folder)
+        raise
+
+
 def to_text(numbers):
     """int32 numbers as text for JSON: zlib, then base64."""
     data = np.ascontiguousarray(numbers, "<i4").tobytes()
@@ -169,9 +186,17 @@ class RecordClip(Clip):
         import tensorflow as tf
 
         if sample_rate != self.sample_rate:
-            raise ValueError(f"{self.path} is prepared at {self.sample_rate} Hz, not {sample_rate}.")
+            raise ValueError(
+                f"{self.path} is prepared at {self.sample_rate} Hz, not {sample_rate}."
+            )
         records = tf.data.TFRecordDataset(self.path).skip(self.record).take(1)
-        return decode_record(records.get_single_element()).numpy()
+        try:
+            return decode_record(records.get_single_element()).numpy()
+        except tf.errors.DataLossError:
+            raise ValueError(
+                f"{self.path} was changed: record {self.record} is damaged. Copy the shard again, "
+                f"or prepare the data again."
+            ) from None
 
     def announced_seconds(self):
         return len(self.read(self.sample_rate)) / self.sample_rate

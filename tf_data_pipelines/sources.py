@@ -15,109 +15,17 @@ from typing import NamedTuple
 import numpy as np
 
 from tf_data_pipelines.audio import MIN_SAMPLES, AudioError
-from tf_data_pipelines.clips import Clip, Source
+from tf_data_pipelines.clips import Clip, ScannedSource, Source, reasons
 from tf_data_pipelines.datasets import layout_of, read_layout
 from tf_data_pipelines.listing import (
     LAYOUT,
-    NAMED,
     draw_splits,
     read_folder,
     read_manifest,
     some_of,
 )
 from tf_data_pipelines.settings import MAX_PEAK, SHARES, DataWarning, check_names, checked_shares
-
-
-@dataclasses.dataclass(frozen=True)
-class ScannedSource:
-    """The usable clips of a source, and what `scan_source` measured in them.
-
-    Args:
-        source: Source with the usable clips, in their order, and with all classes.
-        durations: float64 (clips,), length of each clip in seconds.
-        rejected: tuple of (name, reason) for each unusable clip.
-        emptied: tuple of (class name, split) for each class that lost all its clips of a split.
-        mean: mean of the log-mel values of the training clips; of all clips where no clip is
-            for training.
-        std: standard deviation of the same values.
-        graph_only: whether `decode_wav` decodes every clip, so that the pipelines run without
-            Python.
-    """
-
-    source: Source
-    durations: np.ndarray
-    _: dataclasses.KW_ONLY
-    rejected: tuple[tuple[str, str], ...]
-    emptied: tuple[tuple[str, str], ...] = ()
-    mean: float
-    std: float
-    graph_only: bool = False
-
-    def split(self, name):
-        """The clips of one split, with the same mean and std; ValueError if it has none."""
-        source = self.source.split(name)
-        keep = [clip.split == name for clip in self.source.clips]
-        return dataclasses.replace(self, source=source, durations=self.durations[keep])
-
-    def clip_name(self, clip_id):
-        """Name of a clip in messages: its path, and which part of the file it is."""
-        return self.source.clips[clip_id].name
-
-    def splits(self):
-        """The parts of all splits that have clips, a list of ScannedSource."""
-        present = {clip.split for clip in self.source.clips}
-        return [self.split(name) for name in sorted(present)]
-
-    def warning(self):
-        """A message that counts and names the rejected and the missing clips; None without any.
-
-        It also names the classes of which no clip is left for validation or test.
-        """
-        parts, missing = [], self.source.missing
-        if missing:
-            parts.append(
-                f"{len(missing):,} clips that the lists of the data set name are not on the disk, "
-                f"such as {some_of(missing)}. Finish the download, or go on without them."
-            )
-        if self.rejected:
-            total = len(self.rejected) + len(self.source)
-            parts.append(
-                f"{len(self.rejected)} of {total} clips are left out:\n{_reasons(self.rejected)}"
-            )
-        if self.emptied:
-            listed = some_of([f"{name} ({split})" for name, split in self.emptied])
-            parts.append(
-                f"So no clip is left of {listed}. Replace these files; or remove them, where "
-                f"the splits are drawn, which then happens without them."
-            )
-        return "\n".join(parts) or None
-
-    def summary(self):
-        """Facts of the data as a dictionary for JSON.
-
-        Returns:
-            `clips`, `left_out`, `missing`, `mean` and `std` of the log-mel values, `hours`,
-            `seconds` (quantiles of the lengths), and `classes` {class: {split: clips}}.
-        """
-        splits = sorted({clip.split for clip in self.source.clips})
-        counts = {name: dict.fromkeys(splits, 0) for name in self.source.classes}
-        for clip in self.source.clips:
-            for label in clip.labels:
-                counts[self.source.classes[label]][clip.split] += 1
-        quantiles = {"shortest": 0, "median": 0.5, "99 %": 0.99, "longest": 1}
-        return {
-            "clips": len(self.source),
-            "left_out": len(self.rejected),
-            "missing": len(self.source.missing),
-            "mean": round(self.mean, 6),
-            "std": round(self.std, 6),
-            "hours": round(float(self.durations.sum()) / 3600, 4),
-            "seconds": {
-                name: round(float(np.quantile(self.durations, q)), 3)
-                for name, q in quantiles.items()
-            },
-            "classes": counts,
-        }
+from tf_data_pipelines.shards import is_prepared, read_prepared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +89,8 @@ def read_data(
     """The usable clips of a folder or manifest, measured; a warning names those left out.
 
     Args:
-        data: folder or file, see `load_source`; or a ScannedSource, of which the split is
-            taken.
+        data: folder or file, see `load_source`; or a prepared folder, of which no sound is read;
+            or a ScannedSource. Of the last two only the split is taken.
         settings: FbankSettings, see `scan_source`.
         classes: class names in the order of a trained model; None for those of `load_source`.
         layout: name of a published layout, see `load_source`; None tells it from data.
@@ -206,6 +114,9 @@ def read_data(
                 f"{some_of(classes)} in this order. Load it with classes= of the model."
             )
         return data if everything else data.split(split)
+    if is_prepared(data):
+        scanned = read_prepared(data, settings, classes)
+        return scanned if everything else scanned.split(split)
     validation, test = shares
     source = load_source(data, classes, layout=layout, validation=validation, test=test)
     if not everything:
@@ -413,17 +324,17 @@ def _check_rejected(source, kept, rejected, max_rejected):
         raise ValueError(
             f"{len(rejected)} of {len(source)} clips cannot be used"
             + (f", more than max_rejected={max_rejected:g}" if kept.clips else "")
-            + f":\n{_reasons(rejected)}"
+            + f":\n{reasons(rejected)}"
         )
     gone = _labels_by_split(source) - _labels_by_split(kept)
     lost = {label for label, split in gone if split == "train"}
     if lost:
         names = [source.classes[label] for label in sorted(lost)]
         clips = {c.name for c in source.clips if c.split == "train" and lost & set(c.labels)}
-        reasons = [pair for pair in rejected if pair[0] in clips]
+        lines = [pair for pair in rejected if pair[0] in clips]
         raise ValueError(
             f"no training clip of {some_of(names)} can be used; add usable ones, or remove the "
-            f"class:\n{_reasons(reasons)}"
+            f"class:\n{reasons(lines)}"
         )
 
 
@@ -442,10 +353,3 @@ def check_trained(source):
 def _labels_by_split(source):
     """The (label, split) pairs that have a clip."""
     return {(label, clip.split) for clip in source.clips for label in clip.labels}
-
-
-def _reasons(rejected):
-    """The first few reasons, one on each line."""
-    lines = [reason for _, reason in rejected[:NAMED]]
-    more = len(rejected) - NAMED
-    return "\n".join([*lines, f"and {more} more."] if more > 0 else lines)

@@ -180,7 +180,7 @@ def test_a_published_folder_is_told_by_itself(tmp_path, layout):
         names = {source.classes[label] for label in clip.labels}
         assert names == {model[label] for label in other.labels} and clip.name == other.name
         assert list(other.labels) == sorted(other.labels)
-    with pytest.raises(ValueError, match=r"which classes lacks"):
+    with pytest.raises(ValueError, match=r"which are not among"):
         load_source(root, classes=["another"])
 
 

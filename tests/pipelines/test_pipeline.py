@@ -14,6 +14,7 @@ import tensorflow as tf
 import tf_data_pipelines
 from tf_data_pipelines import pipeline
 from tf_data_pipelines.audio import read_audio
+from tf_data_pipelines.draws import PATCH, choice
 from tf_data_pipelines.fbank import features
 from tf_data_pipelines.packing import batch_rows, pack
 from tf_data_pipelines.patches import patch_tokens
@@ -261,9 +262,7 @@ def test_a_long_clip_draws_from_the_sizes_at_which_it_fits_a_row(fbank):
     clips = clips_in(evaluation_batches(data, fbank, patches=fine, packing=packing, seed=3))
     assert sorted(clips) == list(range(len(lengths)))
     for clip_id, (found, _, _) in clips.items():
-        draw = tf.random.stateless_uniform(
-            [], [3, 2 * clip_id], 0, fits[:, clip_id].sum(), tf.int32
-        )
+        draw = choice(int(fits[:, clip_id].sum()), {"clip_id": np.int64(clip_id)}, 3, PATCH)
         assert len(found) == tokens[fits[:, clip_id], clip_id][draw]
     endless = training_batches(data, fbank, patches=fine, packing=packing)
     assert all((inputs["segment_ids"] > 0).any() for inputs, _, _ in take(endless, 9))

@@ -1,0 +1,305 @@
+"""Shards: the clips of the files, whoever is killed; trainings that begin anywhere."""
+
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import tensorflow as tf
+
+from tf_data_pipelines import prepare as prepare_module
+from tf_data_pipelines.audio import read_audio
+from tf_data_pipelines.pipeline import evaluation_batches, training_batches
+from tf_data_pipelines.prepare import prepare
+from tf_data_pipelines.settings import (
+    AugmentSettings,
+    FbankSettings,
+    PackSettings,
+    PatchSettings,
+)
+from tf_data_pipelines.shards import INDEX, damage_named, stored_clips, training_blocks, verify
+from tf_data_pipelines.sources import WaveformSource, read_data
+
+FBANK = FbankSettings(mel_bins=64)
+PATCHES = PatchSettings((8, 16, (16, 24)), frame_shifts_ms=(10.0, 20.0), grid=(4, 64))
+PACKING = PackSettings(rows=2, row_length=1600, segments=6)
+CLIPS = 30
+
+
+def write_sounds(folder, clips=CLIPS):
+    """Noise of 0.2 to 2 s, 16-bit WAV at 16 kHz, in three classes."""
+    rng = np.random.default_rng(0)
+    for number in range(clips):
+        path = folder / f"class{number % 3}" / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, rng.normal(0, 0.1, rng.integers(3200, 32000)), 16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    return write_sounds(tmp_path_factory.mktemp("data") / "sounds")
+
+
+@pytest.fixture(scope="module")
+def prepared(sounds):
+    prepare(sounds, sounds.parent / "shards", clips_per_shard=4)
+    return sounds.parent / "shards"
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def same_batches(first, second):
+    for one, other in zip(first, second, strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, one, other)
+
+
+def test_a_prepared_clip_is_that_of_its_file(sounds, prepared):
+    files, stored = read_data(sounds, FBANK), read_data(prepared, FBANK)
+    assert stored.source.classes == files.source.classes and stored.graph_only
+    assert len(stored.source) == CLIPS
+    by_length = {len(clip.read()): clip for clip in files.source.clips}
+    records = stored_clips(stored.source.clips).as_numpy_iterator()
+    for clip, seconds, record in zip(stored.source.clips, stored.durations, records, strict=True):
+        samples = clip.read()
+        origin = by_length[len(samples)]
+        np.testing.assert_array_equal(samples, read_audio(origin.path))
+        assert (clip.labels, clip.split) == (origin.labels, origin.split)
+        assert seconds == len(samples) / 16000
+        features = tf.io.parse_single_example(
+            record["record"],
+            {
+                "id": tf.io.FixedLenFeature([], tf.string),
+                "labels": tf.io.FixedLenFeature([1], tf.int64),
+                "seconds": tf.io.FixedLenFeature([], tf.float32),
+            },
+        )
+        assert features["id"].numpy().decode() == os.path.relpath(origin.path, sounds)
+        assert tuple(features["labels"].numpy()) == clip.labels
+        assert features["seconds"].numpy() == np.float32(seconds)
+    verify(prepared)
+
+
+def test_facts_are_those_of_the_files(sounds, prepared):
+    files, stored = read_data(sounds, FbankSettings()), read_data(prepared, FbankSettings())
+    for name, value in files.summary().items():
+        if name in ("mean", "std", "hours"):
+            assert stored.summary()[name] == pytest.approx(value, abs=1e-4), name
+        else:
+            assert stored.summary()[name] == value, name
+    other = read_data(prepared, FBANK)  # is measured when it is read
+    assert other.mean == pytest.approx(read_data(sounds, FBANK).mean, abs=1e-4)
+
+
+@pytest.mark.parametrize("split", [None, "train"])
+def test_evaluation_has_every_clip_once(sounds, prepared, split):
+    def found(data):
+        data = read_data(data, FBANK, split=split)
+        fixed = dataclasses.replace(PATCHES, patch_sizes=(16,), frame_shifts_ms=())
+        clips = {}
+        for inputs, labels, weights, ids in evaluation_batches(
+            data, FBANK, patches=fixed, packing=PACKING
+        ).as_numpy_iterator():
+            for row, slot in np.argwhere(weights > 0):
+                tokens = inputs["tokens"][row][inputs["segment_ids"][row] == slot + 1]
+                clips[round(data.durations[ids[row, slot]] * 16000)] = tokens, labels[row, slot]
+        return clips
+
+    expected, clips = found(sounds), found(prepared)
+    assert expected.keys() == clips.keys()
+    for key, (tokens, label) in expected.items():
+        np.testing.assert_allclose(clips[key][0], tokens, rtol=0, atol=1e-5)
+        assert clips[key][1] == label
+
+
+def test_several_labels_and_the_classes_of_a_model(tmp_path, sounds):
+    names = sorted(path.relative_to(sounds.parent) for path in sounds.rglob("*.wav"))
+    labels = ["a;b", "b", "a;c"]
+    rows = [f"{name},{labels[i % 3]},train\n" for i, name in enumerate(names)]
+    (sounds.parent / "many.csv").write_text("path,labels,split\n" + "".join(rows))
+    prepare(sounds.parent / "many.csv", tmp_path / "out", clips_per_shard=7)
+    data = read_data(tmp_path / "out", FBANK, classes=("z", "c", "b", "a"))
+    patches = dataclasses.replace(PATCHES, frame_shifts_ms=())
+    batches = training_batches(data, FBANK, patches=patches, packing=PACKING)
+    rows = {
+        tuple(row)
+        for _, labels, weights in batches.take(9).as_numpy_iterator()
+        for row in labels[weights > 0]
+    }
+    assert rows == {(0, 0, 1, 1), (0, 0, 1, 0), (0, 1, 0, 1)}
+    with pytest.raises(ValueError, match="has the class 'b', which is not one of a, c"):
+        read_data(tmp_path / "out", FBANK, classes=("a", "c"))
+
+
+def test_blocks_have_every_clip_once_an_epoch_from_any_place(prepared, monkeypatch):
+    monkeypatch.setattr("tf_data_pipelines.shards.BLOCK_BYTES", 300_000)  # a few shards
+    clips = read_data(prepared, FBANK, split="train").source.clips
+    count = len(clips)
+    order = list(training_blocks(clips, 5).take(3 * count).as_numpy_iterator())
+    epochs = [[clip["clip_id"] for clip in order[e * count : (e + 1) * count]] for e in range(3)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    stored = {clip["clip_id"]: clip["record"] for clip in stored_clips(clips).as_numpy_iterator()}
+    assert all(clip["record"] == stored[clip["clip_id"]] for clip in order)
+    assert [clip["place"] for clip in order] == list(range(3 * count))
+    for start in (1, 7, count, 2 * count - 1):
+        later = training_blocks(clips, 5, start).take(9).as_numpy_iterator()
+        assert list(later) == order[start : start + 9]
+
+
+@pytest.mark.parametrize("kind", ["memory", "files", "shards"])
+@pytest.mark.parametrize(
+    "augment",
+    [None, AugmentSettings(fill_ms=500, noise_snr_db=(20, 30), freq_mask=8)],
+    ids=["plain", "augmented"],
+)
+def test_a_training_that_begins_later_sees_what_an_unbroken_one_sees(
+    sounds, prepared, kind, augment
+):
+    if kind == "memory":
+        rng = np.random.default_rng(0)
+        waves = [
+            rng.normal(0, 0.1, size).astype("float32") for size in rng.integers(3000, 30000, 9)
+        ]
+        data = WaveformSource(waves)
+    else:
+        data = read_data(sounds if kind == "files" else prepared, FBANK, split="train")
+
+    def batches(packing, start):
+        return training_batches(
+            data, FBANK, patches=PATCHES, packing=packing, augment=augment, start=start
+        ).as_numpy_iterator()
+
+    for packing in (PACKING, PackSettings(2, 256, 6, overlong="crop")):
+        unbroken = batches(packing, 0)
+        expected = [next(unbroken) for _ in range(12)]
+        for start in (1, 9):
+            later = batches(packing, start)
+            same_batches([next(later), next(later)], expected[start : start + 2])
+
+
+KILLED = """
+import sys
+from tf_data_pipelines.prepare import prepare
+prepare(sys.argv[1], sys.argv[2], clips_per_shard=2)
+"""
+
+
+def test_after_a_kill_it_goes_on_to_the_same_bytes(tmp_path, sounds):
+    prepare(sounds, tmp_path / "whole", clips_per_shard=2)
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, sounds, out])
+    while process.poll() is None and not list(partial.glob("*.tfrecord")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert partial.exists() and not out.exists()
+    with pytest.raises(FileExistsError, match="was begun with other data or options"):
+        prepare(sounds, out, clips_per_shard=3)
+    prepare(sounds, out, clips_per_shard=2)
+    assert content(out) == content(tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
+
+
+def test_a_full_disk_leaves_what_is_done(tmp_path, sounds, monkeypatch):
+    prepare(sounds, tmp_path / "whole", clips_per_shard=4)
+    written, replace = [], os.replace
+
+    def full(source, target):
+        if str(target).endswith(".tfrecord"):
+            if len(written) == 3:
+                raise OSError(28, "No space left on device", str(target))
+            written.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        prepare(sounds, tmp_path / "out", clips_per_shard=4)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "out.partial").glob("*.tfrecord"))) == 3
+    prepare(sounds, tmp_path / "out", clips_per_shard=4)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_two_preparations_of_one_folder(tmp_path, sounds):
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    with open(partial / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match="another process prepares"):
+            prepare(sounds, tmp_path / "out")
+    (partial / "lock").rename(partial / "notes.txt")
+    with pytest.raises(FileExistsError, match="is in the way"):
+        prepare(sounds, tmp_path / "out")
+    assert os.listdir(partial) == ["notes.txt"]
+    with pytest.raises(FileExistsError, match="exists already"):
+        prepare(sounds, sounds)
+
+
+def test_clips_that_cannot_be_used_are_listed(tmp_path):
+    folder = write_sounds(tmp_path / "sounds", 12)
+    (folder / "class0" / "0.wav").write_bytes(b"no sound")
+    facts = prepare(folder, tmp_path / "out")
+    ((name, reason),) = facts["rejected"]
+    assert name.endswith("0.wav") and "cannot be decoded" in reason
+    assert len(read_data(tmp_path / "out", FBANK).source) == 11
+    for path in folder.rglob("*.wav"):
+        path.write_bytes(b"no sound")
+    with pytest.raises(ValueError, match="12 of 12 clips cannot be used"):
+        prepare(folder, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda facts: facts.update(version=9), "has version 9; this program reads 1"),
+        (lambda facts: facts["shards"][0].update(bytes=7), r"has .* bytes; expected 7 bytes"),
+        (lambda facts: facts["shards"][0].update(name="no"), "no is missing; expected"),
+        (lambda facts: facts.clear(), "is damaged"),
+    ],
+)
+def test_damaged_folders_are_named(tmp_path, sounds, change, message):
+    prepare(sounds, tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / INDEX).read_text())
+    change(facts)
+    (tmp_path / "out" / INDEX).write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=message):
+        read_data(tmp_path / "out", FBANK)
+
+
+def test_a_changed_shard_is_noticed(tmp_path, sounds):
+    prepare(sounds, tmp_path / "out")
+    path = tmp_path / "out" / "train-00000.tfrecord"
+    contents = bytearray(path.read_bytes())
+    contents[5000] ^= 1
+    path.write_bytes(contents)
+    changed = pytest.raises(ValueError, match=r"train-00000\.tfrecord was changed")
+    with changed:
+        verify(tmp_path / "out")
+    with changed:
+        read_data(tmp_path / "out", FBANK)  # which reads it, to measure it
+    data = read_data(tmp_path / "out", FbankSettings(), split="train")
+    with changed, damage_named(data):
+        list(stored_clips(data.source.clips))
+    with pytest.raises(ValueError, match="prepared at 16000 Hz, and 8000 Hz are needed"):
+        read_data(tmp_path / "out", FbankSettings(sample_rate=8000))
+
+
+def test_a_rate_and_a_loud_clip(tmp_path):
+    folder = write_sounds(tmp_path / "sounds", 6)
+    loud = np.random.default_rng(0).normal(0, 2, 9000)
+    soundfile.write(folder / "class0" / "loud.wav", loud, 16000, subtype="FLOAT")
+    facts = prepare(folder, tmp_path / "out", sample_rate=8000)
+    assert facts["clipped"] == 1
+    data = read_data(tmp_path / "out", FbankSettings(sample_rate=8000))
+    assert sorted(map(len, (clip.read(8000) for clip in data.source.clips)))[0] < 16000
+    assert prepare_module.PARTIAL == ".partial"
