@@ -1,6 +1,5 @@
 """The command line, `flexast`: each command parses, calls one function and prints."""
 
-import collections
 import contextlib
 import json
 import os
@@ -31,10 +30,16 @@ from keras_flexast.settings import (
     MAX_SERVED_SECONDS,
     TrainSettings,
 )
-from keras_flexast.terminal import errors, nothing_on_stderr, print_tables, show_warning
-from tf_data_pipelines.settings import PATCH_SIZES, PatchSettings
+from keras_flexast.terminal import (
+    conversion_table,
+    errors,
+    nothing_on_stderr,
+    print_tables,
+    show_warning,
+)
+from tf_data_pipelines.settings import PATCH_SIZES, FbankSettings, PatchSettings
 
-TRAIN, PATCHES = TrainSettings(), PatchSettings()  # the defaults
+TRAIN, PATCHES, FBANK = TrainSettings(), PatchSettings(), FbankSettings()  # the defaults
 DRAWN_SIZES, EXPORTED_SIZES = sizes_text(PATCH_SIZES), sizes_text(EXPORT_PATCH_SIZES)
 ALL_FORMATS = ",".join(FORMATS)
 EXPORTED_FORMATS = ",".join(FORMATS[:2])  # onnx needs an extra
@@ -181,7 +186,7 @@ def convert(
     if as_json:
         typer.echo(json.dumps(done.to_dict(), indent=2))
     else:
-        _show_conversion(done)
+        print_tables(conversion_table(done))
         typer.echo(f"The run is in {out}.")
 
 
@@ -411,6 +416,33 @@ def stats(data: options.DataArgument, as_json: options.AsJson = False):
 
 
 @app.command()
+def prepare(
+    data: options.DataArgument,
+    out: options.PrepareOut,
+    layout: options.Layout = None,
+    sample_rate: options.SampleRate = FBANK.sample_rate,
+    validation: options.Validation = TRAIN.validation,
+    test: options.Test = TRAIN.test,
+):
+    """Any data set to shards, which are DATA for every command; a killed one goes on.
+
+    Every clip is decoded, mixed to mono and resampled once. A training from shards starts at
+    once and needs next to no memory, however many clips there are.
+    """
+    _start()
+    from tf_data_pipelines.prepare import prepare as write
+
+    facts = write(
+        data, out, layout=layout, sample_rate=sample_rate, shares=(validation, test), progress=True
+    )
+    if facts["rejected"]:
+        errors.print(f"{len(facts['rejected'])} clips are left out; {out}/dataset.json says why.")
+    for split, counted in facts["splits"].items():
+        typer.echo(f"{split}: {counted['clips']:,} clips, {counted['hours']:.2f} hours")
+    typer.echo(f"{len(facts['shards'])} shards are in {out}.")
+
+
+@app.command()
 def export(
     context: typer.Context,
     run: options.RunArgument,
@@ -544,33 +576,6 @@ def _sound_files(paths):
         count = sum(not path.is_dir() for path in files)
         errors.print(f"{count} sound file{'s' * (count != 1)}.")
     return files
-
-
-def _show_conversion(done):
-    """What became of the names of a checkpoint, counted by reason."""
-    model, backbone = done.run.model, done.run.model.backbone
-    table = Table(show_header=False)
-    table.add_row("family", done.family)
-    table.add_row(
-        "model",
-        f"{backbone.depth} blocks, {backbone.dim} wide, {backbone.num_heads} heads, "
-        f"{model.pooling_name} pooling",
-    )
-    table.add_row("patches", f"{_text(backbone.base_patch)}, one every {_text(model.stride)}")
-    table.add_row("position table", f"{_text(backbone.grid)}, {model.position}")
-    table.add_row("classes", f"{len(done.run.classes)}: {', '.join(done.run.classes[:4])}, ...")
-    table.add_row("names used", str(len(done.used)))
-    for reason, count in collections.Counter(done.ignored.values()).items():
-        table.add_row("names ignored", f"{count}: {reason}")
-    for layer, reason in done.new.items():
-        table.add_row("new", f"{layer}: {reason}")
-    for note in done.notes:
-        table.add_row("note", note)
-    print_tables(table)
-
-
-def _text(pair):
-    return "x".join(map(str, pair))
 
 
 def _fail_for(rejected):

@@ -28,13 +28,16 @@ from keras_flexast.training import WarmupCosine, compile_packed, time_cells
 from tf_data_pipelines.settings import (
     BASE_PATCH,
     PATCH_SIZES,
+    AugmentSettings,
     FbankSettings,
     PackSettings,
     check_between,
 )
 
 TRAIN_CLIPS, TEST_CLIPS = 3000, 600
-FIXED_STEPS, FLEXIBLE_STEPS = 200, 900  # of 8 rows x 256 tokens, 60 words or so
+FIXED_STEPS, FLEXIBLE_STEPS = 200, 3000  # of 8 rows x 256 tokens, 60 words or so
+# Silence around words, and noise, as in the buffer of a phone that hears all of it.
+BUFFERS = AugmentSettings(fill_ms=400.0, noise_snr_db=(25.0, 55.0))
 EPOCH_STEPS = 50  # steps in a line of progress
 LEARNING_RATE = 1.5e-3
 EXPORT_PATCHES = (8, 16, 32)
@@ -179,12 +182,12 @@ def _train_and_test(run, folder, *, train, test, seed, stage):
         WarmupCosine(LEARNING_RATE, [FIXED_STEPS, FLEXIBLE_STEPS]),
         row_length=run.packing.row_length,
     )
-    for number, name, patches, steps, text in (
-        (3, "fixed", model.patch_settings(), FIXED_STEPS, f"patch {BASE_PATCH} only"),
-        (4, "flexible", run.patches, FLEXIBLE_STEPS, "a random patch size for each clip"),
+    for number, name, patches, augment, steps, text in (
+        (3, "fixed", model.patch_settings(), None, FIXED_STEPS, f"patch {BASE_PATCH} only"),
+        (4, "flexible", run.patches, BUFFERS, FLEXIBLE_STEPS, "random patch sizes, and on noise"),
     ):
         batches = training_batches(
-            train, run.fbank, patches=patches, packing=run.packing, seed=seed
+            train, run.fbank, patches=patches, packing=run.packing, seed=seed, augment=augment
         )
         with stage(f"train_{name}", f"{number}  Training on {text}"):
             model.fit(

@@ -25,6 +25,7 @@ from keras_flexast.settings import (
     TARGETS,
 )
 from tf_data_pipelines.settings import (
+    LAYOUT_NAMES,
     OVERLONGS,
     PATCH_SIZES,
     POSITIONS,
@@ -155,7 +156,7 @@ DataArgument = Annotated[
         help="Folder with one folder per class (or train/ validation/ test/ of these), or a CSV "
         "manifest with the columns path, label and perhaps split. Or the folder of a published "
         "data set: ESC-50, Speech Commands, AudioSet, VGGSound, VoxCeleb1, EPIC-SOUNDS, or AST's "
-        "JSON manifests.",
+        "JSON manifests. Or what `flexast prepare` made of any of these.",
         show_default=False,
     ),
 ]
@@ -318,6 +319,18 @@ Remat = Annotated[
 Accumulate = Annotated[
     int, typer.Option(min=1, help="Number of batches to each step of the optimizer.")
 ]
+
+# === prepare ===
+
+PrepareOut = Annotated[pathlib.Path, typer.Argument(help="Folder to write.", show_default=False)]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        help="Layout of a published data set: " + ", ".join(LAYOUT_NAMES) + ". Not given: told "
+        "from the lists that are there.",
+    ),
+]
+SampleRate = Annotated[int, typer.Option(min=1000, help="Sample rate of the shards in Hz.")]
 
 # === convert ===
 

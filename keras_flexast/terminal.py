@@ -1,11 +1,13 @@
 """What the terminal shows: errors and warnings in one line, tables, nothing of TensorFlow's."""
 
+import collections
 import contextlib
 import os
 import sys
 import warnings
 
 from rich.console import Console
+from rich.table import Table
 
 from tf_data_pipelines.settings import DataWarning
 
@@ -38,3 +40,30 @@ def show_warning(message, category, filename, lineno, file=None, line=None):
 def print_tables(*tables):
     """Print tables; names of files and classes are text."""
     Console(markup=False, emoji=False).print(*tables)
+
+
+def conversion_table(done):
+    """What became of the names of a checkpoint, counted by reason."""
+    model, backbone = done.run.model, done.run.model.backbone
+    table = Table(show_header=False)
+    table.add_row("family", done.family)
+    table.add_row(
+        "model",
+        f"{backbone.depth} blocks, {backbone.dim} wide, {backbone.num_heads} heads, "
+        f"{model.pooling_name} pooling",
+    )
+    table.add_row("patches", f"{_text(backbone.base_patch)}, one every {_text(model.stride)}")
+    table.add_row("position table", f"{_text(backbone.grid)}, {model.position}")
+    table.add_row("classes", f"{len(done.run.classes)}: {', '.join(done.run.classes[:4])}, ...")
+    table.add_row("names used", str(len(done.used)))
+    for reason, count in collections.Counter(done.ignored.values()).items():
+        table.add_row("names ignored", f"{count}: {reason}")
+    for layer, reason in done.new.items():
+        table.add_row("new", f"{layer}: {reason}")
+    for note in done.notes:
+        table.add_row("note", note)
+    return table
+
+
+def _text(pair):
+    return "x".join(map(str, pair))

@@ -16,6 +16,9 @@ POSITIONS = ("grid", "physical")
 RESIZES = ("pi", "bilinear")
 OVERLONGS = ("error", "crop")
 PATCH_SIZES = (8, 10, 12, 16, 20, 24, 30, 32, 40, 48)  # FlexiAST's sampling set
+LAYOUT_NAMES = (  # of published data sets
+    "esc50", "speech-commands", "audioset", "vggsound", "voxceleb1", "epic-sounds", "ast",
+)  # fmt: skip
 MAX_ROW_LENGTH = 8192  # tokens; dense attention over more needs over 3 GB a layer
 TRAINING_ROW_LENGTHS = (256, 4096)  # tokens of the shortest and the longest training rows
 SHARES = (0.1, 0.1)  # of each class for validation and test, where the data has no splits
