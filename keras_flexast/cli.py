@@ -430,9 +430,9 @@ def prepare(
     once and needs next to no memory, however many clips there are.
     """
     _start()
-    from tf_data_pipelines.prepare import prepare as write
+    from tf_data_pipelines.prepare import prepare_data
 
-    facts = write(
+    facts = prepare_data(
         data, out, layout=layout, sample_rate=sample_rate, shares=(validation, test), progress=True
     )
     if facts["rejected"]:

@@ -52,6 +52,7 @@ def evaluate_run(
             other classes than the model's.
     """
     from tf_data_pipelines.patches import check_patches
+    from tf_data_pipelines.shards import damage_named
     from tf_data_pipelines.sources import read_data
 
     if not isinstance(run, Run) and is_artifact(run):
@@ -74,7 +75,8 @@ def evaluate_run(
         data, run.fbank, classes=run.classes, split=split, shares=run.shares, progress=progress
     )
     warn_of_cuts(run, sum(is_cut(run.fbank, one) for one in data.durations), len(data.durations))
-    return _evaluate_packed(run, data, sizes, frame_shift_ms=frame_shift_ms, progress=progress)
+    with damage_named(data):
+        return _evaluate_packed(run, data, sizes, frame_shift_ms=frame_shift_ms, progress=progress)
 
 
 def measure(artifact, data, description=None):

@@ -70,6 +70,7 @@ def train_run(
             a row at every patch size, a patch is larger than a spectrogram, model_options do not
             fit the data or `init`, or the loss became NaN or infinite.
     """
+    from tf_data_pipelines.shards import damage_named
     from tf_data_pipelines.sources import check_trained, read_data
 
     inputs = [one for one in (data, init) if isinstance(one, str | os.PathLike)]
@@ -115,9 +116,11 @@ def train_run(
             "versions": versions(),
         },
     )
-    fit = _prepare(run, train=train, validation=validation, settings=settings, augment=augment)
+    with damage_named(train):  # the validation clips are counted
+        fit = _prepare(run, train=train, validation=validation, settings=settings, augment=augment)
     with atomic_folder(out, overwrite, kind=RUN, inputs=inputs, keep_partial=True) as folder:
-        history = fit(folder)
+        with damage_named(train):
+            history = fit(folder)
         model.load_weights(folder / "model.keras")
         if settings.dtype != "float32":
             config = {**model.get_config(), "dtype": "float32"}

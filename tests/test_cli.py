@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import soundfile
-from helpers import run_python
+from helpers import ONCE, run_python
 from typer.testing import CliRunner
 
 from keras_flexast import cli
@@ -101,6 +101,36 @@ def test_it_learns_and_works_at_every_patch_size(trained, sounds, tmp_path):
     values = [r["value"] for r in results]
     assert min(values) > 0.5 and np.mean(values) > 0.7, values  # chance is 0.33
     assert figure.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_shards_are_data_for_every_command(trained, sounds, tmp_path):
+    code, out, message = run("prepare", sounds, tmp_path / "shards")
+    assert code == 0 and "3 shards are in" in out, message
+    shards, answers = tmp_path / "shards", []
+    for data in (sounds, shards):
+        found = [
+            run("evaluate", trained, data, "--split", "all", "--patch-sizes", "16", "--json"),
+            run("stats", data, "--json"),
+        ]
+        assert [code for code, _, _ in found] == [0, 0], found
+        answers.append([json.loads(out) for _, out, _ in found])
+    (evaluated, stats), (of_shards, of_shard_stats) = answers
+    assert of_shards[0]["value"] == evaluated[0]["value"]
+    assert of_shard_stats["classes"] == stats["classes"]
+    assert of_shard_stats["mean"] == pytest.approx(stats["mean"], abs=1e-3)  # of 16-bit samples
+    code, _, message = run("prepare", sounds, shards)
+    assert code == 1 and "holds a prepared data set already" in message
+
+
+@ONCE
+def test_a_run_is_trained_on_shards(sounds, tmp_path):
+    assert run("prepare", sounds, tmp_path / "shards")[0] == 0
+    code, _, message = run(
+        "train", tmp_path / "shards", "--out", tmp_path / "run", *FAST, "--patch-sizes", "16"
+    )
+    assert code == 0, message
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["classes"] == sorted(PITCHES)
 
 
 def test_predict_names_the_class_and_the_bad_file(trained, sounds, tmp_path):

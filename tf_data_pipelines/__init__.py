@@ -42,6 +42,7 @@ _LAZY = {
     "load_waveforms": "pipeline",
     "make_tokens": "pipeline",
     "packing_for": "pipeline",
+    "prepare_data": "prepare",
     "training_batches": "pipeline",
     "training_clips": "pipeline",
     "training_packing": "pipeline",

@@ -25,7 +25,7 @@ PLAN = "plan.json"
 LOCK = "lock"
 
 
-def prepare(
+def prepare_data(
     data,
     out,
     *,

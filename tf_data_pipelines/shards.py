@@ -3,8 +3,8 @@
 FOLDER/dataset.json           classes, splits, counts, hours, mean and std, lengths, checksums
 FOLDER/train-00000.tfrecord   tf.train.Example of each clip: id, pcm (int16 mono), labels, seconds
 
-`prepare.prepare` writes them. Clips are read from shards by TensorFlow alone, a few shards at a
-time, so no memory grows with the data set but the lengths and labels: a few bytes for a clip.
+`prepare.prepare_data` writes them. Clips are read by TensorFlow alone, a few shards at a time, so
+no memory grows with the data set but that of lengths and labels: a few bytes for a clip.
 """
 
 import base64
@@ -38,7 +38,7 @@ def read_prepared(folder, settings, classes=None):
     """The clips of a prepared data set; only its JSON is read, and the sizes of its shards.
 
     Args:
-        folder: folder that `prepare` wrote.
+        folder: folder that `prepare_data` wrote.
         settings: FbankSettings. Where they are not those of the preparation, the mean and
             deviation are measured on MEASURED_CLIPS of the clips.
         classes: class names in the order of a trained model; None for those of the data.

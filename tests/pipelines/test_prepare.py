@@ -17,7 +17,7 @@ import tensorflow as tf
 from tf_data_pipelines import prepare as prepare_module
 from tf_data_pipelines.audio import read_audio
 from tf_data_pipelines.pipeline import evaluation_batches, training_batches
-from tf_data_pipelines.prepare import prepare
+from tf_data_pipelines.prepare import prepare_data
 from tf_data_pipelines.settings import (
     AugmentSettings,
     FbankSettings,
@@ -50,7 +50,7 @@ def sounds(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(sounds):
-    prepare(sounds, sounds.parent / "shards", clips_per_shard=4)
+    prepare_data(sounds, sounds.parent / "shards", clips_per_shard=4)
     return sounds.parent / "shards"
 
 
@@ -126,7 +126,7 @@ def test_several_labels_and_the_classes_of_a_model(tmp_path, sounds):
     labels = ["a;b", "b", "a;c"]
     rows = [f"{name},{labels[i % 3]},train\n" for i, name in enumerate(names)]
     (sounds.parent / "many.csv").write_text("path,labels,split\n" + "".join(rows))
-    prepare(sounds.parent / "many.csv", tmp_path / "out", clips_per_shard=7)
+    prepare_data(sounds.parent / "many.csv", tmp_path / "out", clips_per_shard=7)
     data = read_data(tmp_path / "out", FBANK, classes=("z", "c", "b", "a"))
     patches = dataclasses.replace(PATCHES, frame_shifts_ms=())
     batches = training_batches(data, FBANK, patches=patches, packing=PACKING)
@@ -189,13 +189,13 @@ def test_a_training_that_begins_later_sees_what_an_unbroken_one_sees(
 
 KILLED = """
 import sys
-from tf_data_pipelines.prepare import prepare
-prepare(sys.argv[1], sys.argv[2], clips_per_shard=2)
+from tf_data_pipelines.prepare import prepare_data
+prepare_data(sys.argv[1], sys.argv[2], clips_per_shard=2)
 """
 
 
 def test_after_a_kill_it_goes_on_to_the_same_bytes(tmp_path, sounds):
-    prepare(sounds, tmp_path / "whole", clips_per_shard=2)
+    prepare_data(sounds, tmp_path / "whole", clips_per_shard=2)
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     process = subprocess.Popen([sys.executable, "-c", KILLED, sounds, out])
     while process.poll() is None and not list(partial.glob("*.tfrecord")):
@@ -204,14 +204,14 @@ def test_after_a_kill_it_goes_on_to_the_same_bytes(tmp_path, sounds):
     process.wait()
     assert partial.exists() and not out.exists()
     with pytest.raises(FileExistsError, match="was begun with other data or options"):
-        prepare(sounds, out, clips_per_shard=3)
-    prepare(sounds, out, clips_per_shard=2)
+        prepare_data(sounds, out, clips_per_shard=3)
+    prepare_data(sounds, out, clips_per_shard=2)
     assert content(out) == content(tmp_path / "whole")
     assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
 
 
 def test_a_full_disk_leaves_what_is_done(tmp_path, sounds, monkeypatch):
-    prepare(sounds, tmp_path / "whole", clips_per_shard=4)
+    prepare_data(sounds, tmp_path / "whole", clips_per_shard=4)
     written, replace = [], os.replace
 
     def full(source, target):
@@ -223,10 +223,10 @@ def test_a_full_disk_leaves_what_is_done(tmp_path, sounds, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left on device"):
-        prepare(sounds, tmp_path / "out", clips_per_shard=4)
+        prepare_data(sounds, tmp_path / "out", clips_per_shard=4)
     monkeypatch.undo()
     assert len(list((tmp_path / "out.partial").glob("*.tfrecord"))) == 3
-    prepare(sounds, tmp_path / "out", clips_per_shard=4)
+    prepare_data(sounds, tmp_path / "out", clips_per_shard=4)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
@@ -236,26 +236,26 @@ def test_two_preparations_of_one_folder(tmp_path, sounds):
     with open(partial / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(BlockingIOError, match="another process prepares"):
-            prepare(sounds, tmp_path / "out")
+            prepare_data(sounds, tmp_path / "out")
     (partial / "lock").rename(partial / "notes.txt")
     with pytest.raises(FileExistsError, match="is in the way"):
-        prepare(sounds, tmp_path / "out")
+        prepare_data(sounds, tmp_path / "out")
     assert os.listdir(partial) == ["notes.txt"]
     with pytest.raises(FileExistsError, match="exists already"):
-        prepare(sounds, sounds)
+        prepare_data(sounds, sounds)
 
 
 def test_clips_that_cannot_be_used_are_listed(tmp_path):
     folder = write_sounds(tmp_path / "sounds", 12)
     (folder / "class0" / "0.wav").write_bytes(b"no sound")
-    facts = prepare(folder, tmp_path / "out")
+    facts = prepare_data(folder, tmp_path / "out")
     ((name, reason),) = facts["rejected"]
     assert name.endswith("0.wav") and "cannot be decoded" in reason
     assert len(read_data(tmp_path / "out", FBANK).source) == 11
     for path in folder.rglob("*.wav"):
         path.write_bytes(b"no sound")
     with pytest.raises(ValueError, match="12 of 12 clips cannot be used"):
-        prepare(folder, tmp_path / "none")
+        prepare_data(folder, tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_clips_that_cannot_be_used_are_listed(tmp_path):
     ],
 )
 def test_damaged_folders_are_named(tmp_path, sounds, change, message):
-    prepare(sounds, tmp_path / "out")
+    prepare_data(sounds, tmp_path / "out")
     facts = json.loads((tmp_path / "out" / INDEX).read_text())
     change(facts)
     (tmp_path / "out" / INDEX).write_text(json.dumps(facts))
@@ -277,7 +277,7 @@ def test_damaged_folders_are_named(tmp_path, sounds, change, message):
 
 
 def test_a_changed_shard_is_noticed(tmp_path, sounds):
-    prepare(sounds, tmp_path / "out")
+    prepare_data(sounds, tmp_path / "out")
     path = tmp_path / "out" / "train-00000.tfrecord"
     contents = bytearray(path.read_bytes())
     contents[5000] ^= 1
@@ -298,7 +298,7 @@ def test_a_rate_and_a_loud_clip(tmp_path):
     folder = write_sounds(tmp_path / "sounds", 6)
     loud = np.random.default_rng(0).normal(0, 2, 9000)
     soundfile.write(folder / "class0" / "loud.wav", loud, 16000, subtype="FLOAT")
-    facts = prepare(folder, tmp_path / "out", sample_rate=8000)
+    facts = prepare_data(folder, tmp_path / "out", sample_rate=8000)
     assert facts["clipped"] == 1
     data = read_data(tmp_path / "out", FbankSettings(sample_rate=8000))
     assert sorted(map(len, (clip.read(8000) for clip in data.source.clips)))[0] < 16000
