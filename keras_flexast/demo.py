@@ -168,7 +168,12 @@ def _new_run(data, seed):
         packing=packing,
         classes=data.source.classes,
         clip_seconds=round(float(data.durations.max()), 3),
-        made_by={"command": "demo", "seed": seed, "versions": versions()},
+        made_by={
+            "command": "demo",
+            "seed": seed,
+            "augment": BUFFERS.to_dict(),
+            "versions": versions(),
+        },
     )
 
 
