@@ -137,6 +137,8 @@ def _log_mel(waveform, settings, shift, block):
     spectrum = tf.signal.rfft(tf.pad(frames, padding), [settings.fft_length])
     power = tf.math.real(spectrum) ** 2 + tf.math.imag(spectrum) ** 2
     mel = band_product(power, _mel_bands(settings))
+    if settings.noise_floor_dbfs is not None:
+        mel += _noise_floor(settings)
     return tf.math.log(tf.maximum(mel, LOG_FLOOR))
 
 
@@ -165,8 +167,23 @@ def _hann(window):
 
 
 @functools.cache
+def _noise_floor(settings):
+    """Mean power of white noise in each band, float32 (mel_bins,)."""
+    variance = 10 ** (settings.noise_floor_dbfs / 10)
+    window = np.square(_hann(settings.window), dtype="float64").sum()
+    angles = np.linspace(0, np.pi, settings.fft_length // 2 + 1)
+    emphasis = np.abs(1 - settings.preemphasis * np.exp(-1j * angles)) ** 2
+    return (variance * window * emphasis @ _triangles(settings)).astype("float32")
+
+
+@functools.cache
 def _mel_bands(settings):
-    """Kaldi's triangles (fft_length / 2 + 1, mel_bins), corners even in mel, as split bands."""
+    return split_bands(_triangles(settings), 4)  # needs a quarter of the products
+
+
+@functools.cache
+def _triangles(settings):
+    """Kaldi's triangles, float32 (fft_length / 2 + 1, mel_bins), with corners even in mel."""
 
     def mel(hertz):
         return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
@@ -179,5 +196,4 @@ def _mel_bands(settings):
     left, center, right = corners[:-2], corners[1:-1], corners[2:]
     rising = (position - left) / (center - left)
     falling = (right - position) / (right - center)
-    triangles = np.maximum(0.0, np.minimum(rising, falling)).astype("float32")
-    return split_bands(triangles, 4)  # needs a quarter of the products
+    return np.maximum(0.0, np.minimum(rising, falling)).astype("float32")

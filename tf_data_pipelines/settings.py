@@ -19,6 +19,7 @@ PATCH_SIZES = (8, 10, 12, 16, 20, 24, 30, 32, 40, 48)  # FlexiAST's sampling set
 LAYOUT_NAMES = (  # of published data sets
     "esc50", "speech-commands", "audioset", "vggsound", "voxceleb1", "epic-sounds", "ast",
 )  # fmt: skip
+NOISE_FLOORS = (-120, 0)  # decibels over full scale
 MAX_ROW_LENGTH = 8192  # tokens; dense attention over more needs over 3 GB a layer
 TRAINING_ROW_LENGTHS = (256, 4096)  # tokens of the shortest and the longest training rows
 SHARES = (0.1, 0.1)  # of each class for validation and test, where the data has no splits
@@ -197,6 +198,9 @@ class FbankSettings(Settings):
         clip_ms: length of every spectrogram, in milliseconds (frames times frame shift).
             Longer ones are cut; shorter ones are filled up with zeros before normalization,
             as AST does. None keeps the length of each clip.
+        noise_floor_dbfs: level of white noise, in decibels of its power over full scale, whose
+            mean power is added in each band before the logarithm. Then silence, and background
+            noise below it, look alike. None adds nothing, as in Kaldi.
         mean: mean of the log-mel values of the training clips. The default is AudioSet's
             (AST); `flexast stats` measures it.
         std: standard deviation of the same values.
@@ -211,6 +215,7 @@ class FbankSettings(Settings):
     preemphasis: float = 0.97
     remove_clip_mean: bool = True
     clip_ms: float | None = None
+    noise_floor_dbfs: float | None = None
     mean: float = -4.2677393
     std: float = 4.5689974
 
@@ -225,6 +230,8 @@ class FbankSettings(Settings):
         check_positive("std", self.std, most=MAX_LOG_MEL)
         if self.clip_ms is not None:
             check_positive("clip_ms", self.clip_ms, most=MAX_CLIP_MS)
+        if self.noise_floor_dbfs is not None:
+            check_between("noise_floor_dbfs", self.noise_floor_dbfs, *NOISE_FLOORS)
         check_between("low_freq", self.low_freq, 0, self.sample_rate)
         if not 0 <= self.low_freq < self.sample_rate / 2:
             raise ValueError(

@@ -177,6 +177,21 @@ def test_shapes_are_static_where_the_length_is():
         assert graph.structured_outputs.shape.as_list() == shape
 
 
+@pytest.mark.parametrize(("rate", "preemphasis"), [(16000, 0.97), (8000, 0.0)])
+def test_silence_with_a_noise_floor_is_the_mean_of_such_noise(rate, preemphasis):
+    bare = FbankSettings(sample_rate=rate, preemphasis=preemphasis, mel_bins=40)
+    floor = dataclasses.replace(bare, noise_floor_dbfs=-50.0)
+    white = 10 ** (-50 / 20) * np.random.default_rng(0).normal(size=60 * rate)
+    mean = np.exp(log_mel(white.astype("float32"), bare).numpy().astype("float64")).mean(0)
+    silence = log_mel(np.zeros(rate, "float32"), floor).numpy()
+    np.testing.assert_array_equal(silence, np.broadcast_to(silence[0], silence.shape))
+    np.testing.assert_allclose(np.exp(silence[0])[1:], mean[1:], rtol=0.06)
+    # 10 dB below the floor noise adds a tenth; without a floor it is most of what is heard.
+    moved = log_mel((white[:rate] * 10**-0.5).astype("float32"), floor) - silence[0]
+    assert 0.05 < np.mean(moved) < 0.13
+    assert np.mean(log_mel(white[:rate].astype("float32"), bare)) > np.log(LOG_FLOOR) + 5
+
+
 def test_normalize():
     settings = FbankSettings(mean=-4.0, std=2.5)
     np.testing.assert_array_equal(normalize(np.float32([-4.0, 1.0, -14.0]), settings), [0, 1, -2])
@@ -235,6 +250,7 @@ def test_refuses_what_is_no_waveform(waveform, message):
         ({"mean": "x"}, "mean='x' must be a number from -1,000 to 1,000"),
         ({"mean": float("nan")}, "mean=nan must be a number from"),
         ({"std": 1e9}, r"std=1000000000\.0 must be a positive number up to 1,000"),
+        ({"noise_floor_dbfs": 3.0}, r"noise_floor_dbfs=3\.0 must be a number from -120 to 0"),
         ({"low_freq": float("nan")}, "low_freq=nan must be a number from 0"),
         ({"low_freq": "x"}, "low_freq='x' must be a number from 0"),
         ({"low_freq": 8000}, "low_freq=8000 must lie between 0 and half of sample_rate=16000"),
