@@ -36,7 +36,7 @@ FIXED_BY_INIT = {
 
 def train_run(
     data, out, *, settings=None, patch_sizes=PATCH_SIZES, frame_shifts_ms=None, augment=None,
-    model_options=None, init=None, overwrite=False, progress=False,
+    fbank=None, model_options=None, init=None, overwrite=False, progress=False,
 ):  # fmt: skip
     """Train a model on sounds and write the run to `out`.
 
@@ -52,6 +52,8 @@ def train_run(
         frame_shifts_ms: frame shifts in milliseconds; each clip draws one of them. None for
             the filterbank's own.
         augment: AugmentSettings; None for no augmentation.
+        fbank: FbankSettings; its mean and std are measured on the data. None for the defaults, or
+            for those of `init`, which no others can replace.
         model_options: dictionary of arguments of PackedAST, such as size, pooling, remainder
             or dropout.
         init: Run, or its folder, to start from, such as a converted checkpoint: its weights,
@@ -85,7 +87,9 @@ def train_run(
         )
     init_name = _name_of(init)
     init = None if init is None else as_run(init).full_length()
-    front_end = FbankSettings() if init is None else init.fbank
+    if init is not None and fbank is not None:
+        raise ValueError("fbank cannot change, because the weights of init hear with their own.")
+    front_end = (fbank or FbankSettings()) if init is None else init.fbank
     data_name = _name_of(data)
     shares = settings.validation, settings.test
     check_between("dropout", options.get("dropout", 0), 0, MAX_DROPOUT)

@@ -117,9 +117,11 @@ def test_a_run_trained_with_every_option_is_float32(sounds, tmp_path):
     with pytest.warns(DataWarning, match=r"6 of 6 clips .*\(6 not from 8\)"):  # and validation
         run, history = train_run(
             sounds, tmp_path / "run", patch_sizes=(8, 16, 32), settings=settings,
-            model_options=NANO,
+            model_options=NANO, fbank=FbankSettings(noise_floor_dbfs=-50.0),
         )  # fmt: skip
     assert history.params["steps"] % 3 == 0
+    assert load_run(tmp_path / "run").fbank == run.fbank and run.fbank.noise_floor_dbfs == -50
+    assert -8 < run.fbank.mean < 0  # measured with the floor
     loaded = load_run(tmp_path / "run").model
     for model in (run.model, loaded):
         assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
@@ -207,6 +209,8 @@ def test_a_run_that_starts_from_another_keeps_its_options(sounds, tmp_path):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     with pytest.raises(ValueError, match=r"model_options: depth, size cannot change"):
         train_run(sounds, tmp_path / "new", model_options={"size": "base", "depth": 2}, **how)
+    with pytest.raises(ValueError, match="fbank cannot change"):
+        train_run(sounds, tmp_path / "new", fbank=FbankSettings(), **how)
     assert not (tmp_path / "new.partial").exists()
 
 
