@@ -43,7 +43,7 @@ SLOW = ("hour.wav", "minute.wav")  # they take seconds, so they are rare
 LONGEST_ERROR = 15  # lines; some name a few files, one on each line
 COMMANDS = {
     "predict": 36, "embed": 14, "stats": 10, "evaluate": 10, "convert": 10, "choose": 8, "train": 6,
-    "export": 4, "demo": 1, "[/b]": 1,
+    "prepare": 5, "export": 4, "demo": 1, "[/b]": 1,
 }  # fmt: skip
 ODD = (
     "", " ", ".", "-", "--", "0", "-1", "1", "2", "nan", "inf", "-inf", "1e400", "1e-9",
