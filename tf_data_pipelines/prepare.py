@@ -62,7 +62,7 @@ def prepare_data(
         ValueError: more than half of the clips cannot be used; or as in `load_source`.
         OSError: nothing can be written; what is done stays.
     """
-    check_positive("sample_rate", sample_rate, int)
+    FbankSettings(sample_rate=sample_rate)  # for its error, before anything is written
     check_positive("clips_per_shard", clips_per_shard, int)
     out = pathlib.Path(out)
     if out.exists():

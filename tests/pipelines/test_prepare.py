@@ -246,6 +246,9 @@ def test_two_preparations_of_one_folder(tmp_path, sounds):
     assert os.listdir(partial) == ["notes.txt"]
     with pytest.raises(FileExistsError, match="exists already"):
         prepare_data(sounds, sounds)
+    with pytest.raises(ValueError, match="sample_rate=10 must be"):
+        prepare_data(sounds, tmp_path / "new", sample_rate=10)
+    assert os.listdir(tmp_path) == ["out.partial"]
 
 
 def test_clips_that_cannot_be_used_are_listed(tmp_path):
