@@ -38,6 +38,7 @@ MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 MAX_DROPOUT = 0.9
 EXPORT_PATCH_SIZES = (8, 16, 24, 32, 48)
 MAX_SERVED_SECONDS = 60.0
+LONGEST_CLIP = 86400  # seconds, a day
 KEPT_VERSIONS = 2  # of a served model: the server loads two
 
 

@@ -441,8 +441,8 @@ def test_a_patch_that_is_too_large_is_noticed_first(folder, tmp_path):
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"patch_size=48 is larger than the spectrogram of 0\.4 s"):
         build_export(tmp_path, arguments)
-    arguments |= {"patch_sizes": [[16, 16]], "seconds": 1e9}
-    with pytest.raises(ValueError, match=r"seconds=1e\+09 makes 50,.* at patch 16, more than"):
+    arguments |= {"patch_sizes": [[16, 16]], "seconds": 50000.0}
+    with pytest.raises(ValueError, match=r"seconds=50000 makes 2,.* at patch 16, more than"):
         build_export(tmp_path, arguments)
     assert os.listdir(tmp_path) == []
 
@@ -453,6 +453,7 @@ def test_a_patch_that_is_too_large_is_noticed_first(folder, tmp_path):
         ({"out": "out"}, FileExistsError, "out exists already"),
         ({"formats": ["apk"]}, ValueError, "formats='apk' is unknown"),
         ({"precisions": ["int4"]}, ValueError, "precisions='int4' is unknown"),
+        ({"seconds": 1e20}, ValueError, r"seconds=1e\+20 must be .* up to 86,400"),
         ({"input": "mp3"}, ValueError, "input='mp3' is unknown"),
         ({"precisions": ["int8"]}, ValueError, "Give data"),
         ({"data": "sounds", "input": "features"}, ValueError, "cannot be measured"),

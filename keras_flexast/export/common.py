@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import keras
 
-from keras_flexast.settings import INPUTS, PRECISIONS
+from keras_flexast.settings import INPUTS, LONGEST_CLIP, PRECISIONS
 from tf_data_pipelines.settings import check_choice, check_positive
 
 
@@ -44,9 +44,9 @@ class FixedOptions:
     def __post_init__(self):
         check_choice("input", self.input, INPUTS)
         check_choice("precision", self.precision, PRECISIONS)
-        for name in ("seconds", "frame_shift_ms"):
+        for name, most in (("seconds", LONGEST_CLIP), ("frame_shift_ms", None)):
             if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name))
+                check_positive(name, getattr(self, name), most=most)
 
 
 def check_backend():

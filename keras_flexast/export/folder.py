@@ -47,6 +47,7 @@ from keras_flexast.settings import (
     FORMATS,
     INPUTS,
     KEPT_VERSIONS,
+    LONGEST_CLIP,
     MAX_SERVED_SECONDS,
     PRECISIONS,
 )
@@ -399,6 +400,8 @@ def _check(arguments, precisions):
         for value in values:
             check_choice(name, value, known)
     check_positive("keep", arguments["keep"], int)
+    if arguments["seconds"] is not None:
+        check_positive("seconds", arguments["seconds"], most=LONGEST_CLIP)
     data, phones = arguments["data"], {"mobile", "mediapipe"}.intersection(chosen["formats"])
     if "int8" in precisions and phones and data is None:
         raise ValueError(
