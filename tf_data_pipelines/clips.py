@@ -110,6 +110,10 @@ class Source:
                 f"split in the manifest or a folder {name}/, let splits be drawn from more clips "
                 f"or larger shares (--validation, --test), or choose another split (--split)."
             )
+        return self.select(keep)
+
+    def select(self, keep):
+        """The source with some of its clips, those where `keep`, bool (clips,), is True."""
         select = getattr(self.clips, "select", None)  # of Records
         clips = select(keep) if select else tuple(itertools.compress(self.clips, keep))
         return dataclasses.replace(self, clips=clips)

@@ -12,10 +12,20 @@ import threading
 
 import numpy as np
 
+from tf_data_pipelines.clips import reasons
 from tf_data_pipelines.listing import SPLITS
 from tf_data_pipelines.parts import AudioError
 from tf_data_pipelines.settings import SHARES, FbankSettings, check_positive
-from tf_data_pipelines.shards import FULL_SCALE, INDEX, VERSION, checksum, is_prepared, to_text
+from tf_data_pipelines.shards import (
+    FULL_SCALE,
+    INDEX,
+    VERSION,
+    checksum,
+    from_text,
+    front_end,
+    is_prepared,
+    to_text,
+)
 from tf_data_pipelines.sources import load_source
 
 CLIPS_PER_SHARD = 128
@@ -59,25 +69,31 @@ def prepare_data(
     Raises:
         FileExistsError: `out` exists, or OUT.partial is not of this preparation.
         BlockingIOError: another process prepares `out`.
-        ValueError: more than half of the clips cannot be used; or as in `load_source`.
+        ValueError: data is prepared already, `out` lies in it, or more than half of the clips
+            cannot be used; or as in `load_source`.
         OSError: nothing can be written; what is done stays.
     """
     FbankSettings(sample_rate=sample_rate)  # for its error, before anything is written
     check_positive("clips_per_shard", clips_per_shard, int)
     out = pathlib.Path(out)
+    root = pathlib.Path(data).expanduser().resolve()
+    if is_prepared(root):
+        raise ValueError(f"data={str(data)!r} is prepared already. Give it as it is.")
+    if out.resolve().is_relative_to(root):
+        raise ValueError(f"{out} lies in the data, {data}. Choose a place outside.")
     if out.exists():
         what = "holds a prepared data set" if is_prepared(out) else "exists"
         raise FileExistsError(f"{out} {what} already. Choose another place, or remove it.")
     options = {} if layout is None else {"layout": layout}
     source = load_source(data, validation=shares[0], test=shares[1], seed=seed, **options)
-    root = pathlib.Path(data).expanduser().resolve()
     plan = _plan(source, root if root.is_dir() else root.parent, clips_per_shard, seed)
     partial = out.with_name(out.name + PARTIAL)
+    fingerprint = plan.fingerprint(source, sample_rate)
     with _locked(partial, out):
-        _check_plan(partial, out, plan.fingerprint(source, sample_rate))
+        _check_plan(partial, out, fingerprint)
         if not (partial / INDEX).exists():
             done = _write_shards(partial, source, plan, sample_rate=sample_rate, progress=progress)
-            facts = _facts(source, done, sample_rate)
+            facts = {**_facts(source, done, sample_rate), "fingerprint": fingerprint}
             _write(partial / INDEX, json.dumps(facts, indent=1) + "\n")
         for path in partial.iterdir():
             if path.suffix == ".json" and path.name != INDEX:
@@ -128,7 +144,8 @@ def _plan(source, root, clips_per_shard, seed):
 def _locked(partial, out):
     """The folder, made where it is missing, for this process alone; a kill frees it."""
     partial.mkdir(parents=True, exist_ok=True)
-    if not (partial / LOCK).exists() and os.listdir(partial):
+    ours = (partial / LOCK).exists() or is_prepared(partial)
+    if not ours and os.listdir(partial):
         raise FileExistsError(
             f"{partial} is in the way: a preparation would write there, and did not make it. Move "
             f"it, or choose another place than {out}."
@@ -145,14 +162,15 @@ def _locked(partial, out):
 
 def _check_plan(partial, out, fingerprint):
     """Raise where the folder was begun with other clips or options; else note what is begun."""
-    path = partial / PLAN
-    if path.exists() and json.loads(path.read_text())["fingerprint"] != fingerprint:
-        raise FileExistsError(
-            f"{partial} was begun with other data or options, or the data changed since. Remove "
-            f"it, or choose another place than {out}."
-        )
-    if not path.exists():
-        _write(path, json.dumps({"fingerprint": fingerprint}))
+    begun = [path for path in (partial / PLAN, partial / INDEX) if path.exists()]
+    for path in begun:
+        if json.loads(path.read_text(encoding="utf-8"))["fingerprint"] != fingerprint:
+            raise FileExistsError(
+                f"{partial} was begun with other data or options, or the data changed since. "
+                f"Remove it, or choose another place than {out}."
+            )
+    if not begun:
+        _write(partial / PLAN, json.dumps({"fingerprint": fingerprint}))
 
 
 def _write_shards(folder, source, plan, *, sample_rate, progress):
@@ -260,15 +278,16 @@ def _facts(source, done, sample_rate):
     rejected = [pair for shard in done for pair in shard.pop("rejected")]
     clips = sum(shard["clips"] for shard in done)
     if 2 * len(rejected) > len(source) or not clips:
-        listed = "\n".join(reason for _, reason in rejected[:5])
-        raise ValueError(f"{len(rejected)} of {len(source)} clips cannot be used:\n{listed}")
+        raise ValueError(
+            f"{len(rejected)} of {len(source)} clips cannot be used:\n{reasons(rejected)}"
+        )
     count, total, squares = np.sum([shard.pop("sums") for shard in done], 0)
     mean = total / max(1, count)
     splits = {}
     for shard in done:
         of = splits.setdefault(shard["split"], {"clips": 0, "hours": 0.0})
         of["clips"] += shard["clips"]
-        of["hours"] += shard["bytes"] / (2 * sample_rate * 3600)
+        of["hours"] += int(from_text(shard["samples"]).sum()) / (sample_rate * 3600)
     return {
         "version": VERSION,
         "sample_rate": sample_rate,
@@ -277,14 +296,10 @@ def _facts(source, done, sample_rate):
         "splits": splits,
         "clipped": sum(shard.pop("clipped") for shard in done),
         "rejected": rejected,
-        "missing": len(getattr(source, "missing", ())),
+        "missing": len(source.missing),
         "mean": float(mean),
         "std": float(np.sqrt(max(0.0, squares / max(1, count) - mean**2))),
-        "fbank": {
-            name: value
-            for name, value in FbankSettings(sample_rate=sample_rate).to_dict().items()
-            if name not in ("mean", "std")
-        },
+        "fbank": front_end(FbankSettings(sample_rate=sample_rate)),
         "shards": [shard for shard in done if shard["clips"]],
     }
 

@@ -21,12 +21,15 @@ from typing import NamedTuple
 import numpy as np
 
 from tf_data_pipelines.clips import Clip, ScannedSource, Source
+from tf_data_pipelines.listing import some_of
+from tf_data_pipelines.settings import FbankSettings, check_flag, check_names, check_positive
 
 VERSION = 1
 INDEX = "dataset.json"
 BLOCK_BYTES = 64 << 20  # of the shards whose clips are shuffled together
 MEASURED_CLIPS = 512  # for the mean and deviation of another filterbank
 FULL_SCALE = 2**15
+DAMAGES = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, zlib.error)
 
 
 def is_prepared(folder):
@@ -62,23 +65,26 @@ def read_prepared(folder, settings, classes=None):
     unknown = [name for name in present if name not in classes]
     if unknown:
         raise ValueError(
-            f"{folder} has the class {unknown[0]!r}, which is not one of {', '.join(classes)}. "
-            f"Prepare the data without it, or train a model with it."
+            f"{folder} has the class(es) {some_of(unknown)}, which are not among "
+            f"{', '.join(classes)}. Prepare the data without them, or train a model with them."
         )
-    clips = Records.of(folder, facts, [classes.index(name) for name in present])
+    try:
+        clips = Records.of(folder, facts, [classes.index(name) for name in present])
+    except DAMAGES:
+        raise _damaged(folder) from None
     scanned = ScannedSource(
         Source(clips, classes, facts["multi_label"]),
         clips.samples / facts["sample_rate"],
-        rejected=tuple(map(tuple, facts["rejected"])),
+        rejected=tuple((name, reason) for name, reason in facts["rejected"]),
         mean=facts["mean"],
         std=facts["std"],
         graph_only=True,
     )
-    return scanned if facts["fbank"] == _front_end(settings) else _measured(scanned, settings)
+    return scanned if facts["fbank"] == front_end(settings) else _measured(scanned, settings)
 
 
-def _front_end(settings):
-    """The settings on which the mean and deviation depend."""
+def front_end(settings):
+    """The FbankSettings on which the mean and deviation depend, a dictionary."""
     return {k: v for k, v in settings.to_dict().items() if k not in ("mean", "std")}
 
 
@@ -102,21 +108,32 @@ def _checked(folder):
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         version = facts["version"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{path} is damaged. Prepare the data again.") from None
+        if version == VERSION:
+            check_positive("sample_rate", facts["sample_rate"], int)
+            check_names(path, facts["classes"])
+            check_flag("multi_label", facts["multi_label"])
+            FbankSettings(mean=facts["mean"], std=facts["std"])
+            sizes = {shard["name"]: shard["bytes"] for shard in facts["shards"]}
+            facts["fbank"].items(), dict(facts["rejected"]), "".join(sizes)  # of these types
+    except DAMAGES:
+        raise _damaged(folder) from None
     if version != VERSION:
         raise ValueError(
             f"{path} has version {version}; this program reads {VERSION}. Prepare the data again."
         )
-    for shard in facts["shards"]:
-        place = folder / shard["name"]
+    for name, expected in sizes.items():
+        place = folder / name
         size = place.stat().st_size if place.exists() else None
-        if size != shard["bytes"]:
+        if size != expected:
             raise ValueError(
                 f"{place} {'is missing' if size is None else f'has {size:,} bytes'}; expected "
-                f"{shard['bytes']:,} bytes. Copy it again, or prepare the data again."
+                f"{expected:,} bytes. Copy it again, or prepare the data again."
             )
     return facts
+
+
+def _damaged(folder):
+    return ValueError(f"{folder / INDEX} is damaged. Copy it again, or prepare the data again.")
 
 
 def verify(folder, progress=False):
@@ -231,20 +248,23 @@ class Records(collections.abc.Sequence):
         """The clips that the JSON describes; classes[i] is the label of its class i."""
         shards = facts["shards"]
         samples = [from_text(shard["samples"]) for shard in shards]
-        counts = [from_text(shard["label_counts"]) for shard in shards]
+        sizes = [len(part) for part in samples]
+        counts = np.concatenate([from_text(shard["label_counts"]) for shard in shards])
         labels = np.concatenate([from_text(shard["labels"]) for shard in shards])
+        if len(counts) != sum(sizes) or counts.sum() != len(labels) or counts.min() < 1:
+            raise ValueError("the labels are not those of the clips")
         return cls(
-            folder,
-            tuple(
-                (shard["name"], shard["split"], len(part))
-                for shard, part in zip(shards, samples, strict=True)
+            folder=folder,
+            shards=tuple(
+                (shard["name"], shard["split"], size)
+                for shard, size in zip(shards, sizes, strict=True)
             ),
-            np.repeat(np.arange(len(shards), dtype="int32"), [len(part) for part in samples]),
-            np.concatenate([np.arange(len(part), dtype="int32") for part in samples]),
-            np.concatenate(samples),
-            np.asarray(classes, "int32")[labels],
-            np.cumsum(np.concatenate(counts), dtype="int64"),
-            facts["sample_rate"],
+            shard=np.repeat(np.arange(len(shards), dtype="int32"), sizes),
+            record=np.concatenate([np.arange(size, dtype="int32") for size in sizes]),
+            samples=np.concatenate(samples),
+            labels=np.asarray(classes, "int32")[labels],
+            ends=np.cumsum(counts, dtype="int64"),
+            sample_rate=facts["sample_rate"],
         )
 
     def __len__(self):
@@ -394,4 +414,4 @@ class _Layout(NamedTuple):
         ids = np.full(counts.sum(), -1, "int64")
         ids[firsts[place] + clips.record] = np.arange(len(clips))
         paths = np.array([str(clips.folder / clips.shards[shard][0]) for shard in used])
-        return cls(paths, firsts, counts, kept.astype("int64"), ids)
+        return cls(paths, firsts, counts, kept=kept.astype("int64"), ids=ids)

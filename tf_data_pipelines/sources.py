@@ -116,7 +116,7 @@ def read_data(
         return data if everything else data.split(split)
     if is_prepared(data):
         scanned = read_prepared(data, settings, classes)
-        return scanned if everything else scanned.split(split)
+        return _accepted(scanned if everything else scanned.split(split), refuse)
     validation, test = shares
     source = load_source(data, classes, layout=layout, validation=validation, test=test)
     if not everything:
@@ -125,6 +125,24 @@ def read_data(
     if scanned.warning():
         warnings.warn(scanned.warning(), DataWarning, stacklevel=2)
     return scanned
+
+
+def _accepted(scanned, refuse):
+    """The clips of prepared data that `refuse` accepts; a warning names the others."""
+    if refuse is None:
+        return scanned
+    names = map(scanned.clip_name, range(len(scanned.source)))
+    found = [(name, refuse(name, s)) for name, s in zip(names, scanned.durations, strict=True)]
+    refused = tuple(pair for pair in found if pair[1])
+    if not refused:
+        return scanned
+    keep = np.array([not reason for _, reason in found])
+    source, durations = scanned.source.select(keep), scanned.durations[keep]
+    rest = dataclasses.replace(scanned, source=source, durations=durations, rejected=refused)
+    if not keep.any():
+        raise ValueError(f"no clip can be used:\n{reasons(refused)}")
+    warnings.warn(rest.warning(), DataWarning, stacklevel=3)
+    return rest
 
 
 def load_source(

@@ -214,9 +214,9 @@ def _update(new, out, keep):
     A version appears whole, and the configuration that names it after it. What the new parts
     do not replace goes last: files of the older export, and versions that no server needs.
     """
-    named = labeled_versions(out / "serving", out.name)
-    served = versions(new / "serving")
+    named, served = set(), versions(new / "serving")
     if served:  # what the user wrote into the configuration stays
+        named = labeled_versions(out / "serving", out.name)
         config = updated_config(out / "serving", out.name, max(served))
         (new / "serving" / "models.config").write_text(config, encoding="utf-8")
         if (out / "serving" / "batching.config").exists():
@@ -241,7 +241,7 @@ def _update(new, out, keep):
     for name in ("mobile", "mediapipe", "onnx"):
         with contextlib.suppress(OSError):  # it is not empty, or not there
             (out / name).rmdir()
-    older = versions(out / "serving")[:-keep] if pathlib.Path("serving") in parts else []
+    older = versions(out / "serving")[:-keep] if served else []
     for version in older:
         if version not in named:  # a server may hold it until it reads the configuration
             os.replace(out / "serving" / str(version), new / str(version))

@@ -118,7 +118,7 @@ def _config_class():
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="models_config.proto", syntax="proto3")
 
-    def message(parent, name, *fields):
+    def message(parent, name, fields):
         made = parent.add(name=name)
         for number, (field, kind, repeated) in enumerate(fields, 1):
             is_message = isinstance(kind, str)
@@ -132,21 +132,22 @@ def _config_class():
         return made
 
     number, text = kinds.TYPE_INT64, kinds.TYPE_STRING
-    message(file.message_type, "Specific", ("versions", number, True))
-    message(file.message_type, "Policy", ("specific", "Specific", False))
+    message(file.message_type, "Specific", [("versions", number, True)])
+    message(file.message_type, "Policy", [("specific", "Specific", False)])
     model = message(
         file.message_type,
         "ModelConfig",
-        ("name", text, False),
-        ("model_version_policy", "Policy", False),
-        ("version_labels", "ModelConfig.VersionLabelsEntry", True),
+        [
+            ("name", text, False),
+            ("model_version_policy", "Policy", False),
+            ("version_labels", "ModelConfig.VersionLabelsEntry", True),
+        ],
     )
-    entry = message(
-        model.nested_type, "VersionLabelsEntry", ("key", text, False), ("value", number, False)
-    )
+    pair = [("key", text, False), ("value", number, False)]
+    entry = message(model.nested_type, "VersionLabelsEntry", pair)
     entry.options.map_entry = True
-    message(file.message_type, "ModelConfigList", ("config", "ModelConfig", True))
-    message(file.message_type, "Config", ("model_config_list", "ModelConfigList", False))
+    message(file.message_type, "ModelConfigList", [("config", "ModelConfig", True)])
+    message(file.message_type, "Config", [("model_config_list", "ModelConfigList", False)])
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("Config"))

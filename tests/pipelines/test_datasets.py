@@ -13,7 +13,7 @@ import soundfile
 
 from tf_data_pipelines.datasets import LAYOUTS, read_esc50
 from tf_data_pipelines.datasets.lists import Row, draw_validation
-from tf_data_pipelines.settings import DataWarning, FbankSettings
+from tf_data_pipelines.settings import LAYOUT_NAMES, DataWarning, FbankSettings
 from tf_data_pipelines.sources import load_source, read_data
 
 RATE = 16000
@@ -335,6 +335,10 @@ def test_missing_clips_are_counted(tmp_path):
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"has none of the 6 clips .*such as 'id10002"):
         load_source(root)
+
+
+def test_the_layouts_that_can_be_typed_are_those_that_are_read():
+    assert tuple(LAYOUTS) == LAYOUT_NAMES
 
 
 def test_clips_go_from_a_published_folder_to_statistics(tmp_path):

@@ -14,12 +14,12 @@ import pytest
 import soundfile
 import tensorflow as tf
 
-from tf_data_pipelines import prepare as prepare_module
 from tf_data_pipelines.audio import read_audio
 from tf_data_pipelines.pipeline import evaluation_batches, training_batches
 from tf_data_pipelines.prepare import prepare_data
 from tf_data_pipelines.settings import (
     AugmentSettings,
+    DataWarning,
     FbankSettings,
     PackSettings,
     PatchSettings,
@@ -136,7 +136,7 @@ def test_several_labels_and_the_classes_of_a_model(tmp_path, sounds):
         for row in labels[weights > 0]
     }
     assert rows == {(0, 0, 1, 1), (0, 0, 1, 0), (0, 1, 0, 1)}
-    with pytest.raises(ValueError, match="has the class 'b', which is not one of a, c"):
+    with pytest.raises(ValueError, match="has the class\\(es\\) 'b', which are not among a, c"):
         read_data(tmp_path / "out", FBANK, classes=("a", "c"))
 
 
@@ -244,8 +244,12 @@ def test_two_preparations_of_one_folder(tmp_path, sounds):
     with pytest.raises(FileExistsError, match="is in the way"):
         prepare_data(sounds, tmp_path / "out")
     assert os.listdir(partial) == ["notes.txt"]
-    with pytest.raises(FileExistsError, match="exists already"):
-        prepare_data(sounds, sounds)
+    (tmp_path / "there").touch()
+    with pytest.raises(FileExistsError, match="there exists already"):
+        prepare_data(sounds, tmp_path / "there")
+    (tmp_path / "there").unlink()
+    with pytest.raises(ValueError, match="lies in the data"):
+        prepare_data(sounds, sounds / "shards")
     with pytest.raises(ValueError, match="sample_rate=10 must be"):
         prepare_data(sounds, tmp_path / "new", sample_rate=10)
     assert os.listdir(tmp_path) == ["out.partial"]
@@ -271,6 +275,10 @@ def test_clips_that_cannot_be_used_are_listed(tmp_path):
         (lambda facts: facts["shards"][0].update(bytes=7), r"has .* bytes; expected 7 bytes"),
         (lambda facts: facts["shards"][0].update(name="no"), "no is missing; expected"),
         (lambda facts: facts.clear(), "is damaged"),
+        (lambda facts: facts.pop("shards"), "is damaged"),
+        (lambda facts: facts.update(mean="x"), "is damaged"),
+        (lambda facts: facts["shards"][0].update(samples="x"), "is damaged"),
+        (lambda facts: facts["classes"].pop(), "is damaged"),
     ],
 )
 def test_damaged_folders_are_named(tmp_path, sounds, change, message):
@@ -306,6 +314,32 @@ def test_a_rate_and_a_loud_clip(tmp_path):
     soundfile.write(folder / "class0" / "loud.wav", loud, 16000, subtype="FLOAT")
     facts = prepare_data(folder, tmp_path / "out", sample_rate=8000)
     assert facts["clipped"] == 1
+    files = read_data(folder, FbankSettings(sample_rate=8000))
     data = read_data(tmp_path / "out", FbankSettings(sample_rate=8000))
-    assert sorted(map(len, (clip.read(8000) for clip in data.source.clips)))[0] < 16000
-    assert prepare_module.PARTIAL == ".partial"
+    lengths = [sorted(len(clip.read(8000)) for clip in one.source.clips) for one in (files, data)]
+    assert lengths[0] == lengths[1]
+    hours = sum(split["hours"] for split in facts["splits"].values())
+    assert hours == pytest.approx(sum(lengths[0]) / 8000 / 3600)
+    with pytest.raises(ValueError, match="is prepared already"):
+        prepare_data(tmp_path / "out", tmp_path / "again")
+
+
+def test_clips_that_are_refused_are_left_out(prepared):
+    data = read_data(prepared, FBANK)
+    with pytest.warns(DataWarning, match=rf"of {CLIPS} clips are left out:.*\n"):
+        found = read_data(prepared, FBANK, refuse=lambda name, s: name if s > 1 else None)
+    assert 0 < len(found.source) < CLIPS and found.durations.max() <= 1
+    kept = [clip for clip, s in zip(data.source.clips, data.durations, strict=True) if s <= 1]
+    assert list(found.source.clips) == kept
+    with pytest.raises(ValueError, match="no clip can be used"):
+        read_data(prepared, FBANK, refuse=lambda name, s: "no")
+
+
+def test_it_goes_on_after_a_kill_in_its_last_moment(tmp_path, sounds):
+    prepare_data(sounds, tmp_path / "whole")
+    (tmp_path / "whole").rename(tmp_path / "out.partial")  # all but the last step
+    with pytest.raises(FileExistsError, match="begun with other data or options"):
+        prepare_data(sounds, tmp_path / "out", sample_rate=8000)
+    prepare_data(sounds, tmp_path / "out")
+    prepare_data(sounds, tmp_path / "whole")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")

@@ -63,7 +63,7 @@ def read_epic_sounds(root):
                 )
             start, stop = (_seconds(row, edge, where) for edge in ("start", "stop"))
             found = sounds.get(row["video_id"])
-            rows.append(Row(row["annotation_id"], found, (label,), split, start, stop))
+            rows.append(Row(row["annotation_id"], found, (label,), split, start=start, stop=stop))
     return source_of(root, rows, in_class_order(numbers, root))
 
 

@@ -40,7 +40,7 @@ def read_esc50(root, test_fold=5, validation_fold=4):
         ValueError: a fold is unknown, or the list is not as it was published.
     """
     for name, fold in (("test_fold", test_fold), ("validation_fold", validation_fold)):
-        check_between(name, fold, 1, FOLDS, int)
+        check_between(name, fold, 1, FOLDS, kind=int)
     if test_fold == validation_fold:
         raise ValueError(
             f"test_fold and validation_fold are both {test_fold}; choose two different folds."
@@ -50,7 +50,7 @@ def read_esc50(root, test_fold=5, validation_fold=4):
     for line, row in read_table(path, COLUMNS):
         where, name, category = f"{path} line {line}", row["filename"], row["category"]
         fold, target = (number_of(row, column, where) for column in ("fold", "target"))
-        check_between(f"{where}: fold", fold, 1, FOLDS, int)
+        check_between(f"{where}: fold", fold, 1, FOLDS, kind=int)
         says = re.fullmatch(r"(\d)-\d+-[A-Z]-(\d+)\.wav", name)
         if not says or (int(says[1]), int(says[2])) != (fold, target):
             raise ValueError(
