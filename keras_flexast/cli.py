@@ -396,8 +396,11 @@ def stats(data: options.DataArgument, as_json: options.AsJson = False):
     """Mean and standard deviation of the log-mel values, lengths, and clips per class."""
     _start()
     from tf_data_pipelines.settings import FbankSettings
+    from tf_data_pipelines.shards import is_prepared, verify
     from tf_data_pipelines.sources import read_data
 
+    if is_prepared(data):
+        verify(data, progress=not as_json)
     summary = read_data(data, FbankSettings(), progress=not as_json).summary()
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
@@ -424,10 +427,11 @@ def prepare(
     validation: options.Validation = TRAIN.validation,
     test: options.Test = TRAIN.test,
 ):
-    """Any data set to shards, which are DATA for every command; a killed one goes on.
+    """Convert any data set to shards, which every command takes as DATA.
 
-    Every clip is decoded, mixed to mono and resampled once. A training from shards starts at
-    once and needs next to no memory, however many clips there are.
+    After a kill, the same command continues. Every clip is decoded, mixed to mono and resampled
+    once. A training from shards starts at once and needs next to no memory, however many clips
+    there are.
     """
     _start()
     from tf_data_pipelines.prepare import prepare_data
@@ -437,6 +441,8 @@ def prepare(
     )
     if facts["rejected"]:
         errors.print(f"{len(facts['rejected'])} clips are left out; {out}/dataset.json says why.")
+    if facts["missing"]:
+        errors.print(f"{len(facts['missing'])} clips of the lists are not on the disk.")
     for split, counted in facts["splits"].items():
         typer.echo(f"{split}: {counted['clips']:,} clips, {counted['hours']:.2f} hours")
     typer.echo(f"{len(facts['shards'])} shards are in {out}.")

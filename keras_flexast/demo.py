@@ -16,7 +16,7 @@ from rich.table import Table
 from keras_flexast.evaluation import evaluate_run, spread
 from keras_flexast.export import export_run
 from keras_flexast.figures import accuracy_figure
-from keras_flexast.files import RUN, atomic_folder, atomic_write
+from keras_flexast.files import RUN, atomic_folder
 from keras_flexast.inference.artifacts import scoring_artifacts
 from keras_flexast.inference.classifier import load_classifier
 from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
@@ -25,6 +25,7 @@ from keras_flexast.models import ElasticAST
 from keras_flexast.runs import Run, save_run, versions
 from keras_flexast.settings import MAX_SEED, TrainSettings
 from keras_flexast.training import WarmupCosine, compile_packed, time_cells
+from tf_data_pipelines.atomic import atomic_write
 from tf_data_pipelines.settings import (
     BASE_PATCH,
     PATCH_SIZES,
@@ -37,6 +38,7 @@ from tf_data_pipelines.settings import (
 TRAIN_CLIPS, TEST_CLIPS = 3000, 600
 FIXED_STEPS, FLEXIBLE_STEPS = 200, 3000  # of 8 rows x 256 tokens, 60 words or so
 # Silence around words, and noise, as in the buffer of a phone that hears all of it.
+FBANK = FbankSettings(noise_floor_dbfs=-60.0)  # nothing fainter is heard
 BUFFERS = AugmentSettings(fill_ms=400.0, noise_snr_db=(25.0, 55.0))
 EPOCH_STEPS = 50  # steps in a line of progress
 LEARNING_RATE = 1.5e-3
@@ -141,7 +143,7 @@ def _make_data(folder, seed, *, stage):
             progress=True,
         )  # fmt: skip
     with stage("scan", "2  Reading every file once: lengths, mean and deviation"):
-        data = read_data(folder, FbankSettings(), progress=True)
+        data = read_data(folder, FBANK, progress=True)
         counts = {name: len(data.split(name).source) for name in ("train", "test")}
         stage.console.print(
             f"{counts['train']} training clips, {counts['test']} test clips by other voices, "
@@ -153,7 +155,7 @@ def _make_data(folder, seed, *, stage):
 def _new_run(data, seed):
     """An untrained nano ElasticAST with the settings of these clips."""
     keras.utils.set_random_seed(seed)
-    fbank = FbankSettings(mean=data.mean, std=data.std)
+    fbank = dataclasses.replace(FBANK, mean=data.mean, std=data.std)
     packing = PackSettings(rows=8, row_length=256, segments=16)
     model = ElasticAST(
         len(data.source.classes),

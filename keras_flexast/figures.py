@@ -5,7 +5,8 @@ import warnings
 
 import numpy as np
 
-from keras_flexast.files import PICTURE, SOFTWARE, atomic_write, refuse_overwrite
+from keras_flexast.files import PICTURE, SOFTWARE, refuse_overwrite
+from tf_data_pipelines.atomic import atomic_write
 
 MARKERS = "osD^vP*X"
 

@@ -6,15 +6,14 @@ import errno
 import os
 import pathlib
 import shutil
-import uuid
 import zipfile
 from collections.abc import Callable
+
+from tf_data_pipelines.atomic import PARTIAL, hidden
 
 SOFTWARE = "keras-flexast"  # as pictures name what wrote them
 LONGEST_NAME = 200  # bytes of 255; while it is written, a file or folder has a longer name
 FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))  # in the words of every library
-
-PARTIAL = ".partial"  # ending of the name of what is being written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,24 +206,6 @@ def kept_partials():
     return [partial for kind, partial in _partials if kind.is_whole(partial)]
 
 
-def atomic_write(path, content):
-    """Write text or bytes to a file that appears whole or not at all."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = hidden(path)
-    try:
-        if isinstance(content, str):
-            partial.write_text(content, encoding="utf-8")
-        else:
-            partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"{path} cannot be written: {reason}. Choose another place.") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def partial_of(folder):
     """Where a folder with `keep_partial` is built."""
     folder = pathlib.Path(folder)
@@ -232,15 +213,9 @@ def partial_of(folder):
 
 
 def _content(folder):
-    """Names in a folder, without what `atomic_folder` leaves when its process is killed."""
+    """Names in a folder, without what a killed process was writing, see `hidden`."""
     names = {path.name for path in folder.iterdir()}
     return {name for name in names if not (name.startswith(".") and PARTIAL in name)}
-
-
-def hidden(path):
-    """A name beside a path for what is being written; `_content` does not count it."""
-    path = pathlib.Path(path)
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
 
 
 def refuse_partial(folder):

@@ -324,10 +324,10 @@ Accumulate = Annotated[
 
 PrepareOut = Annotated[pathlib.Path, typer.Argument(help="Folder to write.", show_default=False)]
 Layout = Annotated[
-    str | None,
+    Literal[LAYOUT_NAMES] | None,
     typer.Option(
-        help="Layout of a published data set: " + ", ".join(LAYOUT_NAMES) + ". Not given: told "
-        "from the lists that are there.",
+        help="Layout of a published data set; esc50-fold1 to esc50-fold5 choose the test fold.",
+        show_default="told by its lists",
     ),
 ]
 SampleRate = Annotated[int, typer.Option(min=1000, help="Sample rate of the shards in Hz.")]

@@ -17,9 +17,9 @@ import zipfile
 import keras
 import numpy as np
 
-from keras_flexast.files import PARTIAL, atomic_write, hidden
 from keras_flexast.models import PackedAST
 from keras_flexast.settings import VERSION
+from tf_data_pipelines.atomic import PARTIAL, atomic_write, hidden
 from tf_data_pipelines.settings import (
     SHARES,
     DataWarning,

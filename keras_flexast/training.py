@@ -72,8 +72,9 @@ def train_run(
             a row at every patch size, a patch is larger than a spectrogram, model_options do not
             fit the data or `init`, or the loss became NaN or infinite.
     """
+    from tf_data_pipelines.clips import check_trained
     from tf_data_pipelines.shards import damage_named
-    from tf_data_pipelines.sources import check_trained, read_data
+    from tf_data_pipelines.sources import read_data
 
     inputs = [one for one in (data, init) if isinstance(one, str | os.PathLike)]
     refuse_overwrite(out, overwrite, kind=RUN, inputs=inputs)

@@ -13,12 +13,12 @@ from keras_flexast.files import (
     PICTURE,
     RUN,
     atomic_folder,
-    atomic_write,
     move_in,
     refuse_overwrite,
     remove_unfinished,
 )
 from keras_flexast.inference import FileEmbeddings, Timeline
+from tf_data_pipelines.atomic import atomic_write
 
 RUN_FILES = ("model.keras", "settings.json")
 
@@ -259,7 +259,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
             fill(partial, "best")
             raise error
     assert os.listdir(tmp_path) == ["out.partial"]
-    monkeypatch.setattr(pathlib.Path, "write_bytes", no_room)
+    monkeypatch.setattr(os, "fsync", no_room)
     for write, name in ((figure, "a.png"), (embeddings, "a.npz")):
         with pytest.raises(OSError, match=f"{name} cannot be written: No space left on device"):
             write(tmp_path / name)

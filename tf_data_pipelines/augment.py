@@ -76,6 +76,22 @@ def drawn_silence(clip, samples, settings, *, seed, sample_rate=16000, longest=N
     return tf.stack([first, total - first])
 
 
+def drawn_length(clip, samples, settings, *, seed, sample_rate=16000, longest=None):
+    """Number of samples that `augment_waveforms` makes of a clip, int32 ().
+
+    A new augmentation that changes lengths changes both.
+
+    Args:
+        clip, samples, settings, seed, sample_rate, longest: as in `drawn_silence`.
+    """
+    if not settings.fill_ms:
+        return samples
+    silence = drawn_silence(
+        clip, samples, settings, seed=seed, sample_rate=sample_rate, longest=longest
+    )
+    return samples + tf.reduce_sum(silence)
+
+
 def augment_features(clips, settings, fbank, seed):
     """Set one band of mel bins and one stretch of time of each spectrogram to 0, the mean.
 

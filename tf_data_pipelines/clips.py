@@ -89,6 +89,13 @@ class Source:
             row[list(clip.labels)] = 1
         return targets
 
+    def label_counts(self):
+        """{(label, split): number of clips}, without those that have none."""
+        counts = getattr(self.clips, "label_counts", None)  # of Records
+        if counts:
+            return counts()
+        return collections.Counter((label, c.split) for c in self.clips for label in c.labels)
+
     @property
     def split_names(self):
         """Split of every clip, str (clips,)."""
@@ -190,9 +197,8 @@ class ScannedSource:
         """
         splits = [str(name) for name in np.unique(self.source.split_names)]
         counts = {name: dict.fromkeys(splits, 0) for name in self.source.classes}
-        for clip in self.source.clips:
-            for label in clip.labels:
-                counts[self.source.classes[label]][clip.split] += 1
+        for (label, split), count in self.source.label_counts().items():
+            counts[self.source.classes[label]][split] = count
         quantiles = {"shortest": 0, "median": 0.5, "99 %": 0.99, "longest": 1}
         return {
             "clips": len(self.source),
@@ -207,6 +213,51 @@ class ScannedSource:
             },
             "classes": counts,
         }
+
+
+def measured_splits(source):
+    """Splits whose clips the mean and deviation of the log-mel values are measured on, a set."""
+    splits = set(np.unique(source.split_names).tolist())
+    return splits & {"train"} or splits
+
+
+def check_usable(source, kept, rejected, max_rejected=0.5):
+    """Raise a ValueError where too few clips, or no training clip of a class, can be used.
+
+    Args:
+        source: Source of all clips.
+        kept: Source of those that can be used.
+        rejected: (name, reason) of each other one.
+        max_rejected: largest share of these.
+    """
+    if not kept.clips or len(rejected) > max_rejected * len(source):
+        raise ValueError(
+            f"{len(rejected)} of {len(source)} clips cannot be used"
+            + (f", more than max_rejected={max_rejected:g}" if kept.clips else "")
+            + f":\n{reasons(rejected)}"
+        )
+    gone = source.label_counts().keys() - kept.label_counts().keys()
+    lost = {label for label, split in gone if split == "train"}
+    if lost:
+        names = [source.classes[label] for label in sorted(lost)]
+        clips = {c.name for c in source.clips if c.split == "train" and lost & set(c.labels)}
+        lines = [pair for pair in rejected if pair[0] in clips]
+        raise ValueError(
+            f"no training clip of {some_of(names)} can be used; add usable ones, or remove the "
+            f"class:\n{reasons(lines)}"
+        )
+
+
+def check_trained(source):
+    """Raise a ValueError for a class that has clips, but none to train on."""
+    present = source.label_counts().keys()
+    trained = {label for label, split in present if split == "train"}
+    lost = sorted({label for label, _ in present} - trained)
+    if lost:
+        raise ValueError(
+            f"no training clip of {some_of([source.classes[label] for label in lost])}, only clips "
+            f"for validation or test. Add some to the training split, or remove the class."
+        )
 
 
 def reasons(rejected):

@@ -16,6 +16,8 @@ from tf_data_pipelines.audio import MIN_SAMPLES, check_extension, decode_content
 from tf_data_pipelines.parts import HDF5
 from tf_data_pipelines.wav import has_at, number_at, pcm16_or_empty
 
+IN_HDF5 = f"(?s).*{re.escape(HDF5)}.*"  # paths of recordings in HDF5 files
+
 
 def decode_audio(path, sample_rate=16000, *, scanned=False, start=0.0, stop=None):
     """`read_audio` for eager code and for tf.data's `map`, with the same samples.
@@ -42,15 +44,16 @@ def decode_audio(path, sample_rate=16000, *, scanned=False, start=0.0, stop=None
             tf.errors.InvalidArgumentError with the same text.
         tf.errors.NotFoundError: the file does not exist.
     """
+    in_hdf5 = isinstance(path, str) and HDF5 in path
+    path = tf.convert_to_tensor(os.fsencode(path) if isinstance(path, str) else path, tf.string)
     always_whole = isinstance(start, int | float) and start == 0 and stop is None
-    if always_whole and not (isinstance(path, str) and HDF5 in path):
-        return _decode_whole(tf.convert_to_tensor(path, tf.string), sample_rate, scanned)
-    path = tf.convert_to_tensor(path, tf.string)
+    if always_whole and not in_hdf5:
+        return _decode_whole(path, sample_rate, scanned)
     start = tf.cast(start, tf.float64)
     stop = tf.cast(np.inf if stop is None else stop, tf.float64)
     whole = tf.equal(start, 0) & tf.math.is_inf(stop)
     wave = tf.cond(
-        whole & ~tf.strings.regex_full_match(path, f".*{re.escape(HDF5)}.*"),
+        whole & ~tf.strings.regex_full_match(path, IN_HDF5),
         lambda: _decode_whole(path, sample_rate, scanned),
         lambda: tf.numpy_function(
             functools.partial(_read_part, sample_rate=sample_rate),

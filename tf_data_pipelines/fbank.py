@@ -197,3 +197,30 @@ def _triangles(settings):
     rising = (position - left) / (center - left)
     falling = (right - position) / (right - center)
     return np.maximum(0.0, np.minimum(rising, falling)).astype("float32")
+
+
+def log_mel_sums(settings):
+    """A function that measures clips, for `mean_and_std`.
+
+    Args:
+        settings: FbankSettings; its mean and std are not used.
+
+    Returns:
+        function of a waveform, float32 (samples,), to float64 (3,): number, sum and sum of squares
+        of its log-mel values. It is traced once, and threads may share it.
+    """
+    signature = [tf.TensorSpec([None], tf.float32)]
+    filterbank = tf.function(lambda waveform: log_mel(waveform, settings), signature)
+
+    def sums(waveform):
+        values = filterbank(waveform).numpy().astype("float64")
+        return np.array([values.size, values.sum(), np.square(values).sum()])
+
+    return sums
+
+
+def mean_and_std(sums):
+    """Mean and standard deviation of all log-mel values, from the sums of each clip."""
+    count, total, squares = np.sum(list(sums), 0)
+    mean = total / count
+    return float(mean), float(np.sqrt(max(0.0, squares / count - mean**2)))

@@ -14,6 +14,7 @@ import zlib
 import numpy as np
 
 from tf_data_pipelines.audio import AUDIO_EXTENSIONS
+from tf_data_pipelines.settings import LAYOUT_NAMES
 
 SPLITS = ("train", "validation", "test")
 SPLIT_ALIASES = {
@@ -31,11 +32,10 @@ PATH_COLUMNS = ("path", "filename", "file", "wav")
 LABEL_COLUMNS = ("label", "labels", "category", "class")
 NAMED = 5  # examples named in a message
 
-LAYOUT = (
+EXPECTED = (
     "Expected one folder per class (data/dog/1.wav, data/cat/2.wav), or split folders first "
     "(data/train/dog/1.wav), or a .csv manifest with the columns path and label, or a published "
-    "data set with its own lists (esc50, speech-commands, audioset, vggsound, voxceleb1, "
-    "epic-sounds, ast)."
+    f"data set with its own lists ({', '.join(LAYOUT_NAMES)})."
 )
 
 
@@ -51,10 +51,10 @@ def read_folder(root):
     if sounds:
         raise ValueError(
             f"{root} has {len(sounds)} sound file(s) directly in it, such as "
-            f"{sounds[0].name!r}, so their class is unknown. {LAYOUT}"
+            f"{sounds[0].name!r}, so their class is unknown. {EXPECTED}"
         )
     if not folders:
-        raise ValueError(f"{root} is empty: no class folders in it. {LAYOUT}")
+        raise ValueError(f"{root} is empty: no class folders in it. {EXPECTED}")
     splits = [f for f in folders if f.name.lower() in SPLIT_ALIASES and folders_in(f)]
     splits = [f for f in splits if not sounds_in(f, deep=False)]
     if not splits:
@@ -172,7 +172,7 @@ def _read_header(manifest):
     """Lower-case column names, and (line number, {column: value}) of each line with text."""
     lines = csv_lines(manifest)
     if not lines:
-        raise ValueError(f"{manifest} is empty. {LAYOUT}")
+        raise ValueError(f"{manifest} is empty. {EXPECTED}")
     header = [name.lower() for name in lines[0][1]]
     twice = next((name for name in header if name and header.count(name) > 1), None)
     if twice:

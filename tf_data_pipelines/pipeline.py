@@ -15,11 +15,12 @@ replaces the columns that it uses and passes every other column along:
 """
 
 import dataclasses
+import os
 
 import numpy as np
 import tensorflow as tf
 
-from tf_data_pipelines.augment import augment_features, augment_waveforms, drawn_silence
+from tf_data_pipelines.augment import augment_features, augment_waveforms, drawn_length
 from tf_data_pipelines.decode import decode_audio
 from tf_data_pipelines.draws import PATCH, SHIFT, choice, training_order
 from tf_data_pipelines.fbank import features, log_mel_at, normalize
@@ -30,14 +31,22 @@ from tf_data_pipelines.settings import (
     MAX_ROW_LENGTH,
     AugmentSettings,
     PackSettings,
+    check_between,
     patch_name,
     round_row_length,
     training_row_length,
 )
-from tf_data_pipelines.shards import Records, decode_record, stored_clips, training_blocks
+from tf_data_pipelines.shards import (
+    Records,
+    decode_record,
+    record_key,
+    stored_clips,
+    training_blocks,
+)
 from tf_data_pipelines.sources import ScannedSource, WaveformSource
 from tf_data_pipelines.wav import decode_wav
 
+MAX_START = 2**40  # batches
 CACHE_SECONDS = 4 * 3600  # decoded clips up to 4 hours (0.9 GB of float32) stay in memory
 
 
@@ -79,6 +88,7 @@ def training_batches(data, fbank, *, patches, packing, seed=1337, augment=None, 
         ValueError: a clip has more tokens than a row at every patch size, and packing.overlong
             is "error"; the message names it.
     """
+    check_between("start", start, 0, MAX_START, kind=int)
     check_lengths(data, fbank, patches, packing)
     how = {"patches": patches, "packing": packing, "seed": seed, "augment": augment}
     waiting = _waiting(data, fbank, start=start, **how) if start else (0,)
@@ -156,7 +166,7 @@ def _from(order, start):
 
 
 def _waiting(data, fbank, *, patches, packing, seed, augment, start):
-    """Places of the clips that wait after so many batches, and of the one that comes next.
+    """Places of the clips not yet packed after `start` batches, then that of the next clip.
 
     The clips are packed by their lengths alone, without being read.
     """
@@ -164,17 +174,14 @@ def _waiting(data, fbank, *, patches, packing, seed, augment, start):
     fbanks = [fbank.with_frame_shift(ms) for ms in patches.frame_shifts_ms] or [fbank]
 
     def light(clip):
-        size = tf.gather(samples, clip["clip_id"])
-        if augment.fill_ms:
-            silence = drawn_silence(
-                clip,
-                size,
-                augment,
-                seed=seed,
-                sample_rate=fbank.sample_rate,
-                longest=int(samples.max()),
-            )
-            size += tf.reduce_sum(silence)
+        size = drawn_length(
+            clip,
+            tf.gather(samples, clip["clip_id"]),
+            augment,
+            seed=seed,
+            sample_rate=fbank.sample_rate,
+            longest=int(samples.max()),
+        )
         frames = tf.stack(
             [one.clip_frames or 1 + (size - one.window) // one.shift for one in fbanks]
         )
@@ -305,7 +312,7 @@ def load_waveforms(data, sample_rate):
 def _from_files(data, sample_rate):
     """Columns of a ScannedSource with `path` (and the part), and the function that replaces it."""
     clips = data.source.clips
-    columns = {"path": [clip.path for clip in clips], "label": data.source.targets()}
+    columns = {"path": [os.fsencode(clip.path) for clip in clips], "label": data.source.targets()}
     if not all(clip.whole for clip in clips):
         columns["start"] = np.array([clip.start for clip in clips], "float64")
         stops = (np.inf if clip.stop is None else clip.stop for clip in clips)
@@ -329,10 +336,15 @@ def _stored_waveform(data):
     clips, classes = _records(data), len(data.source.classes)
     labels, ends = tf.constant(clips.labels), tf.constant(clips.ends)
     starts = tf.constant(np.r_[0, clips.ends[:-1]])
+    keys, samples = tf.constant(clips.keys()), tf.constant(clips.samples)
 
     def load(clip):
         clip.pop("place", None)
-        waveform = decode_record(clip.pop("record"))
+        waveform, id = decode_record(clip.pop("record"))
+        same = tf.equal(record_key(id), keys[clip["clip_id"]])
+        same &= tf.equal(tf.size(waveform), samples[clip["clip_id"]])
+        with tf.control_dependencies([tf.debugging.Assert(same, ["changed shard:", id])]):
+            waveform = tf.identity(waveform)
         start, end = tf.gather(starts, clip["clip_id"]), tf.gather(ends, clip["clip_id"])
         label = labels[start:end]
         label = (

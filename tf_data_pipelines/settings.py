@@ -16,8 +16,9 @@ POSITIONS = ("grid", "physical")
 RESIZES = ("pi", "bilinear")
 OVERLONGS = ("error", "crop")
 PATCH_SIZES = (8, 10, 12, 16, 20, 24, 30, 32, 40, 48)  # FlexiAST's sampling set
-LAYOUT_NAMES = (  # of published data sets
-    "esc50", "speech-commands", "audioset", "vggsound", "voxceleb1", "epic-sounds", "ast",
+LAYOUT_NAMES = (  # of published data sets; those of ESC-50 say which fold is for the test
+    "esc50", "esc50-fold1", "esc50-fold2", "esc50-fold3", "esc50-fold4", "esc50-fold5",
+    "speech-commands", "audioset", "vggsound", "voxceleb1", "epic-sounds", "ast",
 )  # fmt: skip
 NOISE_FLOORS = (-120, 0)  # decibels over full scale
 MAX_ROW_LENGTH = 8192  # tokens; dense attention over more needs over 3 GB a layer

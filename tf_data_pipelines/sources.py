@@ -10,15 +10,23 @@ import dataclasses
 import os
 import pathlib
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from tf_data_pipelines.audio import MIN_SAMPLES, AudioError
-from tf_data_pipelines.clips import Clip, ScannedSource, Source, reasons
+from tf_data_pipelines.clips import (
+    Clip,
+    ScannedSource,
+    Source,
+    check_usable,
+    measured_splits,
+    reasons,
+)
 from tf_data_pipelines.datasets import layout_of, read_layout
 from tf_data_pipelines.listing import (
-    LAYOUT,
+    EXPECTED,
     draw_splits,
     read_folder,
     read_manifest,
@@ -161,16 +169,16 @@ def load_source(
     and the names.
 
     A published data set is read as it was published, with its own classes, splits and lists:
-    "esc50", "speech-commands", "audioset", "vggsound", "voxceleb1", "epic-sounds", or "ast" for
-    the JSON manifests of AST. The package `datasets` describes each, and what it does where a
-    split is not published; `validation`, `test` and `seed` play no part.
+    see settings.LAYOUT_NAMES; "ast" are the JSON manifests of AST. The package `datasets`
+    describes each, and what it does where a split is not published; `validation`, `test` and
+    `seed` play no part.
 
     Args:
         data: folder, .csv file or .json manifest of AST.
         classes: class names in the order of a trained model; None takes the published order, or
             sorts the names in data.
         layout: name of the published layout; None tells it from the lists that are there. A
-            folder that has class folders of its own is none.
+            folder with class folders is never taken for a published data set.
         validation: share of the clips of each class for validation, where data has no splits.
         test: share of the clips of each class for the test, where data has no splits.
         seed: random seed of the draw of the splits.
@@ -186,7 +194,7 @@ def load_source(
     checked_shares((validation, test))
     data = pathlib.Path(data).expanduser()
     if not data.exists():
-        raise FileNotFoundError(f"data={str(data)!r} does not exist. {LAYOUT}")
+        raise FileNotFoundError(f"data={str(data)!r} does not exist. {EXPECTED}")
     layout = layout_of(data) if layout is None else layout
     if layout is not None:
         source = read_layout(data, layout)
@@ -196,7 +204,7 @@ def load_source(
     present = [source.classes[label] for label in present]
     if classes is None and len(source.classes) < 2:
         raise ValueError(
-            f"{data} has one class, {present[0]!r}; a classifier needs at least 2. {LAYOUT}"
+            f"{data} has one class, {present[0]!r}; a classifier needs at least 2. {EXPECTED}"
         )
     check_names(data, source.classes)
     return source if classes is None else _in_order(data, source, tuple(classes), present)
@@ -209,7 +217,7 @@ def _own_source(data, *, validation, test, seed):
     elif data.suffix.lower() == ".csv":
         rows, multi_label = read_manifest(data)
     else:
-        raise ValueError(f"data={str(data)!r} is neither a folder nor a .csv file. {LAYOUT}")
+        raise ValueError(f"data={str(data)!r} is neither a folder nor a .csv file. {EXPECTED}")
     classes = sorted({name for _, names, _ in rows for name in names})
     check_names(data, classes)
     if rows[0][2] is None:
@@ -266,17 +274,16 @@ def scan_source(source, settings, progress=False, max_rejected=0.5, *, refuse=No
     import rich.progress
     import tensorflow as tf
 
-    from tf_data_pipelines.fbank import log_mel
+    from tf_data_pipelines.fbank import log_mel_sums, mean_and_std
     from tf_data_pipelines.wav import decode_wav
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
     def is_plain(path):
         return tf.size(decode_wav(path, settings.sample_rate)) >= min_samples
 
-    signature = [tf.TensorSpec([None], tf.float32)]
-    filterbank = tf.function(lambda waveform: log_mel(waveform, settings), signature)
+    sums = log_mel_sums(settings)
     min_samples = max(settings.window, MIN_SAMPLES)  # decode_audio refuses under MIN_SAMPLES
-    measured_split = {"train"} & {clip.split for clip in source.clips}
+    measured = measured_splits(source)
 
     def measure(clip):
         try:
@@ -287,12 +294,10 @@ def scan_source(source, settings, progress=False, max_rejected=0.5, *, refuse=No
         except AudioError as error:
             return _Measured(reason=str(error))
         seconds = waveform.size / settings.sample_rate
-        plain = clip.whole and bool(is_plain(clip.path))
-        if measured_split and clip.split not in measured_split:
+        plain = clip.whole and bool(is_plain(tf.constant(os.fsencode(clip.path))))
+        if clip.split not in measured:
             return _Measured(None, seconds, plain)
-        values = filterbank(waveform).numpy().astype(np.float64)
-        sums = (values.size, values.sum(), np.square(values).sum())
-        return _Measured(None, seconds, plain, sums)
+        return _Measured(None, seconds, plain, sums(waveform))
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(measure, source.clips)
@@ -305,17 +310,16 @@ def scan_source(source, settings, progress=False, max_rejected=0.5, *, refuse=No
     kept = dataclasses.replace(
         source, clips=tuple(clip for clip, one in pairs if one.reason is None)
     )
-    _check_rejected(source, kept, rejected, max_rejected)
-    emptied = sorted(_labels_by_split(source) - _labels_by_split(kept))
-    count, total, squares = np.sum([one.sums for one in results], 0)
-    mean = total / count
+    check_usable(source, kept, rejected, max_rejected)
+    emptied = sorted(source.label_counts().keys() - kept.label_counts().keys())
+    mean, std = mean_and_std(one.sums for one in results)
     return ScannedSource(
         kept,
         np.array([one.seconds for one in results if one.reason is None]),
         rejected=rejected,
         emptied=tuple((source.classes[label], split) for label, split in emptied),
-        mean=float(mean),
-        std=float(np.sqrt(max(0.0, squares / count - mean**2))),
+        mean=mean,
+        std=std,
         graph_only=all(one.plain for one in results),
     )
 
@@ -333,41 +337,4 @@ class _Measured(NamedTuple):
     reason: str | None
     seconds: float = 0.0
     plain: bool = True
-    sums: tuple[int, float, float] = (0, 0.0, 0.0)
-
-
-def _check_rejected(source, kept, rejected, max_rejected):
-    """Raise where too few clips are left for a warning."""
-    if not kept.clips or len(rejected) > max_rejected * len(source):
-        raise ValueError(
-            f"{len(rejected)} of {len(source)} clips cannot be used"
-            + (f", more than max_rejected={max_rejected:g}" if kept.clips else "")
-            + f":\n{reasons(rejected)}"
-        )
-    gone = _labels_by_split(source) - _labels_by_split(kept)
-    lost = {label for label, split in gone if split == "train"}
-    if lost:
-        names = [source.classes[label] for label in sorted(lost)]
-        clips = {c.name for c in source.clips if c.split == "train" and lost & set(c.labels)}
-        lines = [pair for pair in rejected if pair[0] in clips]
-        raise ValueError(
-            f"no training clip of {some_of(names)} can be used; add usable ones, or remove the "
-            f"class:\n{reasons(lines)}"
-        )
-
-
-def check_trained(source):
-    """Raise a ValueError for a class that has clips, but none to train on."""
-    present = _labels_by_split(source)
-    trained = {label for label, split in present if split == "train"}
-    lost = sorted({label for label, _ in present} - trained)
-    if lost:
-        raise ValueError(
-            f"no training clip of {some_of([source.classes[label] for label in lost])}, only clips "
-            f"for validation or test. Add some to the training split, or remove the class."
-        )
-
-
-def _labels_by_split(source):
-    """The (label, split) pairs that have a clip."""
-    return {(label, clip.split) for clip in source.clips for label in clip.labels}
+    sums: Sequence[float] = (0.0, 0.0, 0.0)

@@ -12,10 +12,11 @@ from keras_flexast.conversion.front_end import AUDIOSET_CLASSES, front_end
 from keras_flexast.conversion.initialization import initialize
 from keras_flexast.conversion.model_parts import read_parts
 from keras_flexast.conversion.weight_names import IMAGE_FAMILIES, WeightNames, family_of
-from keras_flexast.files import RUN, atomic_folder, atomic_write, refuse_overwrite
+from keras_flexast.files import RUN, atomic_folder, refuse_overwrite
 from keras_flexast.models import PackedAST
 from keras_flexast.runs import Run, save_run, versions
 from keras_flexast.settings import FAMILIES, MAX_SEED, TABLE_RULES, TARGETS, TrainSettings
+from tf_data_pipelines.atomic import atomic_write
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import (
     BASE_PATCH,

@@ -15,11 +15,11 @@ from rich.progress import Progress
 from keras_flexast.evaluation import evaluate_run, measure, share_text
 from keras_flexast.export.backgrounds import BACKGROUNDS, BufferedClips
 from keras_flexast.figures import points_figure
-from keras_flexast.files import atomic_write
 from keras_flexast.inference.artifacts import load_artifact, scoring_artifacts
 from keras_flexast.inference.classifier import load_classifier
 from keras_flexast.runs import described
 from keras_flexast.settings import FORMATS
+from tf_data_pipelines.atomic import atomic_write
 from tf_data_pipelines.settings import check_between, check_choice, check_positive
 
 BOUNDS = {"float32": 0.5, "float16": 0.5, "dynamic": 0.5, "int8": 2.0}  # points; more is explained

@@ -10,9 +10,10 @@ from keras_flexast.export.common import (
     check_backend,
     scores_of_features,
 )
-from keras_flexast.files import atomic_write, refuse_overwrite
+from keras_flexast.files import refuse_overwrite
 from keras_flexast.inference.artifacts import LABELS, artifact_texts, describe_artifact
 from keras_flexast.inference.scoring import scoring_model
+from tf_data_pipelines.atomic import atomic_write
 from tf_data_pipelines.settings import patch_pair
 
 OPSET = 17  # the first with DFT

@@ -26,10 +26,11 @@ import numpy as np
 
 from keras_flexast.export.common import check_backend
 from keras_flexast.export.serving_files import batching_config, updated_config, write_warm_up
-from keras_flexast.files import SAVED_MODEL, atomic_folder, atomic_write
+from keras_flexast.files import SAVED_MODEL, atomic_folder
 from keras_flexast.inference.artifacts import artifact_texts, describe_artifact
 from keras_flexast.models import embedding_model
 from keras_flexast.settings import MAX_SERVED_SECONDS
+from tf_data_pipelines.atomic import atomic_write
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import (
     MAX_PEAK,

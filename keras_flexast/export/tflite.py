@@ -23,11 +23,12 @@ from keras_flexast.export.common import (
 )
 from keras_flexast.export.tflite_join import join_parts
 from keras_flexast.export.tflite_metadata import attach_metadata
-from keras_flexast.files import atomic_write, refuse_overwrite
+from keras_flexast.files import refuse_overwrite
 from keras_flexast.inference.artifacts import describe_artifact
 from keras_flexast.inference.padded import PaddedScoring
 from keras_flexast.inference.runtimes import length_signature
 from keras_flexast.inference.scoring import scoring_model
+from tf_data_pipelines.atomic import atomic_write
 from tf_data_pipelines.settings import patch_name, patch_pair
 
 # int8 quantizes dense layers only: other operations gain little on a CPU and lose accuracy.

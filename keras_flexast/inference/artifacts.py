@@ -20,11 +20,12 @@ import numpy as np
 from rich.markup import escape
 from rich.progress import Progress
 
-from keras_flexast.files import EMBEDDINGS, atomic_write, refuse_overwrite
+from keras_flexast.files import EMBEDDINGS, refuse_overwrite
 from keras_flexast.inference.runtimes import DESCRIPTION, LABELS, OPENERS, model_folder
 from keras_flexast.inference.windows import BATCH_SAMPLES, mean_of_windows
 from keras_flexast.runs import described, labels_text
 from keras_flexast.settings import VERSION
+from tf_data_pipelines.atomic import atomic_write
 from tf_data_pipelines.settings import (
     SHARES,
     check_positive,

@@ -10,9 +10,10 @@ import numpy as np
 from rich.progress import Progress
 
 from keras_flexast.figures import timeline_figure
-from keras_flexast.files import PICTURE, FileKind, atomic_write, refuse_overwrite
+from keras_flexast.files import PICTURE, FileKind, refuse_overwrite
 from keras_flexast.inference.scoring import fixed_scorer
 from keras_flexast.settings import DEFAULT_WINDOW
+from tf_data_pipelines.atomic import atomic_write
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import check_positive, patch_name
 

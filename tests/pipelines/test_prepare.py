@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import tensorflow as tf
 
+from tf_data_pipelines import prepare
 from tf_data_pipelines.audio import read_audio
 from tf_data_pipelines.pipeline import evaluation_batches, training_batches
 from tf_data_pipelines.prepare import prepare_data
@@ -24,7 +25,14 @@ from tf_data_pipelines.settings import (
     PackSettings,
     PatchSettings,
 )
-from tf_data_pipelines.shards import INDEX, damage_named, stored_clips, training_blocks, verify
+from tf_data_pipelines.shards import (
+    INDEX,
+    damage_named,
+    stored_clips,
+    to_text,
+    training_blocks,
+    verify,
+)
 from tf_data_pipelines.sources import WaveformSource, read_data
 
 FBANK = FbankSettings(mel_bins=64)
@@ -213,6 +221,10 @@ def test_after_a_kill_it_goes_on_to_the_same_bytes(tmp_path, sounds):
     assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
 
 
+def no_room(*_):
+    raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+
 def test_a_full_disk_leaves_what_is_done(tmp_path, sounds, monkeypatch):
     prepare_data(sounds, tmp_path / "whole", clips_per_shard=4)
     written, replace = [], os.replace
@@ -228,6 +240,10 @@ def test_a_full_disk_leaves_what_is_done(tmp_path, sounds, monkeypatch):
     with pytest.raises(OSError, match="No space left on device"):
         prepare_data(sounds, tmp_path / "out", clips_per_shard=4)
     monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.io.TFRecordWriter, "write", no_room)
+        with pytest.raises(OSError, match=r"out\.partial cannot be written: there is no room"):
+            prepare_data(sounds, tmp_path / "out", clips_per_shard=4)
     assert len(list((tmp_path / "out.partial").glob("*.tfrecord"))) == 3
     prepare_data(sounds, tmp_path / "out", clips_per_shard=4)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
@@ -240,10 +256,15 @@ def test_two_preparations_of_one_folder(tmp_path, sounds):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(BlockingIOError, match="another process prepares"):
             prepare_data(sounds, tmp_path / "out")
-    (partial / "lock").rename(partial / "notes.txt")
-    with pytest.raises(FileExistsError, match="is in the way"):
-        prepare_data(sounds, tmp_path / "out")
-    assert os.listdir(partial) == ["notes.txt"]
+    (partial / "lock").unlink()
+    for name in ("notes.txt", "plan.json", "dataset.json", "lock"):
+        (partial / name).write_text("[7]")
+        (partial / "thesis.json").write_text("mine")
+        with pytest.raises(FileExistsError, match="is in the way"):
+            prepare_data(sounds, tmp_path / "out")
+        assert set(os.listdir(partial)) == {name, "thesis.json"}
+        assert (partial / name).read_text() == "[7]"
+        (partial / name).unlink()
     (tmp_path / "there").touch()
     with pytest.raises(FileExistsError, match="there exists already"):
         prepare_data(sounds, tmp_path / "there")
@@ -266,14 +287,46 @@ def test_clips_that_cannot_be_used_are_listed(tmp_path):
         path.write_bytes(b"no sound")
     with pytest.raises(ValueError, match="12 of 12 clips cannot be used"):
         prepare_data(folder, tmp_path / "none")
+    write_sounds(folder, 12)
+    facts = prepare_data(folder, tmp_path / "none")  # files that were mended are read again
+    assert facts["rejected"] == [] and len(read_data(tmp_path / "none", FBANK).source) == 12
+    for path in (folder / "class1").iterdir():
+        path.write_bytes(b"no sound")
+    with pytest.raises(ValueError, match=r"no training clip of 'class1' can be used"):
+        prepare_data(folder, tmp_path / "lost")
+
+
+def test_a_data_set_for_the_test_alone(tmp_path):
+    write_sounds(tmp_path / "sounds" / "test", 6)
+    write_sounds(tmp_path / "sounds" / "validation", 6)
+    prepare_data(tmp_path / "sounds", tmp_path / "out")
+    stored, files = (read_data(tmp_path / name, FbankSettings()) for name in ("out", "sounds"))
+    assert (stored.mean, stored.std) == pytest.approx((files.mean, files.std), abs=1e-3)
+
+
+def test_ids_are_paths_below_the_data_also_through_a_link(tmp_path, sounds, monkeypatch):
+    (tmp_path / "link").symlink_to(sounds, target_is_directory=True)
+    monkeypatch.chdir(sounds.parent)
+    for data, out in ((sounds, "a"), (tmp_path / "link", "b"), (sounds.name, "c")):
+        prepare_data(data, tmp_path / out)
+    assert content(tmp_path / "a") == content(tmp_path / "b") == content(tmp_path / "c")
+    names = {clip.name.partition(" (")[0] for clip in read_data(tmp_path / "a", FBANK).source.clips}
+    assert names == {f"{path.parent.name}/{path.name}" for path in sounds.rglob("*.wav")}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda facts: facts.update(version=9), "has version 9; this program reads 1"),
+        (lambda facts: facts.update(version=9), "has version 9; this program reads 2"),
         (lambda facts: facts["shards"][0].update(bytes=7), r"has .* bytes; expected 7 bytes"),
-        (lambda facts: facts["shards"][0].update(name="no"), "no is missing; expected"),
+        (lambda facts: facts["shards"][0].update(name="n.tfrecord"), "n.tfrecord is missing"),
+        (lambda facts: facts["shards"][0].update(name="../x"), "is damaged"),
+        (lambda facts: facts["shards"][0].update(bytes="7"), "is damaged"),
+        (lambda facts: facts["shards"][0].update(split="x"), "is damaged"),
+        (lambda facts: facts["shards"][0].update(labels=to_text([-1] * 24)), "is damaged"),
+        (lambda facts: facts["shards"][0].update(samples=to_text([0] * 24)), "is damaged"),
+        (lambda facts: facts.update(rejected=[["a", 5]]), "is damaged"),
+        (lambda facts: facts.update(classes="abcdefg"), "is damaged"),
         (lambda facts: facts.clear(), "is damaged"),
         (lambda facts: facts.pop("shards"), "is damaged"),
         (lambda facts: facts.update(mean="x"), "is damaged"),
@@ -308,6 +361,29 @@ def test_a_changed_shard_is_noticed(tmp_path, sounds):
         read_data(tmp_path / "out", FbankSettings(sample_rate=8000))
 
 
+def test_a_shard_in_the_place_of_another_is_noticed(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(16):
+        path = tmp_path / "sounds" / "train" / f"class{number % 2}" / f"{number:02}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, rng.normal(0, 0.1, 4000), 16000)
+    prepare_data(tmp_path / "sounds", tmp_path / "out", clips_per_shard=4)
+    paths = [tmp_path / "out" / f"train-0000{number}.tfrecord" for number in range(2)]
+    assert len({path.stat().st_size for path in paths}) == 1
+    contents = [path.read_bytes() for path in paths]
+    for path, other in zip(paths, reversed(contents), strict=True):
+        path.write_bytes(other)
+    data = read_data(tmp_path / "out", FbankSettings())
+    settings = {"patches": PatchSettings((16,)), "packing": PACKING}
+    changed = r"train-0000[01]\.tfrecord was changed"
+    with pytest.raises(ValueError, match=changed):
+        data.source.clips[0].read()
+    with pytest.raises(ValueError, match=changed), damage_named(data):
+        list(evaluation_batches(data, FbankSettings(), **settings))
+    with pytest.raises(ValueError, match=changed), damage_named(data):
+        next(iter(training_batches(data, FbankSettings(), **settings)))
+
+
 def test_a_rate_and_a_loud_clip(tmp_path):
     folder = write_sounds(tmp_path / "sounds", 6)
     loud = np.random.default_rng(0).normal(0, 2, 9000)
@@ -333,6 +409,29 @@ def test_clips_that_are_refused_are_left_out(prepared):
     assert list(found.source.clips) == kept
     with pytest.raises(ValueError, match="no clip can be used"):
         read_data(prepared, FBANK, refuse=lambda name, s: "no")
+
+
+def test_files_that_changed_meanwhile_are_read_again(tmp_path, sounds):
+    folder = write_sounds(tmp_path / "sounds", 12)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, folder, tmp_path / "out"])
+    while process.poll() is None and not list((tmp_path / "out.partial").glob("*.tfrecord")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for path in folder.rglob("*.wav"):
+        waveform, rate = soundfile.read(path)
+        soundfile.write(path, -waveform, rate)
+    (tmp_path / "out.partial" / "train-00000.json").write_text("{")  # as a bad disk leaves it
+    prepare_data(folder, tmp_path / "out", clips_per_shard=2)
+    prepare_data(folder, tmp_path / "whole", clips_per_shard=2)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_long_clips_make_shards_of_fewer(tmp_path, sounds, monkeypatch):
+    monkeypatch.setattr(prepare, "SHARD_BYTES", 150_000)
+    facts = prepare_data(sounds, tmp_path / "out")
+    assert 2 < max(shard["clips"] for shard in facts["shards"]) < 8
+    assert len(facts["shards"]) > 3 and all(s["bytes"] < 400_000 for s in facts["shards"])
 
 
 def test_it_goes_on_after_a_kill_in_its_last_moment(tmp_path, sounds):

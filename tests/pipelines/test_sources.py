@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tf_data_pipelines.clips import check_trained
 from tf_data_pipelines.fbank import log_mel
 from tf_data_pipelines.listing import sound_files
 from tf_data_pipelines.settings import FbankSettings
@@ -15,7 +16,6 @@ from tf_data_pipelines.sources import (
     Clip,
     Source,
     WaveformSource,
-    check_trained,
     load_source,
     scan_source,
 )

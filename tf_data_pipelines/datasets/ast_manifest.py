@@ -16,7 +16,6 @@ from tf_data_pipelines.datasets.audioset import class_names, read_class_labels
 from tf_data_pipelines.datasets.lists import (
     Row,
     draw_validation,
-    has_class_folders,
     read_lines,
     source_of,
 )
@@ -29,7 +28,7 @@ HEAD = 65536  # bytes that tell a manifest from other JSON
 def is_ast(data):
     """Whether this is a .json file, or a folder with manifests of AST."""
     if data.is_dir():
-        return bool(_manifests(data)) and not has_class_folders(data)
+        return bool(_manifests(data))
     return data.suffix.lower() == ".json"
 
 

@@ -12,7 +12,6 @@ that such downloads have: {ytid}_{start ms}_{end ms}, {ytid}_{start:.3f} or Y{yt
 from tf_data_pipelines.datasets.lists import (
     Row,
     draw_validation,
-    has_class_folders,
     in_class_order,
     number_of,
     read_table,
@@ -31,8 +30,8 @@ COLUMNS = ("YTID", "start_seconds", "end_seconds", "positive_labels")
 
 
 def is_audioset(data):
-    """Whether a folder holds AudioSet."""
-    return any((data / name).is_file() for name in LISTS) and not has_class_folders(data)
+    """Whether a folder has a list of AudioSet."""
+    return any((data / name).is_file() for name in LISTS)
 
 
 def read_audioset(root):

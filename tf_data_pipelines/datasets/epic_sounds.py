@@ -13,7 +13,6 @@ import re
 
 from tf_data_pipelines.datasets.lists import (
     Row,
-    has_class_folders,
     in_class_order,
     number_of,
     read_table,
@@ -30,8 +29,8 @@ COLUMNS = ("annotation_id", "video_id", "start_timestamp", "stop_timestamp", "cl
 
 
 def is_epic_sounds(data):
-    """Whether a folder holds EPIC-SOUNDS."""
-    return any((data / name).is_file() for name in LISTS) and not has_class_folders(data)
+    """Whether a folder has a list of EPIC-SOUNDS."""
+    return any((data / name).is_file() for name in LISTS)
 
 
 def read_epic_sounds(root):

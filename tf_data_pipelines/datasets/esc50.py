@@ -8,7 +8,6 @@ import re
 
 from tf_data_pipelines.datasets.lists import (
     Row,
-    has_class_folders,
     in_class_order,
     number_of,
     read_table,
@@ -22,23 +21,26 @@ FOLDS = 5
 
 
 def is_esc50(data):
-    """Whether a folder holds ESC-50."""
-    return (data / LIST).is_file() and not has_class_folders(data)
+    """Whether a folder has a list of ESC-50."""
+    return (data / LIST).is_file()
 
 
-def read_esc50(root, test_fold=5, validation_fold=4):
+def read_esc50(root, test_fold=5, validation_fold=None):
     """ESC-50 as a Source; classes in the order of their target.
 
     Args:
         root: pathlib.Path of the folder.
         test_fold: fold of the test clips, 1 to 5; for all five scores of the benchmark, read it
             five times.
-        validation_fold: fold of the validation clips, another one.
+        validation_fold: fold of the validation clips, another one; None for the fold before, which
+            of fold 1 is 5.
 
     Raises:
         FileNotFoundError: the list, or every clip, is missing.
         ValueError: a fold is unknown, or the list is not as it was published.
     """
+    if validation_fold is None:
+        validation_fold = test_fold - 1 or FOLDS
     for name, fold in (("test_fold", test_fold), ("validation_fold", validation_fold)):
         check_between(name, fold, 1, FOLDS, kind=int)
     if test_fold == validation_fold:

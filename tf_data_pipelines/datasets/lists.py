@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import itertools
+import math
 import os
 import re
 import warnings
@@ -17,10 +18,11 @@ VALIDATION_SHARE = 0.1  # of the training clips, where a data set publishes no v
 # Folders with these words (or numbers only) are parts of a data set, others may be classes.
 PART_WORDS = {
     *("train", "training", "eval", "evaluation", "test", "testing", "val", "valid", "validation"),
-    *("dev", "balanced", "unbalanced", "segments", "part", "data", "meta", "metadata", "csv"),
-    *("audio", "audios", "wav", "wavs", "flac", "ogg", "mp", "sound", "sounds", "clips", "lists"),
-    *("p", "id"),  # P01 of EPIC-KITCHENS, id10001 of VoxCeleb
+    *("dev", "bal", "unbal", "balanced", "unbalanced", "segments", "part", "data", "meta"),
+    *("metadata", "csv", "audio", "audios", "wav", "wavs", "flac", "ogg", "mp", "sound", "sounds"),
+    *("clips", "lists"),
 }
+PEOPLE = {"p", "id"}  # P01 of EPIC-KITCHENS, id10001 of VoxCeleb
 
 
 class Row(NamedTuple):
@@ -54,10 +56,11 @@ def source_of(root, rows, classes, *, multi_label=False):
 
     Raises:
         FileNotFoundError: no file is there.
-        ValueError: there are no rows.
+        ValueError: there are no rows, or a clip is in two splits.
     """
     if not rows:
         raise ValueError(f"the lists in {root} are empty. Download them again.")
+    rows = _once(root, rows)
     missing = [row for row in rows if row.path is None]
     names = tuple(row.name for row in missing)
     if len(missing) == len(rows):
@@ -89,6 +92,20 @@ def source_of(root, rows, classes, *, multi_label=False):
         if row.path is not None
     )
     return Source(tuple(clips), tuple(classes), multi_label, missing=names)
+
+
+def _once(root, rows):
+    """The rows without repeats; a ValueError where a clip is in two splits."""
+    splits, kept = {}, {}
+    for row in rows:
+        clip = (row.path or row.name, row.start, row.stop)
+        if splits.setdefault(clip, row.split) != row.split:
+            raise ValueError(
+                f"{root}: the lists have {row.name} for {splits[clip]} and for {row.split}. Remove "
+                f"one of the lines, so that no clip is tested that was trained on."
+            )
+        kept.setdefault((*clip, row.labels), row)
+    return list(kept.values())
 
 
 def draw_validation(rows, key=lambda row: row.name):
@@ -195,7 +212,10 @@ def read_lines(path):
 def number_of(row, column, where, kind=int):
     """A value of a row as a number; a ValueError names the place where it is."""
     try:
-        return kind(row[column])
+        number = kind(row[column])
+        if not math.isfinite(number):
+            raise ValueError
+        return number
     except ValueError:
         raise ValueError(
             f"{where}: {column} is {row[column]!r}, expected a number. Download the list again."
@@ -230,6 +250,8 @@ def has_class_folders(root):
     classes = 0
     for folder in folders_in(root):
         words = {word.lower() for word in re.findall(r"[^\W\d_]+", folder.name)}
+        if words and words <= PEOPLE:
+            continue
         if words <= PART_WORDS:
             if has_class_folders(folder):
                 return True

@@ -8,7 +8,6 @@ from tf_data_pipelines.datasets.audioset import video_of
 from tf_data_pipelines.datasets.lists import (
     Row,
     draw_validation,
-    has_class_folders,
     number_of,
     read_table,
     sounds_by_stem,
@@ -21,8 +20,8 @@ SPLITS = ("train", "test")
 
 
 def is_vggsound(data):
-    """Whether a folder holds VGGSound."""
-    return (data / LIST).is_file() and not has_class_folders(data)
+    """Whether a folder has a list of VGGSound."""
+    return (data / LIST).is_file()
 
 
 def read_vggsound(root):

@@ -7,7 +7,7 @@ iden_split.txt                       "1 id10001/1zcIwhmdeo4/00001.wav": 1 traini
 
 import re
 
-from tf_data_pipelines.datasets.lists import Row, has_class_folders, read_lines, source_of
+from tf_data_pipelines.datasets.lists import Row, read_lines, source_of
 
 LIST = "iden_split.txt"
 SPLITS = {"1": "train", "2": "validation", "3": "test"}
@@ -15,8 +15,8 @@ LINE = re.compile(r"([123])\s+((id\d+)/[^/]+/[^/]+)")
 
 
 def is_voxceleb1(data):
-    """Whether a folder holds VoxCeleb1 with its list for identification."""
-    return (data / LIST).is_file() and not has_class_folders(data)
+    """Whether a folder has a list of VoxCeleb1 with its list for identification."""
+    return (data / LIST).is_file()
 
 
 def read_voxceleb1(root):
