@@ -30,7 +30,7 @@ from tf_data_pipelines.prepare import prepare_data
 RATE, STORED = 44100, 16000  # Hz, of the files and of the shards
 FILES, SECONDS = 300, 10  # FLAC files, as AudioSet's clips are often kept: 330 MB
 REPEATS = 5  # in turn, so that both ways meet the same neighbors on the machine
-SMALL, SMALL_SECONDS = 3000, 1.0  # WAV files for the kills
+SMALL, SMALL_SECONDS = 1500, 1.0  # WAV files for the kills
 
 
 def write_files(folder, files, seconds, ending):
@@ -112,12 +112,14 @@ def kill_often(folder, kills):
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-                partial = folder / "out.partial"
-                shards = len(list(partial.glob("*.tfrecord"))) if partial.exists() else 0
+                place = out if out.exists() else folder / "out.partial"
+                shards = len(list(place.glob("*.tfrecord")))
                 of = len(expected) - 1
                 moments[list(moments)[0 if not shards else 1 if shards < of else 2]] += 1
                 done += 1
-                break
+                if not out.exists():  # else it died with its work done
+                    break
+                process = None
             runs += whole(process, out, expected)
     finish(start_preparation(data, out))
     runs += whole(None, out, expected)

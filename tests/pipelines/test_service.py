@@ -13,7 +13,9 @@ import soundfile
 import tensorflow as tf
 
 from tf_data_pipelines.pipeline import evaluation_batches, training_batches
+from tf_data_pipelines.prepare import prepare_data
 from tf_data_pipelines.settings import AugmentSettings, FbankSettings, PackSettings, PatchSettings
+from tf_data_pipelines.shards import read_prepared
 from tf_data_pipelines.sources import load_source, scan_source
 
 CLIPS = 14
@@ -42,6 +44,19 @@ def scanned(tmp_path_factory):
         path.parent.mkdir(exist_ok=True)
         soundfile.write(path, rng.normal(0, 0.1, 6000 + 1111 * number), 16000)
     return scan_source(load_source(root, validation=0, test=0), FBANK)
+
+
+@pytest.fixture(scope="module")
+def stored(scanned, tmp_path_factory):
+    """The same clips in shards of four."""
+    root, out = os.path.dirname(os.path.dirname(scanned.clip_name(0))), tmp_path_factory.mktemp("s")
+    prepare_data(root, out / "shards", clips_per_shard=4, shares=(0, 0))
+    return read_prepared(out / "shards", FBANK)
+
+
+@pytest.fixture(params=["files", "shards"])
+def data(request, scanned, stored):
+    return scanned if request.param == "files" else stored
 
 
 @pytest.fixture(scope="module")
@@ -114,18 +129,19 @@ def test_a_file_changed_since_the_scan_is_named(scanned, tmp_path):
         list(evaluation_batches(changed, FBANK, patches=PATCHES, packing=PACKING))
 
 
-def test_the_service_evaluates_every_clip_once(scanned, service):
+def test_the_service_evaluates_every_clip_once(data, service):
     patches = dataclasses.replace(PATCHES, patch_sizes=(16,), frame_shifts_ms=())
-    batches = evaluation_batches(scanned, FBANK, patches=patches, packing=PACKING)
+    batches = evaluation_batches(data, FBANK, patches=patches, packing=PACKING)
     clips, expected = clips_in(distributed(batches, service)), clips_in(batches)
     assert sorted(clips) == list(range(CLIPS))
     for clip_id, tokens in clips.items():
         np.testing.assert_allclose(tokens, expected[clip_id], rtol=0, atol=1e-5)
 
 
-def test_the_service_makes_training_batches(scanned, service):
+def test_the_service_makes_training_batches(data, service):
     augment = AugmentSettings(gain_db=6.0, freq_mask=9, time_mask_ms=100.0)
-    batches = training_batches(scanned, FBANK, patches=PATCHES, packing=PACKING, augment=augment)
+    batches = training_batches(data, FBANK, patches=PATCHES, packing=PACKING, augment=augment)
+    assert not {op for op in operations(batches) if "Py" in op}
     made = distributed(batches, service)
     assert made.element_spec == batches.element_spec
     extents = set()
