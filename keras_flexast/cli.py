@@ -31,8 +31,11 @@ from keras_flexast.settings import (
     TrainSettings,
 )
 from keras_flexast.terminal import (
+    class_table,
     conversion_table,
     errors,
+    evaluation_table,
+    json_text,
     nothing_on_stderr,
     print_tables,
     show_warning,
@@ -200,35 +203,39 @@ def evaluate(
     resize: options.ResizeRun = None,
     full_length: options.FullLength = False,
     figure: options.FigureOption = None,
+    confusion: options.Confusion = None,
+    per_class: options.PerClass = False,
     as_json: options.AsJson = False,
 ):
     """Accuracy (mAP where clips have several labels) of a run or artifact at several patch sizes.
 
     An artifact is run by its own runtime: the number is what the exported file scores.
+    d' is that of the mean area under the ROC curve (AUC). --json has all of it for each class.
     """
     _start()
-    from keras_flexast.evaluation import evaluate_run, share_text
-    from keras_flexast.figures import accuracy_figure, refuse_picture
+    from keras_flexast.evaluation import evaluate_run
+    from keras_flexast.figures import accuracy_figure, confusion_figure, refuse_picture
 
     refuse_picture(figure)
+    refuse_picture(confusion)
     results = evaluate_run(
         run, data, patch_sizes=parse_patch_sizes(patch_sizes), split=split,
         frame_shift_ms=frame_shift_ms, resize=resize, full_length=full_length,
         progress=not as_json,
     )  # fmt: skip
-    metric, clips = results[0]["metric"], results[0]["clips"]
+    first = results[0]
     if figure:
-        curve = {result["name"]: result["value"] for result in results}
-        accuracy_figure({run.name: curve}, figure, f"{clips} clips", metric)
+        accuracy_figure({run.name: results}, figure, f"{first['clips']} clips")
+    classes, matrix = [one["class"] for one in first["per_class"]], first["confusion"]
+    if confusion and matrix:
+        title = f"{run.name}, patch {first['name']}"
+        confusion_figure(classes, matrix, confusion, title)
     if as_json:
-        typer.echo(json.dumps(results, indent=2))
-        return
-    packed = "tokens" in results[0]
-    table = Table("patch size", metric, "clips", *(["tokens per clip", "row fill"] * packed))
-    for r in results:
-        more = (f"{r['tokens'] / r['clips']:.0f}", f"{100 * r['fill']:.0f} %") if packed else ()
-        table.add_row(r["name"], f"{share_text(r)} %", str(r["clips"]), *more)
-    print_tables(table)
+        typer.echo(json_text(results))
+    else:
+        print_tables(evaluation_table(results), *([class_table(results)] * per_class))
+    if confusion and not matrix:
+        raise ValueError("confusion=True needs clips of one label each; leave it out.")
 
 
 @app.command()

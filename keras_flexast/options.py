@@ -415,6 +415,17 @@ EvaluatePatchSizes = Annotated[
     ),
 ]
 Split = Annotated[str, typer.Option(help="Split: train, validation, test, or all.")]
+Confusion = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        help="PNG file to draw the confusion matrix into, at the first of the patch sizes.",
+        show_default=False,
+    ),
+]
+PerClass = Annotated[
+    bool,
+    typer.Option("--per-class", help="Also print the number of each class at each patch size."),
+]
 
 # === predict ===
 

@@ -101,6 +101,20 @@ def test_it_learns_and_works_at_every_patch_size(trained, sounds, tmp_path):
     values = [r["value"] for r in results]
     assert min(values) > 0.5 and np.mean(values) > 0.7, values  # chance is 0.33
     assert figure.read_bytes()[:4] == b"\x89PNG"
+    for r in results:
+        assert np.sum(r["confusion"]) == r["clips"] and r["top1"] == r["value"]
+        assert np.trace(r["confusion"]) == round(r["clips"] * r["value"])
+        assert [one["class"] for one in r["per_class"]] == ["high", "low", "middle"]
+        assert 0.5 < r["auc"] <= 1 and 0 < r["mAP"] <= 1 and r["top5"] is None
+
+
+def test_evaluate_shows_the_confusion_and_each_class(trained, sounds, tmp_path):
+    picture = tmp_path / "confusion.png"
+    how = ("--split", "all", "--patch-sizes", "32,16", "--confusion", picture, "--per-class")
+    code, out, message = run("evaluate", trained, sounds, *how)
+    assert code == 0, message
+    assert "patch 32" in out and "middle" in out and "AUC" in out
+    assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_shards_are_data_for_every_command(trained, sounds, tmp_path):
@@ -296,6 +310,9 @@ def test_multi_label_manifests_train_and_score_by_map(sounds, tmp_path):
     assert code == 0, message
     (result,) = json.loads(stdout)
     assert result["metric"] == "mAP" and 0 < result["value"] <= 1 and result["clips"] == 3
+    assert result["mAP"] == result["value"] and result["confusion"] is None
+    code, stdout, message = run("evaluate", out, manifest, "--confusion", tmp_path / "c.png")
+    assert code == 1 and "row fill" in stdout and "needs clips of one label each" in message
 
 
 @pytest.mark.parametrize(
