@@ -23,8 +23,9 @@ from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
 from keras_flexast.metrics import accuracy
 from keras_flexast.models import ElasticAST
 from keras_flexast.runs import Run, save_run, versions
+from keras_flexast.schedules import WarmupCosine
 from keras_flexast.settings import MAX_SEED, TrainSettings
-from keras_flexast.training import WarmupCosine, compile_packed, time_cells
+from keras_flexast.training import compile_packed, time_cells
 from tf_data_pipelines.atomic import atomic_write
 from tf_data_pipelines.settings import (
     BASE_PATCH,

@@ -1,4 +1,4 @@
-"""Training with plain `compile` and `fit`: loss, schedule, callbacks, and a run at the end."""
+"""Training with plain `compile` and `fit`: from data to a run."""
 
 import dataclasses
 import math
@@ -9,14 +9,13 @@ import warnings
 import keras
 import numpy as np
 
-from keras_flexast.distribution import batch_devices, sum_over_devices
-from keras_flexast.evaluation import score_clips
+from keras_flexast.callbacks import KeepBest, MeanAveragePrecision, StopDiverged
+from keras_flexast.distribution import batch_devices
 from keras_flexast.files import RUN, atomic_folder, refuse_overwrite, refuse_partial
-from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
-from keras_flexast.layers import MaskedSelfAttention
-from keras_flexast.layers.kernels import choose_kernel, current_site
 from keras_flexast.models import PackedAST
-from keras_flexast.runs import Run, as_run, save_model, save_run, versions
+from keras_flexast.optimizers import compile_packed
+from keras_flexast.runs import Run, as_run, save_run, versions
+from keras_flexast.schedules import WarmupCosine
 from keras_flexast.settings import DEFAULT_SIZE, MAX_DROPOUT, TrainSettings
 from tf_data_pipelines.resize import patch_count
 from tf_data_pipelines.settings import (
@@ -133,205 +132,6 @@ def train_run(
             run.model.set_weights(model.get_weights())
             save_run(run, folder)
     return run, history
-
-
-@keras.saving.register_keras_serializable(package="keras_flexast")
-class PackedLoss(keras.losses.Loss):
-    """Cross-entropy over the clips of a packed batch, divided by the number of clips.
-
-    The default reduction would divide by rows x segments: the learning rate would shrink
-    with every empty slot. Keras's mean over the weights would, on several devices, be the mean
-    of the devices' means, in which a clip counts less where its device holds more of them.
-
-    Args:
-        multi_label: whether the labels are (rows, segments, classes).
-        name: name of the loss.
-    """
-
-    def __init__(self, multi_label=False, name="packed_loss"):
-        super().__init__(name=name, reduction="sum")
-        self.multi_label = multi_label
-
-    def call(self, labels, logits):
-        kind = "binary" if self.multi_label else "sparse_categorical"
-        return getattr(keras.losses, f"{kind}_crossentropy")(labels, logits, from_logits=True)
-
-    def __call__(self, y_true, y_pred, sample_weight=None):
-        if sample_weight is None:
-            sample_weight = keras.ops.ones(keras.ops.shape(y_pred)[:-1])
-        total = super().__call__(y_true, y_pred, sample_weight)
-        total, clips, devices = sum_over_devices(
-            total, keras.ops.cast(keras.ops.sum(sample_weight), total.dtype)
-        )
-        # Keras adds up the gradients of the devices, and multiplies the values that it reports.
-        return keras.ops.divide_no_nan(total, clips) / devices
-
-    def get_config(self):
-        return {"multi_label": self.multi_label, "name": self.name}
-
-
-def packed_loss(multi_label=False):
-    """The loss of a packed batch, see PackedLoss."""
-    return PackedLoss(multi_label)
-
-
-def compile_packed(
-    model, learning_rate, *, multi_label=False, weight_decay=5e-7, row_length=None, accumulate=1
-):
-    """Compile a packed model: Adam, the loss above, accuracy of single-label clips, XLA.
-
-    Args:
-        model: PackedAST, or another model on packed batches.
-        learning_rate: float or schedule.
-        multi_label: whether the labels are (rows, segments, classes).
-        weight_decay: decoupled weight decay of the optimizer.
-        row_length: tokens in a row of the batches to come, so that XLA compiles the step
-            where it is fastest; None leaves that to Keras's `jit_compile="auto"`.
-        accumulate: batches to each step of the optimizer; a schedule still counts batches.
-
-    Raises:
-        ValueError: accumulate is above 1 for several devices of TensorFlow's.
-    """
-    if accumulate > 1 and keras.backend.backend() == "tensorflow" and batch_devices() > 1:
-        raise ValueError(
-            f"accumulate={accumulate}: Keras cannot accumulate gradients inside a strategy of "
-            f"tf.distribute. Leave it out, pass fewer batch_tokens, or use JAX."
-        )
-    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    optimizer = keras.optimizers.Adam(
-        learning_rate, 0.95, 0.999, weight_decay=weight_decay,
-        gradient_accumulation_steps=accumulate if accumulate > 1 else None,
-    )  # fmt: skip
-    if any(layer.compute_dtype == "float16" for layer in model._flatten_layers()):
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)  # its gradients underflow
-    model.compile(
-        optimizer,
-        packed_loss(multi_label),
-        weighted_metrics=[] if multi_label else [accuracy],
-        jit_compile=_jit_compile(model, row_length),
-    )
-    model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice
-
-
-def _jit_compile(model, row_length):
-    """Whether XLA compiles the step. Keras's "auto" leaves it out on a CPU, where it is faster."""
-    site = current_site(row_length)
-    if row_length is None or site.device != "cpu" or site.distributed:
-        return "auto"
-    layers = [one for one in model._flatten_layers() if isinstance(one, MaskedSelfAttention)]
-    return all(choose_kernel(layer.attention, site).supports_jit for layer in layers)
-
-
-@keras.saving.register_keras_serializable(package="keras_flexast")
-class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up and cosine decay to zero, once for each stage of a training.
-
-    Args:
-        learning_rate: learning rate at the end of each warm-up.
-        stages: number of steps of each stage; several restart the schedule without compiling
-            again.
-        warmup: share of a stage's steps in which the learning rate rises.
-    """
-
-    def __init__(self, learning_rate, stages, warmup=0.1):
-        self.learning_rate = learning_rate
-        self.stages = tuple(stages)
-        self.warmup = warmup
-
-    def __call__(self, step):
-        ops = keras.ops
-        step = ops.cast(step, "float32")
-        value, start = ops.zeros(()), 0
-        for steps in self.stages:
-            rise = max(1.0, self.warmup * steps)
-            done = step - start
-            part = ops.clip((done - rise) / max(1.0, steps - rise), 0, 1)
-            here = ops.minimum((done + 1) / rise, 0.5 * (1 + ops.cos(math.pi * part)))
-            value = ops.where(done >= 0, self.learning_rate * here, value)
-            start += steps
-        return value
-
-    def get_config(self):
-        return {
-            "learning_rate": self.learning_rate,
-            "stages": self.stages,
-            "warmup": self.warmup,
-        }
-
-
-class MeanAveragePrecision(keras.callbacks.Callback):
-    """Adds the exact `val_mAP` to the logs at the end of each epoch (multi-label data).
-
-    Args:
-        batches: batches of `tf_data_pipelines.evaluation_batches`.
-        source: Source of the validation clips.
-    """
-
-    def __init__(self, batches, source):
-        super().__init__()
-        self.batches = batches
-        self.source = source
-
-    def on_train_begin(self, logs=None):
-        self.predictor = PackedPredictor(self.model)
-
-    def on_epoch_end(self, epoch, logs=None):
-        logits, _ = packed_outputs(self.predictor, self.batches, len(self.source))
-        logs["val_mAP"] = score_clips(self.source, logits)["value"]
-
-
-class StopDiverged(keras.callbacks.Callback):
-    """Raises a ValueError as soon as a loss is NaN or infinite, before such weights are saved.
-
-    Args:
-        folder: where the best weights so far are, for the message.
-    """
-
-    def __init__(self, folder):
-        super().__init__()
-        self.folder = folder
-        self.epoch = 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._check(logs["loss"], f"step {batch + 1} of")
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._check(logs.get("val_loss", 0.0), "the validation after")
-
-    def _check(self, loss, place):
-        if math.isfinite(loss):
-            return
-        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        kept = "the best weights so far" if self.epoch else "the weights from before the training"
-        raise ValueError(
-            f"the loss is {loss} in {place} epoch {self.epoch + 1}, at a learning rate of "
-            f"{rate:g}. Lower it (learning_rate, --learning-rate). {self.folder} holds {kept}."
-        )
-
-
-class KeepBest(keras.callbacks.Callback):
-    """Saves the model at the end of each epoch that is the best so far, of equal ones the last.
-
-    The file is replaced whole: a kill at any moment leaves the one or the other. NaN never wins.
-
-    Args:
-        path: path of the `.keras` file.
-        metric: name of a metric in the logs; larger is better, from 0.
-    """
-
-    def __init__(self, path, metric):
-        super().__init__()
-        self.path = path
-        self.metric = metric
-        self.best = 0.0
-
-    def on_epoch_end(self, epoch, logs=None):
-        if logs[self.metric] >= self.best:
-            self.best = logs[self.metric]
-            save_model(self.model, self.path)
 
 
 def steps_per_epoch(data, fbank, patches, packing):
