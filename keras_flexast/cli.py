@@ -28,6 +28,7 @@ from keras_flexast.settings import (
     FORMATS,
     KEPT_VERSIONS,
     MAX_SERVED_SECONDS,
+    DistillSettings,
     TrainSettings,
 )
 from keras_flexast.terminal import (
@@ -43,6 +44,7 @@ from keras_flexast.terminal import (
 from tf_data_pipelines.settings import PATCH_SIZES, FbankSettings, PatchSettings
 
 TRAIN, PATCHES, FBANK = TrainSettings(), PatchSettings(), FbankSettings()  # the defaults
+DISTILL = DistillSettings()
 DRAWN_SIZES, EXPORTED_SIZES = sizes_text(PATCH_SIZES), sizes_text(EXPORT_PATCH_SIZES)
 ALL_FORMATS = ",".join(FORMATS)
 EXPORTED_FORMATS = ",".join(FORMATS[:2])  # onnx needs an extra
@@ -90,6 +92,10 @@ def train(
     size: options.TrainSize = None,
     pooling: options.TrainPooling = None,
     init: options.Init = None,
+    teacher: options.TeacherRun = None,
+    teacher_patch_size: options.TeacherPatchSize = None,
+    distill_weight: options.DistillWeight = DISTILL.weight,
+    temperature: options.Temperature = DISTILL.temperature,
     patch_sizes: options.PatchSizes = DRAWN_SIZES,
     frame_shifts_ms: options.FrameShiftsMs = None,
     epochs: options.Epochs = TRAIN.epochs,
@@ -119,6 +125,12 @@ def train(
     """
     if init and (size or pooling):
         raise typer.BadParameter("--size and --pooling are those of --init; leave them out.")
+    size_heard = parse_pair(teacher_patch_size, "--teacher-patch-size")
+    distill = DistillSettings(distill_weight, temperature, patch_size=size_heard)
+    if not teacher and distill != DISTILL:
+        raise typer.BadParameter(
+            "--teacher-patch-size, --distill-weight and --temperature belong to --teacher."
+        )
     sizes, shifts = parse_patch_sizes(patch_sizes), parse_numbers(frame_shifts_ms)
     settings = TrainSettings(
         epochs,
@@ -144,7 +156,8 @@ def train(
 
     run, history = train_run(
         data, out, settings=settings, patch_sizes=sizes, frame_shifts_ms=shifts,
-        model_options=chosen, init=init, overwrite=overwrite, progress=True,
+        model_options=chosen, init=init, teacher=teacher, distill=distill, overwrite=overwrite,
+        progress=True,
     )  # fmt: skip
     metric = "val_mAP" if run.multi_label else "val_accuracy"
     typer.echo(f"Best {metric}: {max(history.history[metric]):.4f}. The run is in {out}.")

@@ -80,7 +80,7 @@ def confusion_figure(classes, confusion, path, title):
     figure = Figure(figsize=(size + 2.6, size + 1.4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     mesh = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
-    for row, column in zip(*np.nonzero(counts), strict=True):
+    for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
         share = 100 * shares[row, column]
         color = "white" if share > 60 else "black"
         axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=color, fontsize=7)

@@ -18,6 +18,7 @@ from keras_flexast.settings import (
     INPUTS,
     MAX_DROPOUT,
     MAX_SEED,
+    MAX_TEMPERATURE,
     POOLINGS,
     PRECISIONS,
     SIZES,
@@ -233,6 +234,25 @@ TrainPooling = Annotated[
 Init = Annotated[
     pathlib.Path | None,
     typer.Option(help="Run to start from, such as a converted checkpoint.", show_default=False),
+]
+TeacherRun = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        "--teacher",
+        help="Run of the same classes to learn from, beside the labels: knowledge distillation.",
+        show_default=False,
+    ),
+]
+TeacherPatchSize = Annotated[
+    str | None,
+    typer.Option(help="Patch size of the teacher, or frequency x time.", show_default="its own"),
+]
+DistillWeight = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of the teacher's loss; the rest is the labels'.")
+]
+Temperature = Annotated[
+    float,
+    typer.Option(min=0.1, max=MAX_TEMPERATURE, help="Temperature of the teacher's loss."),
 ]
 PatchSizes = Annotated[
     str,

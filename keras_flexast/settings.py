@@ -15,6 +15,7 @@ from tf_data_pipelines.settings import (
     check_flag,
     check_positive,
     checked_shares,
+    patch_pair,
 )
 
 VERSION = "0.1.0"
@@ -36,10 +37,35 @@ INPUTS = ("waveform", "features")
 DEFAULT_WINDOW = 1.0  # seconds of a timeline's windows
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 MAX_DROPOUT = 0.9
+MAX_TEMPERATURE = 100.0
 EXPORT_PATCH_SIZES = (8, 16, 24, 32, 48)
 MAX_SERVED_SECONDS = 60.0
 LONGEST_CLIP = 86400  # seconds, a day
 KEPT_VERSIONS = 2  # of a served model: the server loads two
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillSettings(Settings):
+    """How a student learns from a teacher beside the labels.
+
+    Args:
+        weight: share of the teacher's loss in the whole, 0 to 1; the rest is that of the labels.
+        temperature: what both models' logits are divided by in the teacher's loss: a higher one
+            tells more of the classes that the teacher holds for unlikely.
+        patch_size: int or (frequency, time), at which the teacher hears every clip; None for its
+            base patch.
+    """
+
+    weight: float = 0.5
+    temperature: float = 2.0
+    _: dataclasses.KW_ONLY
+    patch_size: int | tuple | None = None
+
+    def __post_init__(self):
+        check_between("weight", self.weight, 0, 1)
+        check_between("temperature", self.temperature, 0.1, MAX_TEMPERATURE)
+        if self.patch_size is not None:
+            object.__setattr__(self, "patch_size", patch_pair(self.patch_size))
 
 
 @dataclasses.dataclass(frozen=True)

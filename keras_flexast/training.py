@@ -10,13 +10,14 @@ import keras
 import numpy as np
 
 from keras_flexast.callbacks import KeepBest, MeanAveragePrecision, StopDiverged
+from keras_flexast.distillation import Distillation
 from keras_flexast.distribution import batch_devices
 from keras_flexast.files import RUN, atomic_folder, refuse_overwrite, refuse_partial
 from keras_flexast.models import PackedAST
 from keras_flexast.optimizers import compile_packed
 from keras_flexast.runs import Run, as_run, save_run, versions
 from keras_flexast.schedules import WarmupCosine
-from keras_flexast.settings import DEFAULT_SIZE, MAX_DROPOUT, TrainSettings
+from keras_flexast.settings import DEFAULT_SIZE, MAX_DROPOUT, DistillSettings, TrainSettings
 from tf_data_pipelines.resize import patch_count
 from tf_data_pipelines.settings import (
     BASE_PATCH,
@@ -35,7 +36,8 @@ FIXED_BY_INIT = {
 
 def train_run(
     data, out, *, settings=None, patch_sizes=PATCH_SIZES, frame_shifts_ms=None, augment=None,
-    fbank=None, model_options=None, init=None, overwrite=False, progress=False,
+    fbank=None, model_options=None, init=None, teacher=None, distill=None, overwrite=False,
+    progress=False,
 ):  # fmt: skip
     """Train a model on sounds and write the run to `out`.
 
@@ -59,6 +61,9 @@ def train_run(
             its options where model_options name no others, and its filterbank, with the new
             clips' mean and std and at their full lengths. Its head is kept for the same
             classes.
+        teacher: Run, or its folder, of the same classes, from whose scores of the same clips the
+            model learns beside the labels; without fbank and init its filterbank is used.
+        distill: DistillSettings; None for the defaults.
         overwrite: whether to replace an existing run.
         progress: whether to show a progress bar while the files are read.
 
@@ -69,13 +74,14 @@ def train_run(
         FileExistsError: `out` exists.
         ValueError: the data cannot be used, a class has no training clip, a clip is longer than
             a row at every patch size, a patch is larger than a spectrogram, model_options do not
-            fit the data or `init`, or the loss became NaN or infinite.
+            fit the data or `init`, the teacher has other classes or hears another spectrogram, or
+            the loss became NaN or infinite.
     """
     from tf_data_pipelines.clips import check_trained
     from tf_data_pipelines.shards import damage_named
     from tf_data_pipelines.sources import read_data
 
-    inputs = [one for one in (data, init) if isinstance(one, str | os.PathLike)]
+    inputs = [one for one in (data, init, teacher) if isinstance(one, str | os.PathLike)]
     refuse_overwrite(out, overwrite, kind=RUN, inputs=inputs)
     refuse_partial(out)
     settings, options = settings or TrainSettings(), dict(model_options or {})
@@ -89,8 +95,10 @@ def train_run(
     init = None if init is None else as_run(init).full_length()
     if init is not None and fbank is not None:
         raise ValueError("fbank cannot change, because the weights of init hear with their own.")
-    front_end = (fbank or FbankSettings()) if init is None else init.fbank
-    data_name = _name_of(data)
+    data_name, teacher_name = _name_of(data), _name_of(teacher)
+    teacher = None if teacher is None else as_run(teacher).full_length()
+    heard = init or teacher
+    front_end = fbank or (heard.fbank if heard else FbankSettings())
     shares = settings.validation, settings.test
     check_between("dropout", options.get("dropout", 0), 0, MAX_DROPOUT)
     data = read_data(data, front_end, shares=shares, progress=progress)
@@ -117,11 +125,17 @@ def train_run(
             "augment": augment and augment.to_dict(),
             "model_options": options,
             "init": init and {"name": init_name, **init.made_by},
+            "teacher": teacher and {"name": teacher_name, **teacher.made_by},
+            "distill": teacher and (distill or DistillSettings()).to_dict(),
             "versions": versions(),
         },
     )
+    taught = teacher and Distillation(run, teacher, distill or DistillSettings())
     with damage_named(train):  # the validation clips are counted
-        fit = _prepare(run, train=train, validation=validation, settings=settings, augment=augment)
+        fit = _prepare(
+            run, train=train, validation=validation, settings=settings, augment=augment,
+            taught=taught,
+        )  # fmt: skip
     with atomic_folder(out, overwrite, kind=RUN, inputs=inputs, keep_partial=True) as folder:
         with damage_named(train):
             history = fit(folder)
@@ -204,12 +218,14 @@ def _packing(data, fbank, *, patches, settings, segments):
     return packing
 
 
-def _prepare(run, *, train, validation, settings, augment):
+def _prepare(run, *, train, validation, settings, augment, taught):
     """Compile the model of a run and check its clips; a function that trains it in a folder."""
     from tf_data_pipelines.pipeline import counted, evaluation_batches, training_batches
 
-    model, how = run.model, {"patches": run.patches, "packing": run.packing, "seed": settings.seed}
-    batches = training_batches(train, run.fbank, augment=augment, **how)
+    model = taught.model() if taught else run.model
+    how = {"patches": run.patches, "packing": run.packing, "seed": settings.seed}
+    tokens = taught and taught.tokens(train)
+    batches = training_batches(train, run.fbank, augment=augment, teacher=tokens, **how)
     held_out = counted(evaluation_batches(validation, run.fbank, cache=True, **how))
     # Whole steps of the optimizer, so that no gradient waits for the next epoch.
     steps = steps_per_epoch(train, run.fbank, run.patches, run.packing)

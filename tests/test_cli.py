@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from keras_flexast import cli
 from keras_flexast.evaluation import evaluate_run
 from keras_flexast.runs import load_run
-from keras_flexast.settings import SIZES
+from keras_flexast.settings import SIZES, DistillSettings
 from tf_data_pipelines import audio
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -391,6 +391,20 @@ def test_nothing_of_the_users_is_replaced(trained, sounds, tmp_path):
 def test_unknown_options_end_in_usage(arguments):
     code, _, message = run(*arguments)
     assert code == 2 and "Usage" in message
+
+
+@ONCE
+def test_train_hands_a_teacher_on(sounds, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr("keras_flexast.training.train_run", lambda *_, **how: given.update(how))
+    run(
+        "train", sounds, "--out", tmp_path / "run", "--teacher", tmp_path, "--teacher-patch-size",
+        "16x8", "--distill-weight", 0.75, "--temperature", 3,
+    )  # fmt: skip
+    assert given["teacher"] == tmp_path
+    assert given["distill"] == DistillSettings(0.75, 3.0, patch_size=(16, 8))
+    code, _, message = run("train", sounds, "--out", tmp_path / "run", "--temperature", 3)
+    assert code == 2 and "belong to --teacher" in message
 
 
 def test_names_in_brackets_are_text(trained, sounds, tmp_path, monkeypatch):
