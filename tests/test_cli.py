@@ -396,7 +396,12 @@ def test_unknown_options_end_in_usage(arguments):
 @ONCE
 def test_train_hands_a_teacher_on(sounds, tmp_path, monkeypatch):
     given = {}
-    monkeypatch.setattr("keras_flexast.training.train_run", lambda *_, **how: given.update(how))
+
+    def train_run(*_, **how):
+        given.update(how)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("keras_flexast.training.train_run", train_run)
     run(
         "train", sounds, "--out", tmp_path / "run", "--teacher", tmp_path, "--teacher-patch-size",
         "16x8", "--distill-weight", 0.75, "--temperature", 3,
