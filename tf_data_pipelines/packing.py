@@ -35,8 +35,8 @@ def pack(clips, settings, beside=None):
         settings: PackSettings.
         beside: {name: row length} of further tokens of the same clips, the columns `NAME_tokens`
             and `NAME_positions`. They are packed beside the others, each into a row of its own
-            length and into the clip's slot there: a clip joins a row only if it fits all of them.
-            None for no others.
+            length and into the clip's slot there: a clip joins a row only if it fits all of them,
+            and of what fits, that is best which fills the first row. None for no others.
 
     Returns:
         Dataset of rows, dictionaries with
@@ -157,7 +157,7 @@ class _Packer:
             oldest = order[: self.buffer_size]
             sums = tf.matmul(self.subsets, tf.gather(lengths, oldest))
             fits = tf.reduce_all(sums <= most, 1)
-            best = tf.argmax(tf.where(fits, tf.reduce_sum(sums / most, 1), -1.0))
+            best = tf.argmax(tf.where(fits, sums[:, 0], -1.0))
             # Equal values keep their order: the chosen clips by age, then the others.
             chosen, by_choice = tf.math.top_k(tf.gather(self.subsets, best), self.buffer_size)
             oldest, chosen = tf.gather(oldest, by_choice), tf.cast(chosen, tf.int32)
