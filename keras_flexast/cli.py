@@ -12,7 +12,7 @@ import typer
 from rich.table import Column, Table
 
 from keras_flexast import options
-from keras_flexast.files import kept_partials, remove_unfinished
+from keras_flexast.files import RESUME_HINT, kept_partials, remove_unfinished
 from keras_flexast.interrupts import EXIT_CODE, end_on_interrupt
 from keras_flexast.options import (
     command_line,
@@ -541,7 +541,9 @@ def _start():
 def _stopped():
     """What Ctrl-C leaves behind, in one line; nothing but that stays."""
     remove_unfinished()
-    kept = "".join(f" The best weights so far are in {path}." for path in kept_partials())
+    kept = "".join(
+        f" The best weights so far are in {path}.{RESUME_HINT}" for path in kept_partials()
+    )
     return f"Stopped.{kept}"
 
 
