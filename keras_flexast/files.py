@@ -231,9 +231,7 @@ def partial_of(folder):
 
 
 def resumable(folder):
-    """Whether `folder`'s partial holds the state of a training; else it can begin anew.
-
-    A folder in which nothing was finished yet is removed.
+    """Whether `folder`'s partial holds the state of a training; else nothing in it is whole yet.
 
     Raises:
         FileNotFoundError: there is no partial folder.
@@ -252,7 +250,6 @@ def resumable(folder):
     if (partial / STATE).exists():
         return True
     if partial.is_dir() and not _content(partial):
-        shutil.rmtree(partial)
         return False
     raise FileExistsError(
         f"resume=True finds no {STATE} in {partial}, only other files. Rename the folder and begin "

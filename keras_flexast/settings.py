@@ -30,6 +30,10 @@ SIZES = {  # name: (dim, depth, num_heads)
 }
 DEFAULT_SIZE, DEFAULT_POOLING = "tiny", "attention"
 POOLINGS = {"attention": 0, "cls": 1, "cls_distillation": 2, "mean": 0}  # name: prefix tokens
+FIXED_BY_INIT = (  # arguments of a model for which the weights that it starts from are made
+    "size", "dim", "depth", "num_heads", "mlp_ratio", "pooling", "prefix_tokens", "table", "grid",
+    "base_patch", "stride", "mel_bins",
+)  # fmt: skip
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("cosine", "step", "constant")

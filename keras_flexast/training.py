@@ -34,7 +34,7 @@ from keras_flexast.models import PackedAST
 from keras_flexast.optimizers import COMPILED, compile_packed
 from keras_flexast.runs import Run, as_run, fields_of, run_settings, save_run, versions
 from keras_flexast.schedules import schedule_of
-from keras_flexast.settings import DEFAULT_SIZE, MAX_DROPOUT, Recipe
+from keras_flexast.settings import DEFAULT_SIZE, FIXED_BY_INIT, MAX_DROPOUT, Recipe
 from tf_data_pipelines.resize import patch_count
 from tf_data_pipelines.settings import (
     BASE_PATCH,
@@ -43,11 +43,6 @@ from tf_data_pipelines.settings import (
     base_and_stride,
     check_between,
 )
-
-FIXED_BY_INIT = {
-    "size", "dim", "depth", "num_heads", "mlp_ratio", "pooling", "prefix_tokens", "table", "grid",
-    "base_patch", "stride", "mel_bins",
-}  # fmt: skip
 
 
 def train_run(
@@ -99,18 +94,18 @@ def train_run(
     from tf_data_pipelines.sources import read_data
 
     inputs = [one for one in (data, init) if isinstance(one, str | os.PathLike)]
-    resume = resume and resumable(out)
+    facts = read_facts(partial_of(out)) if resume and resumable(out) else None
     refuse_overwrite(out, overwrite, kind=RUN, inputs=inputs)
-    facts = read_facts(partial_of(out)) if resume else None
-    recipe = (Recipe.from_dict(facts["recipe"]) if resume else Recipe()).replaced(
+    if not resume:
+        refuse_partial(out)
+    recipe = (Recipe.from_dict(facts["recipe"]) if facts else Recipe()).replaced(
         train=settings, patch_sizes=patch_sizes, frame_shifts_ms=frame_shifts_ms, augment=augment,
         fbank=fbank, model=model_options and dict(model_options), init=_path_of(init),
     )  # fmt: skip
-    if resume:
+    if facts:
         check_recipe(facts, recipe.to_dict())
         init, front_end = None, FbankSettings.from_dict(facts["run"]["fbank"])
     else:
-        refuse_partial(out)
         init, front_end = _beginning(init, recipe)
     names = {"data": _name_of(data), "init": _name_of(recipe.init)}
     shares = recipe.train.validation, recipe.train.test
@@ -118,7 +113,7 @@ def train_run(
     check_trained(data.source)
     known = data_facts(data)
     keras.utils.set_random_seed(recipe.train.seed)
-    if resume:
+    if facts:
         check_data(facts, known)
         run = Run(PackedAST.from_config(facts["model"]), **fields_of(facts["run"]))
     else:
@@ -149,7 +144,7 @@ def _beginning(init, recipe):
     check_between("dropout", recipe.model.get("dropout", 0), 0, MAX_DROPOUT)
     if init is None:
         return None, recipe.fbank or FbankSettings()
-    resized = sorted(FIXED_BY_INIT & set(recipe.model))
+    resized = sorted(set(FIXED_BY_INIT) & set(recipe.model))
     if resized:
         raise ValueError(
             f"model_options: {', '.join(resized)} cannot change, because the weights of init are "
