@@ -12,7 +12,7 @@ import typer
 from rich.table import Column, Table
 
 from keras_flexast import options
-from keras_flexast.files import kept_partials, remove_unfinished
+from keras_flexast.files import RESUME_HINT, kept_partials, remove_unfinished
 from keras_flexast.interrupts import EXIT_CODE, end_on_interrupt
 from keras_flexast.options import (
     command_line,
@@ -22,7 +22,9 @@ from keras_flexast.options import (
     parse_patch_sizes,
     parse_words,
     sizes_text,
+    typed_options,
 )
+from keras_flexast.recipes import DISTILL_OPTIONS, chosen
 from keras_flexast.settings import (
     EXPORT_PATCH_SIZES,
     FORMATS,
@@ -87,8 +89,11 @@ def demo(
 
 @app.command()
 def train(
+    context: typer.Context,
     data: options.DataArgument,
     out: options.TrainOut,
+    recipe: options.RecipeOption = None,
+    resume: options.Resume = False,
     size: options.TrainSize = None,
     pooling: options.TrainPooling = None,
     init: options.Init = None,
@@ -100,6 +105,14 @@ def train(
     frame_shifts_ms: options.FrameShiftsMs = None,
     epochs: options.Epochs = TRAIN.epochs,
     learning_rate: options.LearningRate = TRAIN.learning_rate,
+    schedule: options.Schedule = TRAIN.schedule,
+    optimizer: options.Optimizer = TRAIN.optimizer,
+    weight_decay: options.WeightDecay = TRAIN.weight_decay,
+    label_smoothing: options.LabelSmoothing = TRAIN.label_smoothing,
+    ema: options.Ema = TRAIN.ema,
+    patience: options.Patience = TRAIN.patience,
+    frozen: options.Frozen = TRAIN.frozen,
+    lora_rank: options.LoraRank = TRAIN.lora_rank,
     batch_tokens: options.BatchTokens = TRAIN.batch_tokens,
     row_length: options.RowLength = TRAIN.row_length,
     segments: options.Segments = TRAIN.segments,
@@ -120,44 +133,34 @@ def train(
 
     Without splits in DATA, some clips of each class are drawn for validation and some for test;
     `evaluate` and `export` draw the same.
-    While it trains, and after an interruption, RUN.partial is a run of the best epoch so far.
+    While it trains, and after an interruption, RUN.partial is a run of the best epoch so far;
+    after a kill at any moment, the same command with --resume goes on.
     Curves: tensorboard --logdir RUN.partial/logs, later RUN/logs.
     """
     if init and (size or pooling):
         raise typer.BadParameter("--size and --pooling are those of --init; leave them out.")
-    size_heard = parse_pair(teacher_patch_size, "--teacher-patch-size")
-    distill = DistillSettings(distill_weight, temperature, patch_size=size_heard)
-    if not teacher and distill != DISTILL:
+    typed = typed_options(context)
+    if "patch_sizes" in typed:
+        typed["patch_sizes"] = parse_patch_sizes(patch_sizes)
+    if "frame_shifts_ms" in typed:
+        typed["frame_shifts_ms"] = parse_numbers(frame_shifts_ms)
+    if "teacher_patch_size" in typed:
+        typed["teacher_patch_size"] = parse_pair(teacher_patch_size, "--teacher-patch-size")
+    base = chosen(typed, recipe=recipe)  # wrong options are told at once
+    if not (base.teacher or resume) and any(name in typed for name in DISTILL_OPTIONS):
         raise typer.BadParameter(
             "--teacher-patch-size, --distill-weight and --temperature belong to --teacher."
         )
-    sizes, shifts = parse_patch_sizes(patch_sizes), parse_numbers(frame_shifts_ms)
-    settings = TrainSettings(
-        epochs,
-        learning_rate,
-        seed=seed,
-        batch_tokens=batch_tokens,
-        row_length=row_length,
-        segments=segments,
-        overlong=overlong,
-        dtype=dtype,
-        remat=remat,
-        accumulate=accumulate,
-        validation=validation,
-        test=test,
-    )
-    chosen = {
-        "size": size, "pooling": pooling, "remainder": remainder, "position": position,
-        "resize": resize, "dropout": dropout,
-    }  # fmt: skip
-    chosen = {name: value for name, value in chosen.items() if value is not None}
     _start()
     from keras_flexast.training import train_run
 
+    if resume:
+        base = chosen(typed, recipe=recipe, resumed=out)
     run, history = train_run(
-        data, out, settings=settings, patch_sizes=sizes, frame_shifts_ms=shifts,
-        model_options=chosen, init=init, teacher=teacher, distill=distill, overwrite=overwrite,
-        progress=True,
+        data, out, settings=base.train, patch_sizes=base.patch_sizes,
+        frame_shifts_ms=base.frame_shifts_ms, augment=base.augment, fbank=base.fbank,
+        model_options=base.model, init=base.init, teacher=base.teacher, distill=base.distill,
+        resume=resume, overwrite=overwrite, progress=True, command_line=command_line(context),
     )  # fmt: skip
     metric = "val_mAP" if run.multi_label else "val_accuracy"
     typer.echo(f"Best {metric}: {max(history.history[metric]):.4f}. The run is in {out}.")
@@ -561,7 +564,9 @@ def _start():
 def _stopped():
     """What Ctrl-C leaves behind, in one line; nothing but that stays."""
     remove_unfinished()
-    kept = "".join(f" The best weights so far are in {path}." for path in kept_partials())
+    kept = "".join(
+        f" The best weights so far are in {path}.{RESUME_HINT}" for path in kept_partials()
+    )
     return f"Stopped.{kept}"
 
 

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_flexast.losses import PackedLoss
 from keras_flexast.models import PackedAST
-from keras_flexast.runs import Run
+from keras_flexast.runs import Run, as_run
 from keras_flexast.settings import DistillSettings
 from tf_data_pipelines.settings import MAX_ROW_LENGTH, round_row_length
 
@@ -82,7 +82,7 @@ class DistilledModel(keras.Model):
         teacher.trainable = False
         self.student, self.teacher = student, teacher
         self.distillation_loss, self.weight = loss, weight
-        for name in PARTS:
+        for name in (*PARTS, "pooling_name"):
             setattr(self, name, getattr(student, name))
 
     def call(self, inputs, training=None, mask=None):
@@ -102,13 +102,18 @@ class DistilledModel(keras.Model):
         self.student.save(filepath, overwrite=overwrite, **options)
 
 
+def teacher_of(run):
+    """A Run or the run in a folder as a teacher, which hears whole clips; None for None."""
+    return None if run is None else as_run(run).full_length()
+
+
 @dataclasses.dataclass(frozen=True)
 class Distillation:
     """A teacher beside the training of a run.
 
     Args:
         run: Run of the student.
-        teacher: Run that teaches; it hears the whole of each clip, as the student does.
+        teacher: Run that teaches, see `teacher_of`.
         settings: DistillSettings.
 
     Raises:
@@ -120,7 +125,6 @@ class Distillation:
     settings: DistillSettings
 
     def __post_init__(self):
-        object.__setattr__(self, "teacher", self.teacher.full_length())
         self._check_answers()
         self._check_ears()
 

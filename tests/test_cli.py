@@ -78,11 +78,14 @@ def trained(sounds, tmp_path_factory):
 
 def test_a_run_has_model_settings_labels_and_logs(trained):
     names = {path.name for path in trained.iterdir()}
-    assert names == {"model.keras", "settings.json", "labels.txt", "logs"}
+    assert names == {"model.keras", "settings.json", "labels.txt", "history.json", "logs"}
+    history = json.loads((trained / "history.json").read_text())
+    assert len(history["loss"]) == len(history["val_accuracy"]) == 12
     assert not trained.with_name("run.partial").exists()
     assert (trained / "labels.txt").read_text().split() == ["high", "low", "middle"]
     made_by = json.loads((trained / "settings.json").read_text())["made_by"]
     assert (made_by["command"], made_by["data"]) == ("train", "sounds")
+    assert made_by["command_line"].startswith("flexast train ")
     assert made_by["settings"]["epochs"] == 12 and made_by["model_options"]["size"] == "nano"
     assert made_by["versions"][made_by["versions"]["backend"]]  # "jax": "0.10.2"
     assert any(path.is_file() for path in (trained / "logs").rglob("*"))
@@ -406,7 +409,7 @@ def test_train_hands_a_teacher_on(sounds, tmp_path, monkeypatch):
         "train", sounds, "--out", tmp_path / "run", "--teacher", tmp_path, "--teacher-patch-size",
         "16x8", "--distill-weight", 0.75, "--temperature", 3,
     )  # fmt: skip
-    assert given["teacher"] == tmp_path
+    assert given["teacher"] == str(tmp_path)
     assert given["distill"] == DistillSettings(0.75, 3.0, patch_size=(16, 8))
     code, _, message = run("train", sounds, "--out", tmp_path / "run", "--temperature", 3)
     assert code == 2 and "belong to --teacher" in message

@@ -1,10 +1,12 @@
 """A student learns what its teacher says of the clips, and stays an ordinary run."""
 
 import dataclasses
+import json
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_flexast import PackedAST
 from keras_flexast.distillation import DistillationLoss, DistilledModel
@@ -133,10 +135,30 @@ def test_a_run_learns_from_a_teacher_and_is_an_ordinary_run(sounds, tmp_path):
     assert history.history["val_loss"][-1] > 1.0  # by the labels alone
     assert run.made_by["teacher"]["command"] == "test"
     assert run.made_by["distill"]["patch_size"] == (32, 8)
+    assert json.loads((tmp_path / "run" / "history.json").read_text()) == history.history
+    check_logs(tmp_path / "run" / "logs", epochs=8)
     loaded = load_run(tmp_path / "run").model
     assert isinstance(loaded, PackedAST) and loaded.pooling_name == "attention"
     for ours, theirs in zip(run.model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def check_logs(folder, *, epochs):
+    """TensorBoard has numbers and pictures of every epoch."""
+    shown = {}
+    for path in folder.rglob("events*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                shown.setdefault(value.tag, []).append(value.tensor)
+    for name in ("row_fill", "clips_per_second", "tokens_per_second", "learning_rate"):
+        assert len(shown[f"epoch_{name}"]) == epochs
+    fill = [float(tf.make_ndarray(value)) for value in shown["epoch_row_fill"]]
+    assert 0.5 < min(fill) <= max(fill) <= 1
+    pictures = [values for name, values in shown.items() if name.startswith("clip_")]
+    assert len(pictures) == 3  # validation clips
+    for values in pictures:
+        assert len(values) == epochs and values[0].string_val[2].startswith(b"\x89PNG")
+        assert values[0] != values[-1]  # the attention has changed
 
 
 @pytest.mark.parametrize(
