@@ -8,7 +8,8 @@ import numpy as np
 
 import keras_flexast as kf
 import tf_data_pipelines as tdp
-from keras_flexast.training import WarmupCosine, compile_packed
+from keras_flexast.schedules import WarmupCosine
+from keras_flexast.training import compile_packed
 from tf_data_pipelines.speech import make_corpus
 
 STEPS = 400  # 8 rows x 256 tokens hold about 80 words, so 11 passes over 3,000

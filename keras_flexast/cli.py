@@ -12,7 +12,7 @@ import typer
 from rich.table import Column, Table
 
 from keras_flexast import options
-from keras_flexast.files import kept_partials, remove_unfinished
+from keras_flexast.files import RESUME_HINT, kept_partials, remove_unfinished
 from keras_flexast.interrupts import EXIT_CODE, end_on_interrupt
 from keras_flexast.options import (
     command_line,
@@ -22,17 +22,23 @@ from keras_flexast.options import (
     parse_patch_sizes,
     parse_words,
     sizes_text,
+    typed_options,
 )
+from keras_flexast.recipes import DISTILL_OPTIONS, chosen
 from keras_flexast.settings import (
     EXPORT_PATCH_SIZES,
     FORMATS,
     KEPT_VERSIONS,
     MAX_SERVED_SECONDS,
+    DistillSettings,
     TrainSettings,
 )
 from keras_flexast.terminal import (
+    class_table,
     conversion_table,
     errors,
+    evaluation_table,
+    json_text,
     nothing_on_stderr,
     print_tables,
     show_warning,
@@ -40,6 +46,7 @@ from keras_flexast.terminal import (
 from tf_data_pipelines.settings import PATCH_SIZES, FbankSettings, PatchSettings
 
 TRAIN, PATCHES, FBANK = TrainSettings(), PatchSettings(), FbankSettings()  # the defaults
+DISTILL = DistillSettings()
 DRAWN_SIZES, EXPORTED_SIZES = sizes_text(PATCH_SIZES), sizes_text(EXPORT_PATCH_SIZES)
 ALL_FORMATS = ",".join(FORMATS)
 EXPORTED_FORMATS = ",".join(FORMATS[:2])  # onnx needs an extra
@@ -82,15 +89,30 @@ def demo(
 
 @app.command()
 def train(
+    context: typer.Context,
     data: options.DataArgument,
     out: options.TrainOut,
+    recipe: options.RecipeOption = None,
+    resume: options.Resume = False,
     size: options.TrainSize = None,
     pooling: options.TrainPooling = None,
     init: options.Init = None,
+    teacher: options.TeacherRun = None,
+    teacher_patch_size: options.TeacherPatchSize = None,
+    distill_weight: options.DistillWeight = DISTILL.weight,
+    temperature: options.Temperature = DISTILL.temperature,
     patch_sizes: options.PatchSizes = DRAWN_SIZES,
     frame_shifts_ms: options.FrameShiftsMs = None,
     epochs: options.Epochs = TRAIN.epochs,
     learning_rate: options.LearningRate = TRAIN.learning_rate,
+    schedule: options.Schedule = TRAIN.schedule,
+    optimizer: options.Optimizer = TRAIN.optimizer,
+    weight_decay: options.WeightDecay = TRAIN.weight_decay,
+    label_smoothing: options.LabelSmoothing = TRAIN.label_smoothing,
+    ema: options.Ema = TRAIN.ema,
+    patience: options.Patience = TRAIN.patience,
+    frozen: options.Frozen = TRAIN.frozen,
+    lora_rank: options.LoraRank = TRAIN.lora_rank,
     batch_tokens: options.BatchTokens = TRAIN.batch_tokens,
     row_length: options.RowLength = TRAIN.row_length,
     segments: options.Segments = TRAIN.segments,
@@ -111,37 +133,34 @@ def train(
 
     Without splits in DATA, some clips of each class are drawn for validation and some for test;
     `evaluate` and `export` draw the same.
-    While it trains, and after an interruption, RUN.partial is a run of the best epoch so far.
+    While it trains, and after an interruption, RUN.partial is a run of the best epoch so far;
+    after a kill at any moment, the same command with --resume goes on.
     Curves: tensorboard --logdir RUN.partial/logs, later RUN/logs.
     """
     if init and (size or pooling):
         raise typer.BadParameter("--size and --pooling are those of --init; leave them out.")
-    sizes, shifts = parse_patch_sizes(patch_sizes), parse_numbers(frame_shifts_ms)
-    settings = TrainSettings(
-        epochs,
-        learning_rate,
-        seed=seed,
-        batch_tokens=batch_tokens,
-        row_length=row_length,
-        segments=segments,
-        overlong=overlong,
-        dtype=dtype,
-        remat=remat,
-        accumulate=accumulate,
-        validation=validation,
-        test=test,
-    )
-    chosen = {
-        "size": size, "pooling": pooling, "remainder": remainder, "position": position,
-        "resize": resize, "dropout": dropout,
-    }  # fmt: skip
-    chosen = {name: value for name, value in chosen.items() if value is not None}
+    typed = typed_options(context)
+    if "patch_sizes" in typed:
+        typed["patch_sizes"] = parse_patch_sizes(patch_sizes)
+    if "frame_shifts_ms" in typed:
+        typed["frame_shifts_ms"] = parse_numbers(frame_shifts_ms)
+    if "teacher_patch_size" in typed:
+        typed["teacher_patch_size"] = parse_pair(teacher_patch_size, "--teacher-patch-size")
+    base = chosen(typed, recipe=recipe)  # wrong options are told at once
+    if not (base.teacher or resume) and any(name in typed for name in DISTILL_OPTIONS):
+        raise typer.BadParameter(
+            "--teacher-patch-size, --distill-weight and --temperature belong to --teacher."
+        )
     _start()
     from keras_flexast.training import train_run
 
+    if resume:
+        base = chosen(typed, recipe=recipe, resumed=out)
     run, history = train_run(
-        data, out, settings=settings, patch_sizes=sizes, frame_shifts_ms=shifts,
-        model_options=chosen, init=init, overwrite=overwrite, progress=True,
+        data, out, settings=base.train, patch_sizes=base.patch_sizes,
+        frame_shifts_ms=base.frame_shifts_ms, augment=base.augment, fbank=base.fbank,
+        model_options=base.model, init=base.init, teacher=base.teacher, distill=base.distill,
+        resume=resume, overwrite=overwrite, progress=True, command_line=command_line(context),
     )  # fmt: skip
     metric = "val_mAP" if run.multi_label else "val_accuracy"
     typer.echo(f"Best {metric}: {max(history.history[metric]):.4f}. The run is in {out}.")
@@ -200,35 +219,39 @@ def evaluate(
     resize: options.ResizeRun = None,
     full_length: options.FullLength = False,
     figure: options.FigureOption = None,
+    confusion: options.Confusion = None,
+    per_class: options.PerClass = False,
     as_json: options.AsJson = False,
 ):
     """Accuracy (mAP where clips have several labels) of a run or artifact at several patch sizes.
 
     An artifact is run by its own runtime: the number is what the exported file scores.
+    d' is that of the mean area under the ROC curve (AUC). --json has all of it for each class.
     """
     _start()
-    from keras_flexast.evaluation import evaluate_run, share_text
-    from keras_flexast.figures import accuracy_figure, refuse_picture
+    from keras_flexast.evaluation import evaluate_run
+    from keras_flexast.figures import accuracy_figure, confusion_figure, refuse_picture
 
     refuse_picture(figure)
+    refuse_picture(confusion)
     results = evaluate_run(
         run, data, patch_sizes=parse_patch_sizes(patch_sizes), split=split,
         frame_shift_ms=frame_shift_ms, resize=resize, full_length=full_length,
         progress=not as_json,
     )  # fmt: skip
-    metric, clips = results[0]["metric"], results[0]["clips"]
+    first = results[0]
     if figure:
-        curve = {result["name"]: result["value"] for result in results}
-        accuracy_figure({run.name: curve}, figure, f"{clips} clips", metric)
+        accuracy_figure({run.name: results}, figure, f"{first['clips']} clips")
+    classes, matrix = [one["class"] for one in first["per_class"]], first["confusion"]
+    if confusion and matrix:
+        title = f"{run.name}, patch {first['name']}"
+        confusion_figure(classes, matrix, confusion, title)
     if as_json:
-        typer.echo(json.dumps(results, indent=2))
-        return
-    packed = "tokens" in results[0]
-    table = Table("patch size", metric, "clips", *(["tokens per clip", "row fill"] * packed))
-    for r in results:
-        more = (f"{r['tokens'] / r['clips']:.0f}", f"{100 * r['fill']:.0f} %") if packed else ()
-        table.add_row(r["name"], f"{share_text(r)} %", str(r["clips"]), *more)
-    print_tables(table)
+        typer.echo(json_text(results))
+    else:
+        print_tables(evaluation_table(results), *([class_table(results)] * per_class))
+    if confusion and not matrix:
+        raise ValueError("confusion=True needs clips of one label each; leave it out.")
 
 
 @app.command()
@@ -541,7 +564,9 @@ def _start():
 def _stopped():
     """What Ctrl-C leaves behind, in one line; nothing but that stays."""
     remove_unfinished()
-    kept = "".join(f" The best weights so far are in {path}." for path in kept_partials())
+    kept = "".join(
+        f" The best weights so far are in {path}.{RESUME_HINT}" for path in kept_partials()
+    )
     return f"Stopped.{kept}"
 
 

@@ -23,8 +23,9 @@ from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
 from keras_flexast.metrics import accuracy
 from keras_flexast.models import ElasticAST
 from keras_flexast.runs import Run, save_run, versions
+from keras_flexast.schedules import WarmupCosine
 from keras_flexast.settings import MAX_SEED, TrainSettings
-from keras_flexast.training import WarmupCosine, compile_packed, time_cells
+from keras_flexast.training import compile_packed, time_cells
 from tf_data_pipelines.atomic import atomic_write
 from tf_data_pipelines.settings import (
     BASE_PATCH,
@@ -90,7 +91,10 @@ def run_demo(out="flexast-demo", *, seed=TrainSettings.seed, overwrite=False):
         with stage("artifacts", "8  Running the exported models on test files"):
             checks = _check_artifacts(run, sample, written)
         report = {
-            "accuracy": curves,
+            "accuracy": {
+                name: {result["name"]: result["value"] for result in results}
+                for name, results in curves.items()
+            },
             "clips": len(data.source),
             "clips_by_split": {"train": len(train.source), "test": len(test.source)},
             "row_fill": round(row_fill, 4),
@@ -180,7 +184,7 @@ def _new_run(data, seed):
 
 
 def _train_and_test(run, folder, *, train, test, seed, stage):
-    """Train at the base patch, then at random sizes; {stage: {patch size: accuracy}}."""
+    """Train at the base patch, then at random sizes; {stage: results of `evaluate_run`}."""
     from tf_data_pipelines.pipeline import training_batches
 
     model, curves = run.model, {}
@@ -205,8 +209,7 @@ def _train_and_test(run, folder, *, train, test, seed, stage):
                 shuffle=False,
             )
         with stage(f"evaluate_{name}", f"{number}  Testing at {len(PATCH_SIZES)} patch sizes"):
-            results = evaluate_run(run, test, patch_sizes=PATCH_SIZES, progress=True)
-            curves[name] = {result["name"]: result["value"] for result in results}
+            curves[name] = evaluate_run(run, test, patch_sizes=PATCH_SIZES, progress=True)
     return curves
 
 

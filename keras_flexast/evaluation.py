@@ -11,7 +11,13 @@ from keras_flexast.inference.artifacts import (
     scoring_artifacts,
 )
 from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
-from keras_flexast.metrics import accuracy, mean_average_precision, standard_error
+from keras_flexast.metrics import (
+    accuracy,
+    classification_report,
+    log_softmax,
+    mean_average_precision,
+    standard_error,
+)
 from keras_flexast.runs import Run, configured_run, is_cut, warn_of_cuts
 from tf_data_pipelines.settings import (
     MAX_ROW_LENGTH,
@@ -44,8 +50,10 @@ def evaluate_run(
 
     Returns:
         list of dictionaries, one per patch size: `name` ("16", "16x24"), `metric` ("accuracy"
-        or "mAP"), `value`, `standard_error` (None for mAP) and `clips`. Of a run also
-        `patch_size` (frequency, time), `rows`, `tokens` and `fill`; of an artifact `signature`.
+        or "mAP"), `value`, `standard_error` (None for mAP), `clips`, and what
+        `metrics.classification_report` gives: `top1`, `top5`, `mAP`, `auc`, `d_prime`,
+        `per_class` and `confusion`. Of a run also `patch_size` (frequency, time), `rows`, `tokens`
+        and `fill`; of an artifact `signature`.
 
     Raises:
         FileNotFoundError, ValueError: no run or artifact, no such data, split or patch size, or
@@ -93,6 +101,11 @@ def measure(artifact, data, description=None):
     Raises:
         ValueError: other classes, or a clip that the artifact refuses.
     """
+    return score_clips(data.source, _artifact_scores(artifact, data, description))
+
+
+def _artifact_scores(artifact, data, description):
+    """Scores of the clips by an artifact, float32 (clips, classes); see `measure`."""
     source = data.source
     if source.classes != artifact.classes:
         raise ValueError(
@@ -105,7 +118,7 @@ def measure(artifact, data, description=None):
             f"{artifact.path} ({artifact.signature}) cannot score {len(found.rejected)} of "
             f"{len(source)} clips: {found.rejected[0][1]}"
         )
-    return score_clips(source, found.scores)
+    return found.scores
 
 
 def score_clips(source, outputs):
@@ -128,6 +141,20 @@ def score_clips(source, outputs):
     return {"metric": "accuracy", "value": value, "standard_error": error, "clips": clips}
 
 
+def report_clips(source, scores):
+    """`score_clips` and, beside it, every metric and those of each class.
+
+    Args:
+        source: Source of the clips.
+        scores: float (clips, classes), which rank as scores do, see `classification_report`.
+
+    Returns:
+        dictionary for JSON, with the keys of `score_clips` and of `classification_report`.
+    """
+    report = classification_report(source.classes, source.targets(), scores)
+    return {**score_clips(source, scores), **report}
+
+
 def spread(data, count):
     """The ScannedSource of at most `count` of its clips, spread over all of them."""
     every = max(1, -(-len(data.source) // count))
@@ -143,8 +170,8 @@ def share_text(result):
 
 def _evaluate_artifact(artifact, data, progress):
     name = artifact.patch_size or artifact.signature
-    result = measure(artifact, data, f"Evaluating {name}" if progress else None)
-    return {"name": name, "signature": artifact.signature, **result}
+    scores = _artifact_scores(artifact, data, f"Evaluating {name}" if progress else None)
+    return {"name": name, "signature": artifact.signature, **report_clips(data.source, scores)}
 
 
 def _evaluate_packed(run, data, patch_sizes, *, frame_shift_ms=None, progress=False):
@@ -175,7 +202,8 @@ def _evaluate_packed(run, data, patch_sizes, *, frame_shift_ms=None, progress=Fa
                 len(data.source),
                 f"Evaluating at patch {name}" if progress else None,
             )
-            result = score_clips(data.source, logits)
+            scores = logits if run.multi_label else log_softmax(logits)
+            result = report_clips(data.source, scores)
             results[pair] = {"name": name, "patch_size": pair, **result, **counts}
     return [results[pair] for pair in pairs]
 

@@ -9,36 +9,105 @@ from keras_flexast.files import PICTURE, SOFTWARE, refuse_overwrite
 from tf_data_pipelines.atomic import atomic_write
 
 MARKERS = "osD^vP*X"
+MOST_CLASSES = 50  # of a confusion matrix: more names cannot be read
 
 
-def accuracy_figure(curves, path, title, metric="accuracy"):
+def accuracy_figure(curves, path, title):
     """Draw a metric against the patch size, one line per model: FlexiAST's Figure 1.
 
+    The sizes stand in order of their area, whatever the order of the results; what has no size
+    stands last. Bars are standard errors.
+
     Args:
-        curves: {model name: {patch size: value between 0 and 1}}.
+        curves: {model name: list of results of `evaluate_run`}.
         path: path of the PNG file to write.
         title: text above the axes.
-        metric: name of the value.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    names = list(next(iter(curves.values())))
+    results = [result for curve in curves.values() for result in curve]
+    names = sorted({result["name"] for result in results}, key=_area)
     for (label, curve), marker in zip(curves.items(), "so^v", strict=False):
-        values = [100 * value for value in curve.values()]
-        axes.plot(range(len(names)), values, marker=marker, label=_short(label, 60))
-        axes.annotate(
-            f"{values[-1]:.1f}", (len(names) - 1, values[-1]), (6, -3), textcoords="offset points"
+        curve = sorted(curve, key=lambda result: names.index(result["name"]))
+        places = [names.index(result["name"]) for result in curve]
+        values = [100 * result["value"] for result in curve]
+        errors = [100 * (result.get("standard_error") or 0) for result in curve]
+        axes.errorbar(
+            places, values, errors, marker=marker, capsize=3 * any(errors), label=_short(label, 60)
         )
-    axes.set_xticks(range(len(names)), [str(name) for name in names])
+        axes.annotate(
+            f"{values[-1]:.1f}", (places[-1], values[-1]), (6, -3), textcoords="offset points"
+        )
+    axes.set_xticks(range(len(names)), [_short(name) for name in names])
     axes.set(
-        xlabel="patch size (mel bins x frames)", ylabel=f"{metric} (%)", title=_short(title, 80)
+        xlabel="patch size (mel bins x frames)",
+        ylabel=f"{results[0]['metric']} (%)",
+        title=_short(title, 80),
     )
     axes.set(ylim=(0, 104), xlim=(-0.3, len(names) - 0.3))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     _write(figure, path)
+
+
+def _area(name):
+    """A key that sorts "8" before "16" and "16x24"; names that are no patch sizes come last."""
+    sizes = name.split("x")
+    if not all(size.isdecimal() for size in sizes):
+        return np.inf, name
+    return int(sizes[0]) * int(sizes[-1]), sizes[0].zfill(9)
+
+
+def confusion_figure(classes, confusion, path, title):
+    """Draw a confusion matrix; each row is the clips of a class, in percent.
+
+    Up to MOST_CLASSES classes are all shown, in order. Of more, those are shown that are part of
+    the most errors, and the last row and column hold all the others together.
+
+    Args:
+        classes: names of the classes.
+        confusion: int (classes, classes), see `metrics.confusion_matrix`.
+        path: path of the PNG file to write.
+        title: text above the axes.
+    """
+    from matplotlib.figure import Figure
+
+    names, counts = _most_confused(classes, np.asarray(confusion))
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size, count = max(4.0, 0.3 * len(names)), len(names)
+    figure = Figure(figsize=(size + 2.6, size + 1.4), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    mesh = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+    for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
+        share = 100 * shares[row, column]
+        color = "white" if share > 60 else "black"
+        axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=color, fontsize=7)
+    shown = [_short(name) for name in names]
+    axes.set_xticks(range(count), shown, rotation=90, fontsize=8)
+    axes.set_yticks(
+        range(count),
+        [f"{name} ({clips})" for name, clips in zip(shown, counts.sum(1), strict=True)],
+        fontsize=8,
+    )
+    axes.set(xlabel="taken for", ylabel="class (clips)", title=_short(title, 60))
+    figure.colorbar(mesh, ax=axes, label="% of the clips of a class", shrink=0.6, pad=0.01)
+    _write(figure, path)
+
+
+def _most_confused(classes, counts):
+    """(names, counts) of all classes, or of those with the most errors and of the others."""
+    if len(classes) <= MOST_CLASSES:
+        return list(classes), counts
+    errors = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
+    shown = np.sort(np.argsort(-errors, kind="stable")[: MOST_CLASSES - 1])
+    group = np.full(len(classes), len(shown))  # the last group is all the others
+    group[shown] = np.arange(len(shown))
+    grouped = np.zeros((len(shown) + 1,) * 2, counts.dtype)
+    np.add.at(grouped, (group[:, None], group), counts)
+    names = [classes[k] for k in shown]
+    return [*names, f"{len(classes) - len(shown)} others"], grouped
 
 
 def points_figure(points, path, *, title, threads=1, chosen=None, budget_ms=None):

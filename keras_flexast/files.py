@@ -12,7 +12,9 @@ from collections.abc import Callable
 from tf_data_pipelines.atomic import PARTIAL, hidden
 
 SOFTWARE = "keras-flexast"  # as pictures name what wrote them
+STATE = "state.npz"  # in the folder of an unfinished training: what it goes on from
 LONGEST_NAME = 200  # bytes of 255; while it is written, a file or folder has a longer name
+RESUME_HINT = " The same command with --resume goes on."
 FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))  # in the words of every library
 
 
@@ -82,7 +84,17 @@ def _are_our_embeddings(path):
 RUN = FolderKind(
     "run",
     (("model.keras", "settings.json"),),
-    ("labels.txt", "logs", "conversion.json", "speech", "export", "accuracy.png", "report.json"),
+    (
+        "labels.txt",
+        "history.json",
+        "logs",
+        "conversion.json",
+        "speech",
+        "export",
+        "accuracy.png",
+        "report.json",
+        STATE,
+    ),
 )
 EXPORT = FolderKind(
     "export",
@@ -103,7 +115,9 @@ _unfinished = []  # paths of what it is writing, and does not keep
 
 
 @contextlib.contextmanager
-def atomic_folder(folder, overwrite=False, *, kind, inputs=(), keep_partial=False, update=None):
+def atomic_folder(
+    folder, overwrite=False, *, kind, inputs=(), keep_partial=False, resume=False, update=None
+):
     """A folder that appears whole or not at all.
 
     Args:
@@ -113,6 +127,8 @@ def atomic_folder(folder, overwrite=False, *, kind, inputs=(), keep_partial=Fals
         inputs: paths that are read; they must not lie in a folder that is replaced.
         keep_partial: build in `FOLDER.partial`, and leave it there after an interruption once
             it is whole; `kept_partials` lists it then.
+        resume: go on in the `FOLDER.partial` that is there, without what a killed process was
+            writing.
         update: function of the new folder and of the one that is there already, which moves
             the new content into the old folder; both lie in one file system. None replaces
             the old folder whole.
@@ -127,13 +143,15 @@ def atomic_folder(folder, overwrite=False, *, kind, inputs=(), keep_partial=Fals
     folder = pathlib.Path(folder)
     refuse_overwrite(folder, overwrite, kind=kind, inputs=inputs)
     partial = partial_of(folder)
-    if keep_partial:
+    if keep_partial and not resume:
         refuse_partial(folder)
-    else:
+    elif not keep_partial:
         # Inside a folder that is updated: it may be a mount of its own.
         partial = hidden(folder / folder.name if update and folder.exists() else folder)
     missing = [parent for parent in folder.parents if not parent.exists()]
-    partial.mkdir(parents=True)
+    partial.mkdir(parents=True, exist_ok=resume)
+    for leftover in [path for path in partial.iterdir() if _is_leftover(path.name)]:
+        leftover.unlink()
     if keep_partial:
         _partials.append((kind, partial))
     else:
@@ -152,6 +170,7 @@ def atomic_folder(folder, overwrite=False, *, kind, inputs=(), keep_partial=Fals
         for reason in FULL:
             if reason in str(error):
                 so_far = f" {partial} holds what was whole before." if kept else ""
+                so_far += RESUME_HINT if kept and (partial / STATE).exists() else ""
                 raise OSError(
                     f"{folder} cannot be written: {reason}. Make room, or choose another "
                     f"place.{so_far}"
@@ -212,10 +231,42 @@ def partial_of(folder):
     return folder.with_name(folder.name + PARTIAL)
 
 
+def resumable(folder):
+    """Whether `folder`'s partial holds the state of a training; else nothing in it is whole yet.
+
+    Raises:
+        FileNotFoundError: there is no partial folder.
+        FileExistsError: the folder itself is whole, or its partial is not that of a training
+            which this program can go on with.
+    """
+    folder, partial = pathlib.Path(folder), partial_of(folder)
+    if not partial.exists():
+        if RUN.is_whole(folder):
+            (folder / STATE).unlink(missing_ok=True)  # of a process killed at the very end
+            raise FileExistsError(f"{folder} is whole already: there is nothing to go on with.")
+        raise FileNotFoundError(
+            f"resume=True finds nothing to go on with: {partial} does not exist. Leave it out to "
+            f"begin."
+        )
+    if (partial / STATE).exists():
+        return True
+    if partial.is_dir() and not _content(partial):
+        return False
+    raise FileExistsError(
+        f"resume=True finds no {STATE} in {partial}, only other files. Rename the folder and begin "
+        f"anew; a run with its weights can start another (--init)."
+    )
+
+
 def _content(folder):
     """Names in a folder, without what a killed process was writing, see `hidden`."""
     names = {path.name for path in folder.iterdir()}
-    return {name for name in names if not (name.startswith(".") and PARTIAL in name)}
+    return {name for name in names if not _is_leftover(name)}
+
+
+def _is_leftover(name):
+    """Whether a killed process was writing what has this name, see `hidden`."""
+    return name.startswith(".") and PARTIAL in name
 
 
 def refuse_partial(folder):
@@ -223,9 +274,9 @@ def refuse_partial(folder):
     partial = partial_of(folder)
     if (partial / "model.keras").exists():
         raise FileExistsError(
-            f"{partial} exists already: an interrupted training keeps its best weights there. "
-            f"Rename it (it is a run: predict with it, or start from it), remove it, or choose "
-            f"another folder than {folder}."
+            f"{partial} exists already: an interrupted training keeps its best weights there. Go "
+            f"on with it (--resume), rename it (it is a run: predict with it, or start from it), "
+            f"remove it, or choose another folder than {folder}."
         )
     if partial.exists():
         raise FileExistsError(

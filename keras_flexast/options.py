@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from keras_flexast.recipes import recipe_names
 from keras_flexast.settings import (
     DEFAULT_POOLING,
     DEFAULT_SIZE,
@@ -17,9 +18,14 @@ from keras_flexast.settings import (
     FAMILIES,
     INPUTS,
     MAX_DROPOUT,
+    MAX_EMA,
     MAX_SEED,
+    MAX_SMOOTHING,
+    MAX_TEMPERATURE,
+    OPTIMIZERS,
     POOLINGS,
     PRECISIONS,
+    SCHEDULES,
     SIZES,
     TABLE_RULES,
     TARGETS,
@@ -42,11 +48,13 @@ PATCHES = PatchSettings()  # the defaults
 Dtype = Literal[DTYPES]
 Family = Literal[FAMILIES]
 Input = Literal[INPUTS]
+Optimizers = Literal[OPTIMIZERS]
 Overlong = Literal[OVERLONGS]
 Pooling = Literal[tuple(POOLINGS)]
 Position = Literal[POSITIONS]
 Remainder = Literal[REMAINDERS]
 Resize = Literal[RESIZES]
+Schedules = Literal[SCHEDULES]
 Size = Literal[tuple(SIZES)]
 TableRule = Literal[TABLE_RULES]
 Target = Literal[TARGETS]
@@ -134,6 +142,15 @@ def command_line(context):
         if value is not True:
             words.append(str(value))
     return shlex.join(words)
+
+
+def typed_options(context):
+    """{name: value} of the options of a command that were typed."""
+    return {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name).name != "DEFAULT"
+    }
 
 
 # === Arguments and options ===
@@ -234,6 +251,25 @@ Init = Annotated[
     pathlib.Path | None,
     typer.Option(help="Run to start from, such as a converted checkpoint.", show_default=False),
 ]
+TeacherRun = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        "--teacher",
+        help="Run of the same classes to learn from, beside the labels: knowledge distillation.",
+        show_default=False,
+    ),
+]
+TeacherPatchSize = Annotated[
+    str | None,
+    typer.Option(help="Patch size of the teacher, or frequency x time.", show_default="its own"),
+]
+DistillWeight = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of the teacher's loss; the rest is the labels'.")
+]
+Temperature = Annotated[
+    float,
+    typer.Option(min=0.1, max=MAX_TEMPERATURE, help="Temperature of the teacher's loss."),
+]
 PatchSizes = Annotated[
     str,
     typer.Option(help="Patch sizes to draw from, one per clip. A single size is a plain AST."),
@@ -318,6 +354,64 @@ Remat = Annotated[
 ]
 Accumulate = Annotated[
     int, typer.Option(min=1, help="Number of batches to each step of the optimizer.")
+]
+
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the training that left RUN.partial, however it ended. Options that are "
+        "not given are as they were.",
+    ),
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help=f"Recipe: {', '.join(recipe_names())}, or a Python file. Options that are given come "
+        "before it.",
+        show_default=False,
+    ),
+]
+Optimizer = Annotated[
+    Optimizers,
+    typer.Option(help="Optimizer: adam adds weight decay to the gradient, adamw decouples it."),
+]
+Schedule = Annotated[
+    Schedules, typer.Option(help="Learning rate after the warm-up: cosine to zero, step, constant.")
+]
+WeightDecay = Annotated[float, typer.Option(min=0, max=1, help="Weight decay.")]
+Ema = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=MAX_EMA,
+        help="Momentum of averaged weights, such as 0.999, which are validated and saved.",
+        show_default=False,
+    ),
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Stop after so many epochs without a better validation.", show_default=False
+    ),
+]
+Frozen = Annotated[
+    bool, typer.Option("--frozen", help="Keep the encoder as it is; train pooling and head.")
+]
+LoraRank = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Change the encoder's attention by matrices of this rank only (LoRA).",
+        show_default=False,
+    ),
+]
+LabelSmoothing = Annotated[
+    float,
+    typer.Option(
+        min=0, max=MAX_SMOOTHING, help="Share of each label that is spread over all classes."
+    ),
 ]
 
 # === prepare ===
@@ -415,6 +509,17 @@ EvaluatePatchSizes = Annotated[
     ),
 ]
 Split = Annotated[str, typer.Option(help="Split: train, validation, test, or all.")]
+Confusion = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        help="PNG file to draw the confusion matrix into, at the first of the patch sizes.",
+        show_default=False,
+    ),
+]
+PerClass = Annotated[
+    bool,
+    typer.Option("--per-class", help="Also print the number of each class at each patch size."),
+]
 
 # === predict ===
 

@@ -3,6 +3,7 @@
 RUN/model.keras     the packed model
 RUN/settings.json   how a waveform becomes tokens, the classes, and how the run was made
 RUN/labels.txt      one class a line, in the order of the scores
+RUN/history.json    {metric: values of all epochs} of a training
 """
 
 import dataclasses
@@ -127,7 +128,13 @@ def save_run(run, folder):
     """Write a run into an existing folder; each of its files is replaced whole."""
     folder = pathlib.Path(folder)
     save_model(run.model, folder / "model.keras")
-    settings = {
+    atomic_write(folder / "settings.json", json.dumps(run_settings(run), indent=2) + "\n")
+    atomic_write(folder / "labels.txt", labels_text(run.classes))
+
+
+def run_settings(run):
+    """What settings.json says of a run: a dictionary for JSON."""
+    return {
         "classes": list(run.classes),
         "multi_label": run.multi_label,
         "clip_seconds": run.clip_seconds,
@@ -137,8 +144,12 @@ def save_run(run, folder):
         "packing": run.packing.to_dict(),
         "made_by": run.made_by,
     }
-    atomic_write(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
-    atomic_write(folder / "labels.txt", labels_text(run.classes))
+
+
+def save_history(history, folder):
+    """Write {metric: values of all epochs} into the folder of a run."""
+    history = {name: [float(value) for value in values] for name, values in history.items()}
+    atomic_write(pathlib.Path(folder) / "history.json", json.dumps(history, indent=2) + "\n")
 
 
 def save_model(model, path):
@@ -200,15 +211,23 @@ def _read_settings(path):
         settings, fields = json.loads(path.read_text(encoding="utf-8")), {}
         settings.setdefault("shares", SHARES)  # what a run without them was trained with
         for name in (*SECTIONS, *ENTRIES):
-            fields[name] = settings[name]
-            if name in SECTIONS:
-                fields[name] = SECTIONS[name].from_dict(settings[name])
+            fields[name] = _field(settings, name)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged: {name}: {described(error)}. Train or convert again, or copy the "
             f"settings.json that was written with model.keras."
         ) from error
     return fields
+
+
+def fields_of(settings):
+    """The arguments of Run, without the model, from what `run_settings` gave."""
+    return {name: _field(settings, name) for name in (*SECTIONS, *ENTRIES)}
+
+
+def _field(settings, name):
+    value = settings[name]
+    return SECTIONS[name].from_dict(value) if name in SECTIONS else value
 
 
 def _check_model(model, path):

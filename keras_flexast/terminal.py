@@ -2,7 +2,9 @@
 
 import collections
 import contextlib
+import json
 import os
+import re
 import sys
 import warnings
 
@@ -40,6 +42,44 @@ def show_warning(message, category, filename, lineno, file=None, line=None):
 def print_tables(*tables):
     """Print tables; names of files and classes are text."""
     Console(markup=False, emoji=False).print(*tables)
+
+
+def json_text(value):
+    """JSON, indented, with each innermost list of numbers in one line."""
+    text = json.dumps(value, indent=2)  # has line breaks between values alone, not in names
+    return re.sub(
+        r"\[\n([-+.\de,\s]+?)\n\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text
+    )
+
+
+def evaluation_table(results):
+    """The numbers of whole data sets at each patch size; results as of `evaluate_run`."""
+    from keras_flexast.evaluation import share_text
+
+    first = results[0]
+    more = {"top5": "top-5", "mAP": "mAP", "auc": "AUC"}
+    more = {key: name for key, name in more.items() if first["metric"] != name}
+    more = {key: name for key, name in more.items() if first[key] is not None}
+    packed = ["tokens per clip", "row fill"] * ("tokens" in first)
+    table = Table("patch size", first["metric"], *more.values(), "d'", "clips", *packed)
+    for one in results:
+        shares = [f"{100 * one[key]:.1f} %" for key in more]
+        d_prime = "" if one["d_prime"] is None else f"{one['d_prime']:.2f}"
+        row = [one["name"], f"{share_text(one)} %", *shares, d_prime, str(one["clips"])]
+        if packed:
+            row += [f"{one['tokens'] / one['clips']:.0f}", f"{100 * one['fill']:.0f} %"]
+        table.add_row(*row)
+    return table
+
+
+def class_table(results):
+    """The accuracy (average precision where clips have several labels) of each class."""
+    key = "accuracy" if results[0]["metric"] == "accuracy" else "average_precision"
+    table = Table("class", "clips", *(f"patch {one['name']}" for one in results))
+    for columns in zip(*(one["per_class"] for one in results), strict=True):
+        values = ("" if one[key] is None else f"{100 * one[key]:.1f} %" for one in columns)
+        table.add_row(columns[0]["class"], str(columns[0]["clips"]), *values)
+    return table
 
 
 def conversion_table(done):

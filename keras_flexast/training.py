@@ -1,4 +1,4 @@
-"""Training with plain `compile` and `fit`: loss, schedule, callbacks, and a run at the end."""
+"""Training with plain `compile` and `fit`: from data to a run."""
 
 import dataclasses
 import math
@@ -9,46 +9,71 @@ import warnings
 import keras
 import numpy as np
 
-from keras_flexast.distribution import batch_devices, sum_over_devices
-from keras_flexast.evaluation import score_clips
-from keras_flexast.files import RUN, atomic_folder, refuse_overwrite, refuse_partial
-from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
-from keras_flexast.layers import MaskedSelfAttention
-from keras_flexast.layers.kernels import choose_kernel, current_site
+from keras_flexast.callbacks import Averages, KeepBest, MeanAveragePrecision, StopDiverged
+from keras_flexast.checkpoints import (
+    Checkpoint,
+    check_data,
+    check_recipe,
+    data_facts,
+    read_facts,
+    read_state,
+)
+from keras_flexast.distillation import Distillation, teacher_of
+from keras_flexast.distribution import batch_devices
+from keras_flexast.files import (
+    RUN,
+    STATE,
+    atomic_folder,
+    partial_of,
+    refuse_overwrite,
+    refuse_partial,
+    resumable,
+)
+from keras_flexast.fine_tuning import tune_part
+from keras_flexast.losses import balanced_weights
 from keras_flexast.models import PackedAST
-from keras_flexast.runs import Run, as_run, save_model, save_run, versions
-from keras_flexast.settings import DEFAULT_SIZE, MAX_DROPOUT, TrainSettings
+from keras_flexast.monitoring import ClipPictures, Meter, TrainingBoard
+from keras_flexast.optimizers import COMPILED, compile_packed
+from keras_flexast.runs import (
+    Run,
+    as_run,
+    fields_of,
+    run_settings,
+    save_history,
+    save_run,
+    versions,
+)
+from keras_flexast.schedules import schedule_of
+from keras_flexast.settings import DEFAULT_SIZE, FIXED_BY_INIT, MAX_DROPOUT, Recipe
 from tf_data_pipelines.resize import patch_count
 from tf_data_pipelines.settings import (
     BASE_PATCH,
-    PATCH_SIZES,
     DataWarning,
     FbankSettings,
     base_and_stride,
     check_between,
 )
 
-FIXED_BY_INIT = {
-    "size", "dim", "depth", "num_heads", "mlp_ratio", "pooling", "prefix_tokens", "table", "grid",
-    "base_patch", "stride", "mel_bins",
-}  # fmt: skip
-
 
 def train_run(
-    data, out, *, settings=None, patch_sizes=PATCH_SIZES, frame_shifts_ms=None, augment=None,
-    fbank=None, model_options=None, init=None, overwrite=False, progress=False,
+    data, out, *, settings=None, patch_sizes=None, frame_shifts_ms=None, augment=None, fbank=None,
+    model_options=None, init=None, teacher=None, distill=None, resume=False, overwrite=False,
+    progress=False, command_line=None,
 ):  # fmt: skip
     """Train a model on sounds and write the run to `out`.
 
     The best epoch on the validation clips is kept. While it trains, `OUT.partial` is a run of
-    the best weights so far, with the TensorBoard logs; an interrupted training leaves it there.
+    the best weights so far, with the TensorBoard logs and the state of the training; an
+    interrupted training leaves it there, and `resume` goes on from it. On a CPU it ends with the
+    weights of an unbroken one, bit for bit.
 
     Args:
         data: folder or .csv manifest, see `tf_data_pipelines.load_source`, or a ScannedSource
             with train and validation clips.
         out: folder of the run.
         settings: TrainSettings; None for the defaults.
-        patch_sizes: ints or (frequency, time) pairs; each clip draws one of them.
+        patch_sizes: ints or (frequency, time) pairs; each clip draws one of them. None for
+            PATCH_SIZES.
         frame_shifts_ms: frame shifts in milliseconds; each clip draws one of them. None for
             the filterbank's own.
         augment: AugmentSettings; None for no augmentation.
@@ -60,49 +85,115 @@ def train_run(
             its options where model_options name no others, and its filterbank, with the new
             clips' mean and std and at their full lengths. Its head is kept for the same
             classes.
+        teacher: Run, or its folder, of the same classes, from whose scores of the same clips the
+            model learns beside the labels; without fbank and init its filterbank is used.
+        distill: DistillSettings; None for the defaults.
+        resume: go on with the training that left `OUT.partial`. What is None is as it was there.
         overwrite: whether to replace an existing run.
         progress: whether to show a progress bar while the files are read.
+        command_line: what was typed, to be kept with the run; None in Python.
 
     Returns:
         Run with the best weights on the validation clips, as saved, and Keras's History.
 
     Raises:
         FileExistsError: `out` exists.
+        FileNotFoundError: there is nothing to resume.
         ValueError: the data cannot be used, a class has no training clip, a clip is longer than
             a row at every patch size, a patch is larger than a spectrogram, model_options do not
-            fit the data or `init`, or the loss became NaN or infinite.
+            fit the data or `init`, the teacher has other classes or hears another spectrogram,
+            the loss became NaN or infinite, or data or options are not those of the training to
+            resume.
     """
     from tf_data_pipelines.clips import check_trained
     from tf_data_pipelines.shards import damage_named
     from tf_data_pipelines.sources import read_data
 
-    inputs = [one for one in (data, init) if isinstance(one, str | os.PathLike)]
+    inputs = [one for one in (data, init, teacher) if isinstance(one, str | os.PathLike)]
+    facts = read_facts(partial_of(out)) if resume and resumable(out) else None
     refuse_overwrite(out, overwrite, kind=RUN, inputs=inputs)
-    refuse_partial(out)
-    settings, options = settings or TrainSettings(), dict(model_options or {})
-    resized = sorted(FIXED_BY_INIT & set(options))
-    if init is not None and resized:
+    if not resume:
+        refuse_partial(out)
+    recipe = (Recipe.from_dict(facts["recipe"]) if facts else Recipe()).replaced(
+        train=settings, patch_sizes=patch_sizes, frame_shifts_ms=frame_shifts_ms, augment=augment,
+        fbank=fbank, model=model_options and dict(model_options), init=_path_of(init),
+        teacher=_path_of(teacher), distill=distill,
+    )  # fmt: skip
+    teacher = teacher_of(recipe.teacher if teacher is None else teacher)
+    if facts:
+        check_recipe(facts, recipe.to_dict())
+        init, front_end = None, FbankSettings.from_dict(facts["run"]["fbank"])
+    else:
+        init, front_end = _beginning(init, recipe, teacher)
+    names = {"data": _name_of(data), "init": _name_of(recipe.init)}
+    shares = recipe.train.validation, recipe.train.test
+    data = read_data(data, front_end, shares=shares, progress=progress)
+    check_trained(data.source)
+    known = data_facts(data)
+    keras.utils.set_random_seed(recipe.train.seed)
+    if facts:
+        check_data(facts, known)
+        run = Run(PackedAST.from_config(facts["model"]), **fields_of(facts["run"]))
+    else:
+        run = _new_run(data, front_end, recipe=recipe, init=init, names=names)
+        if command_line:
+            run.made_by["command_line"] = command_line
+        if teacher:
+            run.made_by["teacher"] = {"name": _name_of(recipe.teacher), **teacher.made_by}
+            run.made_by["distill"] = recipe.distill.to_dict()
+        facts = {
+            "recipe": recipe.to_dict(),
+            "data": known,
+            "model": run.model.get_config(),
+            "run": run_settings(run),
+            "versions": versions(),
+            "place": 0,
+        }
+    train = data.split("train")
+    with damage_named(train):  # the validation clips are counted
+        taught = teacher and Distillation(run, teacher, recipe.distill)
+        fit = _prepare(run, recipe, data=data, facts=facts, taught=taught)
+    with atomic_folder(
+        out, overwrite, kind=RUN, inputs=inputs, keep_partial=True, resume=resume
+    ) as folder:
+        with damage_named(train):
+            history = fit(folder)
+        save_history(history.history, folder)
+        run = _finished(run, folder, recipe.train)
+    (pathlib.Path(out) / STATE).unlink()
+    return run, history
+
+
+def _beginning(init, recipe, teacher):
+    """The Run to start from, or None, and FbankSettings without the mean and std of the data."""
+    check_between("dropout", recipe.model.get("dropout", 0), 0, MAX_DROPOUT)
+    if init is None:
+        return None, recipe.fbank or (teacher.fbank if teacher else FbankSettings())
+    resized = sorted(set(FIXED_BY_INIT) & set(recipe.model))
+    if resized:
         raise ValueError(
             f"model_options: {', '.join(resized)} cannot change, because the weights of init are "
             f"made for their own. Leave them out, or train without init."
         )
-    init_name = _name_of(init)
-    init = None if init is None else as_run(init).full_length()
-    if init is not None and fbank is not None:
+    if recipe.fbank is not None:
         raise ValueError("fbank cannot change, because the weights of init hear with their own.")
-    front_end = (fbank or FbankSettings()) if init is None else init.fbank
-    data_name = _name_of(data)
-    shares = settings.validation, settings.test
-    check_between("dropout", options.get("dropout", 0), 0, MAX_DROPOUT)
-    data = read_data(data, front_end, shares=shares, progress=progress)
-    check_trained(data.source)
-    train, validation = data.split("train"), data.split("validation")
+    init = as_run(init).full_length()
+    return init, init.fbank
+
+
+def _new_run(data, front_end, *, recipe, init, names):
+    """An untrained Run for the clips of a ScannedSource."""
+    settings, train = recipe.train, data.split("train")
+    if data.source.multi_label and settings.loss == "cross_entropy":
+        raise ValueError(
+            "loss='cross_entropy' needs one label for each clip, and this data has several. Choose "
+            "'binary' or 'auto'."
+        )
     fbank = dataclasses.replace(front_end, mean=data.mean, std=data.std)
-    keras.utils.set_random_seed(settings.seed)
-    model = _new_model(train, fbank, settings=settings, options=options, init=init)
-    patches = model.patch_settings(patch_sizes, frame_shifts_ms=tuple(frame_shifts_ms or ()))
+    model = _new_model(train, fbank, settings=settings, options=recipe.model, init=init)
+    patches = model.patch_settings(recipe.patch_sizes, frame_shifts_ms=recipe.frame_shifts_ms)
     packing = _packing(data, fbank, patches=patches, settings=settings, segments=model.segments)
-    run = Run(
+    return Run(
         model,
         fbank,
         patches=patches,
@@ -110,228 +201,17 @@ def train_run(
         classes=data.source.classes,
         multi_label=data.source.multi_label,
         clip_seconds=round(float(max(train.durations)), 3),
-        shares=shares,
+        shares=(settings.validation, settings.test),
         made_by={
             "command": "train",
-            "data": data_name,
+            "data": names["data"],
             "settings": settings.to_dict(),
-            "augment": augment and augment.to_dict(),
-            "model_options": options,
-            "init": init and {"name": init_name, **init.made_by},
+            "augment": recipe.augment.to_dict(),
+            "model_options": recipe.model,
+            "init": init and {"name": names["init"], **init.made_by},
             "versions": versions(),
         },
     )
-    with damage_named(train):  # the validation clips are counted
-        fit = _prepare(run, train=train, validation=validation, settings=settings, augment=augment)
-    with atomic_folder(out, overwrite, kind=RUN, inputs=inputs, keep_partial=True) as folder:
-        with damage_named(train):
-            history = fit(folder)
-        model.load_weights(folder / "model.keras")
-        if settings.dtype != "float32":
-            config = {**model.get_config(), "dtype": "float32"}
-            run = dataclasses.replace(run, model=PackedAST.from_config(config))
-            run.model.set_weights(model.get_weights())
-            save_run(run, folder)
-    return run, history
-
-
-@keras.saving.register_keras_serializable(package="keras_flexast")
-class PackedLoss(keras.losses.Loss):
-    """Cross-entropy over the clips of a packed batch, divided by the number of clips.
-
-    The default reduction would divide by rows x segments: the learning rate would shrink
-    with every empty slot. Keras's mean over the weights would, on several devices, be the mean
-    of the devices' means, in which a clip counts less where its device holds more of them.
-
-    Args:
-        multi_label: whether the labels are (rows, segments, classes).
-        name: name of the loss.
-    """
-
-    def __init__(self, multi_label=False, name="packed_loss"):
-        super().__init__(name=name, reduction="sum")
-        self.multi_label = multi_label
-
-    def call(self, labels, logits):
-        kind = "binary" if self.multi_label else "sparse_categorical"
-        return getattr(keras.losses, f"{kind}_crossentropy")(labels, logits, from_logits=True)
-
-    def __call__(self, y_true, y_pred, sample_weight=None):
-        if sample_weight is None:
-            sample_weight = keras.ops.ones(keras.ops.shape(y_pred)[:-1])
-        total = super().__call__(y_true, y_pred, sample_weight)
-        total, clips, devices = sum_over_devices(
-            total, keras.ops.cast(keras.ops.sum(sample_weight), total.dtype)
-        )
-        # Keras adds up the gradients of the devices, and multiplies the values that it reports.
-        return keras.ops.divide_no_nan(total, clips) / devices
-
-    def get_config(self):
-        return {"multi_label": self.multi_label, "name": self.name}
-
-
-def packed_loss(multi_label=False):
-    """The loss of a packed batch, see PackedLoss."""
-    return PackedLoss(multi_label)
-
-
-def compile_packed(
-    model, learning_rate, *, multi_label=False, weight_decay=5e-7, row_length=None, accumulate=1
-):
-    """Compile a packed model: Adam, the loss above, accuracy of single-label clips, XLA.
-
-    Args:
-        model: PackedAST, or another model on packed batches.
-        learning_rate: float or schedule.
-        multi_label: whether the labels are (rows, segments, classes).
-        weight_decay: decoupled weight decay of the optimizer.
-        row_length: tokens in a row of the batches to come, so that XLA compiles the step
-            where it is fastest; None leaves that to Keras's `jit_compile="auto"`.
-        accumulate: batches to each step of the optimizer; a schedule still counts batches.
-
-    Raises:
-        ValueError: accumulate is above 1 for several devices of TensorFlow's.
-    """
-    if accumulate > 1 and keras.backend.backend() == "tensorflow" and batch_devices() > 1:
-        raise ValueError(
-            f"accumulate={accumulate}: Keras cannot accumulate gradients inside a strategy of "
-            f"tf.distribute. Leave it out, pass fewer batch_tokens, or use JAX."
-        )
-    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    optimizer = keras.optimizers.Adam(
-        learning_rate, 0.95, 0.999, weight_decay=weight_decay,
-        gradient_accumulation_steps=accumulate if accumulate > 1 else None,
-    )  # fmt: skip
-    if any(layer.compute_dtype == "float16" for layer in model._flatten_layers()):
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)  # its gradients underflow
-    model.compile(
-        optimizer,
-        packed_loss(multi_label),
-        weighted_metrics=[] if multi_label else [accuracy],
-        jit_compile=_jit_compile(model, row_length),
-    )
-    model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice
-
-
-def _jit_compile(model, row_length):
-    """Whether XLA compiles the step. Keras's "auto" leaves it out on a CPU, where it is faster."""
-    site = current_site(row_length)
-    if row_length is None or site.device != "cpu" or site.distributed:
-        return "auto"
-    layers = [one for one in model._flatten_layers() if isinstance(one, MaskedSelfAttention)]
-    return all(choose_kernel(layer.attention, site).supports_jit for layer in layers)
-
-
-@keras.saving.register_keras_serializable(package="keras_flexast")
-class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up and cosine decay to zero, once for each stage of a training.
-
-    Args:
-        learning_rate: learning rate at the end of each warm-up.
-        stages: number of steps of each stage; several restart the schedule without compiling
-            again.
-        warmup: share of a stage's steps in which the learning rate rises.
-    """
-
-    def __init__(self, learning_rate, stages, warmup=0.1):
-        self.learning_rate = learning_rate
-        self.stages = tuple(stages)
-        self.warmup = warmup
-
-    def __call__(self, step):
-        ops = keras.ops
-        step = ops.cast(step, "float32")
-        value, start = ops.zeros(()), 0
-        for steps in self.stages:
-            rise = max(1.0, self.warmup * steps)
-            done = step - start
-            part = ops.clip((done - rise) / max(1.0, steps - rise), 0, 1)
-            here = ops.minimum((done + 1) / rise, 0.5 * (1 + ops.cos(math.pi * part)))
-            value = ops.where(done >= 0, self.learning_rate * here, value)
-            start += steps
-        return value
-
-    def get_config(self):
-        return {
-            "learning_rate": self.learning_rate,
-            "stages": self.stages,
-            "warmup": self.warmup,
-        }
-
-
-class MeanAveragePrecision(keras.callbacks.Callback):
-    """Adds the exact `val_mAP` to the logs at the end of each epoch (multi-label data).
-
-    Args:
-        batches: batches of `tf_data_pipelines.evaluation_batches`.
-        source: Source of the validation clips.
-    """
-
-    def __init__(self, batches, source):
-        super().__init__()
-        self.batches = batches
-        self.source = source
-
-    def on_train_begin(self, logs=None):
-        self.predictor = PackedPredictor(self.model)
-
-    def on_epoch_end(self, epoch, logs=None):
-        logits, _ = packed_outputs(self.predictor, self.batches, len(self.source))
-        logs["val_mAP"] = score_clips(self.source, logits)["value"]
-
-
-class StopDiverged(keras.callbacks.Callback):
-    """Raises a ValueError as soon as a loss is NaN or infinite, before such weights are saved.
-
-    Args:
-        folder: where the best weights so far are, for the message.
-    """
-
-    def __init__(self, folder):
-        super().__init__()
-        self.folder = folder
-        self.epoch = 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._check(logs["loss"], f"step {batch + 1} of")
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._check(logs.get("val_loss", 0.0), "the validation after")
-
-    def _check(self, loss, place):
-        if math.isfinite(loss):
-            return
-        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        kept = "the best weights so far" if self.epoch else "the weights from before the training"
-        raise ValueError(
-            f"the loss is {loss} in {place} epoch {self.epoch + 1}, at a learning rate of "
-            f"{rate:g}. Lower it (learning_rate, --learning-rate). {self.folder} holds {kept}."
-        )
-
-
-class KeepBest(keras.callbacks.Callback):
-    """Saves the model at the end of each epoch that is the best so far, of equal ones the last.
-
-    The file is replaced whole: a kill at any moment leaves the one or the other. NaN never wins.
-
-    Args:
-        path: path of the `.keras` file.
-        metric: name of a metric in the logs; larger is better, from 0.
-    """
-
-    def __init__(self, path, metric):
-        super().__init__()
-        self.path = path
-        self.metric = metric
-        self.best = 0.0
-
-    def on_epoch_end(self, epoch, logs=None):
-        if logs[self.metric] >= self.best:
-            self.best = logs[self.metric]
-            save_model(self.model, self.path)
 
 
 def steps_per_epoch(data, fbank, patches, packing):
@@ -350,6 +230,11 @@ def time_cells(data, fbank, stride=BASE_PATCH):
     """Time cells, of `stride` frames each, that cover the longest clip; at least 64."""
     seconds = float(max(data.durations))
     return max(64, math.ceil(seconds * 1000 / (fbank.frame_shift_ms * stride)))
+
+
+def _path_of(path):
+    """Where a file or folder is, as text; None for what is in memory."""
+    return str(pathlib.Path(path).resolve()) if isinstance(path, str | os.PathLike) else None
 
 
 def _name_of(path):
@@ -404,42 +289,90 @@ def _packing(data, fbank, *, patches, settings, segments):
     return packing
 
 
-def _prepare(run, *, train, validation, settings, augment):
+def _prepare(run, recipe, *, data, facts, taught):
     """Compile the model of a run and check its clips; a function that trains it in a folder."""
     from tf_data_pipelines.pipeline import counted, evaluation_batches, training_batches
 
-    model, how = run.model, {"patches": run.patches, "packing": run.packing, "seed": settings.seed}
-    batches = training_batches(train, run.fbank, augment=augment, **how)
+    settings = recipe.train
+    train, validation = data.split("train"), data.split("validation")
+    how = {"patches": run.patches, "packing": run.packing, "seed": settings.seed}
+    batches = training_batches(
+        train, run.fbank, augment=recipe.augment, start=facts["place"],
+        teacher=taught and taught.tokens(train), **how,
+    )  # fmt: skip
     held_out = counted(evaluation_batches(validation, run.fbank, cache=True, **how))
+    scored = held_out.map(lambda *batch: batch[:3])
     # Whole steps of the optimizer, so that no gradient waits for the next epoch.
     steps = steps_per_epoch(train, run.fbank, run.patches, run.packing)
     steps = -(-steps // settings.accumulate) * settings.accumulate
+    tune_part(run.model, settings)
+    model = taught.model() if taught else run.model
+    balanced = settings.class_weights == "balanced"
     compile_packed(
         model,
-        WarmupCosine(settings.learning_rate, [steps * settings.epochs], settings.warmup),
+        schedule_of(settings, steps),
         multi_label=run.multi_label,
-        weight_decay=settings.weight_decay,
         row_length=run.packing.row_length,
-        accumulate=settings.accumulate,
+        class_weights=balanced_weights(train.source) if balanced else None,
+        **{name: getattr(settings, name) for name in COMPILED},
     )
+    measure = [MeanAveragePrecision(held_out, validation.source)] if run.multi_label else []
+    meter, pictures = Meter(batches), ClipPictures(run, validation)
 
     def fit(folder):
-        save_run(run, folder)  # the checkpoint replaces the model, so it is a run all along
-        return model.fit(
-            batches,
-            steps_per_epoch=steps,
-            epochs=settings.epochs,
-            validation_data=held_out.map(lambda *batch: batch[:3]),
-            callbacks=_callbacks(run, folder, held_out=held_out, source=validation.source),
-            shuffle=False,
-        )
+        saved = read_state(folder) if (folder / STATE).exists() else None
+        board = TrainingBoard(folder / "logs", meter, packing=run.packing, pictures=pictures)
+        measured = [*measure, board]
+        callbacks = _callbacks(run, folder, settings=settings, measure=measured, steps=steps)
+        checkpoint = Checkpoint(
+            folder / STATE, facts, parts=callbacks, steps=steps, minutes=settings.save_minutes,
+            saved=saved,
+        )  # fmt: skip
+        if checkpoint.place % steps:
+            model.evaluate(scored.take(1), verbose=0)  # TensorFlow makes its metrics now
+        checkpoint.restore(model)
+        if saved is None:
+            checkpoint.save(0)
+        if not RUN.is_whole(folder):
+            save_run(run, folder)  # the checkpoint replaces the model, so it is a run all along
+        if not checkpoint.stopped:
+            model.fit(
+                meter.batches,
+                steps_per_epoch=steps,
+                initial_epoch=checkpoint.epoch,
+                epochs=settings.epochs,
+                validation_data=scored,
+                callbacks=[*callbacks, checkpoint],
+                shuffle=False,
+            )
+        return callbacks[0]
 
     return fit
 
 
-def _callbacks(run, folder, *, held_out, source):
-    """No NaN, the best epoch in the folder, TensorBoard, and mAP for multi-label clips."""
+def _callbacks(run, folder, *, settings, measure, steps):
+    """What happens in a training, in this order; the first is the History."""
     metric = "val_mAP" if run.multi_label else "val_accuracy"
-    measure = [MeanAveragePrecision(held_out, source)] if run.multi_label else []
-    board = keras.callbacks.TensorBoard(folder / "logs", write_graph=False)
-    return [StopDiverged(folder), *measure, KeepBest(folder / "model.keras", metric), board]
+    keep = KeepBest(
+        folder / "model.keras", metric, always=settings.keep == "last", patience=settings.patience
+    )
+    averages = []
+    if settings.ema is not None:
+        averages = [Averages()]
+    elif settings.average_epochs > 1:
+        averages = [Averages(settings.epochs - settings.average_epochs)]
+    stop = StopDiverged(folder, steps)
+    return [keras.callbacks.History(), stop, *measure, keep, *averages]
+
+
+def _finished(run, folder, settings):
+    """The run with the weights that were kept, float32, as it is in the folder."""
+    if settings.dtype == "float32" and not settings.lora_rank:
+        run.model.load_weights(folder / "model.keras")
+        run.model.backbone.trainable = True
+        return run
+    model = PackedAST.from_config({**run.model.get_config(), "dtype": "float32"})
+    model.load_weights(folder / "model.keras")
+    run = dataclasses.replace(run, model=model)
+    save_run(run, folder)
+    return run

@@ -12,6 +12,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+import soundfile
 
 # A test that starts a process of its own, where the backend of this one makes no difference.
 ONCE = pytest.mark.skipif(keras.backend.backend() != "jax", reason="the same on every backend")
@@ -53,6 +54,18 @@ def run_python(code, *arguments, backend, blocked=()):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def write_tones(root, clips=8):
+    """Sound files of two classes, low and high tones of 0.4 s and more; returns the folder."""
+    rng = np.random.default_rng(0)
+    for number in range(clips):
+        times = np.arange(6000 + 500 * number) / 16000
+        tone = 0.3 * np.sin(2 * np.pi * (300, 2000)[number % 2] * times)
+        path = root / ("low", "high")[number % 2] / f"{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, tone + rng.normal(0, 0.01, len(times)), 16000)
+    return root
 
 
 def randomize(model, seed=0, scale=0.3):

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from keras_flexast import cli
 from keras_flexast.evaluation import evaluate_run
 from keras_flexast.runs import load_run
-from keras_flexast.settings import SIZES
+from keras_flexast.settings import SIZES, DistillSettings
 from tf_data_pipelines import audio
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -78,11 +78,14 @@ def trained(sounds, tmp_path_factory):
 
 def test_a_run_has_model_settings_labels_and_logs(trained):
     names = {path.name for path in trained.iterdir()}
-    assert names == {"model.keras", "settings.json", "labels.txt", "logs"}
+    assert names == {"model.keras", "settings.json", "labels.txt", "history.json", "logs"}
+    history = json.loads((trained / "history.json").read_text())
+    assert len(history["loss"]) == len(history["val_accuracy"]) == 12
     assert not trained.with_name("run.partial").exists()
     assert (trained / "labels.txt").read_text().split() == ["high", "low", "middle"]
     made_by = json.loads((trained / "settings.json").read_text())["made_by"]
     assert (made_by["command"], made_by["data"]) == ("train", "sounds")
+    assert made_by["command_line"].startswith("flexast train ")
     assert made_by["settings"]["epochs"] == 12 and made_by["model_options"]["size"] == "nano"
     assert made_by["versions"][made_by["versions"]["backend"]]  # "jax": "0.10.2"
     assert any(path.is_file() for path in (trained / "logs").rglob("*"))
@@ -101,6 +104,20 @@ def test_it_learns_and_works_at_every_patch_size(trained, sounds, tmp_path):
     values = [r["value"] for r in results]
     assert min(values) > 0.5 and np.mean(values) > 0.7, values  # chance is 0.33
     assert figure.read_bytes()[:4] == b"\x89PNG"
+    for r in results:
+        assert np.sum(r["confusion"]) == r["clips"] and r["top1"] == r["value"]
+        assert np.trace(r["confusion"]) == round(r["clips"] * r["value"])
+        assert [one["class"] for one in r["per_class"]] == ["high", "low", "middle"]
+        assert 0.5 < r["auc"] <= 1 and 0 < r["mAP"] <= 1 and r["top5"] is None
+
+
+def test_evaluate_shows_the_confusion_and_each_class(trained, sounds, tmp_path):
+    picture = tmp_path / "confusion.png"
+    how = ("--split", "all", "--patch-sizes", "32,16", "--confusion", picture, "--per-class")
+    code, out, message = run("evaluate", trained, sounds, *how)
+    assert code == 0, message
+    assert "patch 32" in out and "middle" in out and "AUC" in out
+    assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_shards_are_data_for_every_command(trained, sounds, tmp_path):
@@ -296,6 +313,9 @@ def test_multi_label_manifests_train_and_score_by_map(sounds, tmp_path):
     assert code == 0, message
     (result,) = json.loads(stdout)
     assert result["metric"] == "mAP" and 0 < result["value"] <= 1 and result["clips"] == 3
+    assert result["mAP"] == result["value"] and result["confusion"] is None
+    code, stdout, message = run("evaluate", out, manifest, "--confusion", tmp_path / "c.png")
+    assert code == 1 and "row fill" in stdout and "needs clips of one label each" in message
 
 
 @pytest.mark.parametrize(
@@ -374,6 +394,25 @@ def test_nothing_of_the_users_is_replaced(trained, sounds, tmp_path):
 def test_unknown_options_end_in_usage(arguments):
     code, _, message = run(*arguments)
     assert code == 2 and "Usage" in message
+
+
+@ONCE
+def test_train_hands_a_teacher_on(sounds, tmp_path, monkeypatch):
+    given = {}
+
+    def train_run(*_, **how):
+        given.update(how)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("keras_flexast.training.train_run", train_run)
+    run(
+        "train", sounds, "--out", tmp_path / "run", "--teacher", tmp_path, "--teacher-patch-size",
+        "16x8", "--distill-weight", 0.75, "--temperature", 3,
+    )  # fmt: skip
+    assert given["teacher"] == str(tmp_path)
+    assert given["distill"] == DistillSettings(0.75, 3.0, patch_size=(16, 8))
+    code, _, message = run("train", sounds, "--out", tmp_path / "run", "--temperature", 3)
+    assert code == 2 and "belong to --teacher" in message
 
 
 def test_names_in_brackets_are_text(trained, sounds, tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ UNEQUAL = """
     import pytest
     from keras_flexast.distribution import batch_devices
     from keras_flexast.inference.scoring import PackedPredictor
-    from keras_flexast.training import packed_loss
+    from keras_flexast.losses import packed_loss
 
     def step(clips, multi_label, accumulate=None):
         weights = np.float32([[slot < count for slot in range(2)] for count in clips])

@@ -153,7 +153,9 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, content, monkeypatch):
 
 
 def figure(path, title="10 clips", name="run"):
-    accuracy_figure({name: {"8": 0.5, "16": 0.7}}, path, title)
+    values = {"8": 0.5, "16": 0.7}
+    results = [{"name": size, "metric": "accuracy", "value": values[size]} for size in values]
+    accuracy_figure({name: results}, path, title)
 
 
 def embeddings(path):

@@ -79,4 +79,5 @@ def test_a_training_ends_in_its_first_step_and_names_the_partial_run(tmp_path):
     time.sleep(0.5)  # now the first step is traced and compiled
     code, message, seconds = interrupted(process)
     assert code == 130 and seconds < 10, message
-    assert message == f"Stopped. The best weights so far are in {partial}.\n"
+    goes_on = "The same command with --resume goes on."
+    assert message == f"Stopped. The best weights so far are in {partial}. {goes_on}\n"

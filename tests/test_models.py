@@ -9,8 +9,9 @@ from helpers import ONCE, pack_rows, randomize, run_python
 
 from keras_flexast import FlexiAST, PackedAST, fixed_model
 from keras_flexast.inference.scoring import PackedPredictor
+from keras_flexast.losses import packed_loss
 from keras_flexast.models import embedding_model
-from keras_flexast.training import compile_packed, packed_loss
+from keras_flexast.training import compile_packed
 from tf_data_pipelines.patches import patch_tokens
 from tf_data_pipelines.settings import PatchSettings
 

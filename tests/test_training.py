@@ -7,8 +7,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
-import soundfile
-from helpers import run_python
+from helpers import run_python, write_tones
 
 from keras_flexast import PackedAST
 from keras_flexast.inference import load_classifier
@@ -100,14 +99,7 @@ def test_mixed_precision_learns(dtype):
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
-    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("sounds")
-    for number in range(8):
-        times = np.arange(6000 + 500 * number) / 16000
-        tone = 0.3 * np.sin(2 * np.pi * (300, 2000)[number % 2] * times)
-        path = root / ("low", "high")[number % 2] / f"{number}.wav"
-        path.parent.mkdir(exist_ok=True)
-        soundfile.write(path, tone + rng.normal(0, 0.01, len(times)), 16000)
-    return root
+    return write_tones(tmp_path_factory.mktemp("sounds"))
 
 
 def test_a_run_trained_with_every_option_is_float32(sounds, tmp_path):

@@ -15,7 +15,7 @@ SLOT_NAMES = {"label": "labels", "clip_id": "clip_ids", "weight": "weights"}  # 
 RESERVED = ("segment_ids", "length", *SLOT_NAMES.values())
 
 
-def pack(clips, settings):
+def pack(clips, settings, beside=None):
     """Pack clips into rows, each the best of thousands of subsets of the waiting clips.
 
     A row takes the clip that has waited longest, and of the `settings.buffer_size` oldest clips
@@ -33,6 +33,10 @@ def pack(clips, settings):
             `weight` float32 (), the weight of the clip in the loss; it may be left out;
             any further numbers of the clip, such as a teacher's scores, of static shape.
         settings: PackSettings.
+        beside: {name: row length} of further tokens of the same clips, the columns `NAME_tokens`
+            and `NAME_positions`. They are packed beside the others, each into a row of its own
+            length and into the clip's slot there: a clip joins a row only if it fits all of them,
+            and of what fits, that is best which fills the first row. None for no others.
 
     Returns:
         Dataset of rows, dictionaries with
@@ -43,7 +47,7 @@ def pack(clips, settings):
             weights      float32 (segments,), the clip's weight or 1; 0 for an empty slot
             clip_ids     int64 (segments,), -1 for an empty slot
             and each further column under its own name: (segments, *shape), zeros in empty
-            slots.
+            slots; of `beside` also NAME_tokens, NAME_positions and NAME_segment_ids.
         Every clip is in exactly one row, also at the end of a finite dataset.
 
     Raises:
@@ -51,7 +55,7 @@ def pack(clips, settings):
         tf.errors.InvalidArgumentError: a clip has more tokens than a row; raised while the
             rows are read.
     """
-    packer = _Packer(settings, clips.element_spec)
+    packer = _Packer(settings, clips.element_spec, beside or {})
     arrivals = clips.map(packer.hold).batch(ARRIVALS)
     # One more element marks the end of the clips. The tf.data service does not split this
     # source, so every worker has its own end.
@@ -97,21 +101,32 @@ class _Packer:
     Args:
         settings: PackSettings.
         columns: element spec of the clips.
+        beside: as in `pack`.
     """
 
-    def __init__(self, settings, columns):
-        self.row_length, self.segments = settings.row_length, settings.segments
+    def __init__(self, settings, columns, beside):
+        self.segments = settings.segments
+        self.row_lengths = {"": settings.row_length}  # by what stands before `tokens`
+        self.row_lengths |= {f"{name}_": length for name, length in beside.items()}
         self.buffer_size = max(settings.buffer_size, settings.segments)
         self.subsets = _subsets(self.buffer_size, self.segments)
-        self.widths = {name: columns[name].shape[-1] for name in ("tokens", "positions")}
+        self.widths = {
+            prefix + name: columns[prefix + name].shape[-1]
+            for prefix in self.row_lengths
+            for name in ("tokens", "positions")
+        }
         self.columns = {name: spec for name, spec in columns.items() if name not in self.widths}
-        _check_columns(self.columns)
+        made = [prefix + name for prefix in self.row_lengths for name in ("segment_ids", "length")]
+        _check_columns(self.columns, {*RESERVED, *made})
 
     def hold(self, clip):
         """A clip as it waits: handles of its tokens, their number and the other columns."""
         handles = {name: _handle(clip[name]) for name in self.widths}
         others = {name: clip[name] for name in self.columns}
-        return {**handles, **others, "length": tf.shape(clip["tokens"])[0]}
+        lengths = {
+            f"{prefix}length": tf.shape(clip[f"{prefix}tokens"])[0] for prefix in self.row_lengths
+        }
+        return {**handles, **others, **lengths}
 
     def start(self):
         """What is held at the start: the blank."""
@@ -133,13 +148,16 @@ class _Packer:
             order = tf.range(1, tf.size(held["length"]))
         # The order always has `buffer_size` clips, real ones first, then the blank (0).
         order = tf.pad(order, [[0, self.buffer_size]])
-        lengths = tf.cast(held["length"], tf.float32)
+        lengths = tf.stack([held[f"{prefix}length"] for prefix in self.row_lengths], -1)
+        lengths = tf.cast(lengths, tf.float32)
+        most = tf.constant([*self.row_lengths.values()], tf.float32)
         enough = tf.where(last, 1, self.buffer_size)
 
         def a_row(order, rows):
             oldest = order[: self.buffer_size]
-            sums = tf.linalg.matvec(self.subsets, tf.gather(lengths, oldest))
-            best = tf.argmax(tf.where(sums <= self.row_length, sums, -1.0))
+            sums = tf.matmul(self.subsets, tf.gather(lengths, oldest))
+            fits = tf.reduce_all(sums <= most, 1)
+            best = tf.argmax(tf.where(fits, sums[:, 0], -1.0))
             # Equal values keep their order: the chosen clips by age, then the others.
             chosen, by_choice = tf.math.top_k(tf.gather(self.subsets, best), self.buffer_size)
             oldest, chosen = tf.gather(oldest, by_choice), tf.cast(chosen, tf.int32)
@@ -161,49 +179,54 @@ class _Packer:
 
     def fill(self, row):
         """The row of these handles: its tokens, padded, and its slots, with static shapes."""
-        length, segments = self.row_length, self.segments
-        ends = tf.cumsum(row["length"])
-        # The segment at a place is 1 plus the number of clips that end before it.
-        segment_ids = 1 + tf.searchsorted(ends, tf.range(length), side="right")
-        filled = {
-            "segment_ids": segment_ids % (segments + 1),  # after the last slot: padding
-            "weights": tf.cast(row["clip_id"] >= 0, tf.float32),
-        }
+        filled = {"weights": tf.cast(row["clip_id"] >= 0, tf.float32)}
         for name, spec in self.columns.items():
-            slots = tf.ensure_shape(row[name], [segments, *spec.shape])
+            slots = tf.ensure_shape(row[name], [self.segments, *spec.shape])
             filled[SLOT_NAMES.get(name, name)] = slots
-        for name, width in self.widths.items():
-            padding = _handle(tf.zeros([length - ends[-1], width]))
-            content = tf.raw_ops.RaggedTensorFromVariant(
-                encoded_ragged=tf.stack([*tf.unstack(row[name]), padding]),
-                input_ragged_rank=0,
-                output_ragged_rank=1,
-                Tvalues=tf.float32,
-                Tsplits=tf.int64,
-            ).output_dense_values
-            filled[name] = tf.ensure_shape(content, [length, width])
+        for prefix, length in self.row_lengths.items():
+            ends = tf.cumsum(row[f"{prefix}length"])
+            # The segment at a place is 1 plus the number of clips that end before it.
+            segment_ids = 1 + tf.searchsorted(ends, tf.range(length), side="right")
+            # After the last slot: padding.
+            filled[f"{prefix}segment_ids"] = segment_ids % (self.segments + 1)
+            for name in (f"{prefix}tokens", f"{prefix}positions"):
+                filled[name] = _joined(row[name], ends[-1], length, width=self.widths[name])
         return filled
 
     def _check(self, held):
-        longest = tf.argmax(held["length"])
-        tokens, clip_id = held["length"][longest], held["clip_id"][longest]
-        return tf.raw_ops.Assert(
-            condition=tokens <= self.row_length,
-            data=[
-                "clip", clip_id, "has", tokens, "tokens, more than the row length",
-                self.row_length, '. Raise row_length (--row-length), or pass overlong="crop"'
-                " (--overlong crop).",
-            ],
-        )  # fmt: skip
+        checks = []
+        for prefix, most in self.row_lengths.items():
+            lengths = held[f"{prefix}length"]
+            longest = tf.argmax(lengths)
+            data = [
+                "clip", held["clip_id"][longest], "has", lengths[longest],
+                f"{prefix}tokens, more than the row length", most,
+                '. Raise row_length (--row-length), or pass overlong="crop" (--overlong crop).',
+            ]  # fmt: skip
+            checks.append(tf.raw_ops.Assert(condition=lengths[longest] <= most, data=data))
+        return tf.group(checks)
 
 
-def _check_columns(columns):
+def _joined(handles, tokens, length, *, width):
+    """The content of handles (slots,), so many tokens in all, padded to (length, width)."""
+    padding = _handle(tf.zeros([length - tokens, width]))
+    content = tf.raw_ops.RaggedTensorFromVariant(
+        encoded_ragged=tf.stack([*tf.unstack(handles), padding]),
+        input_ragged_rank=0,
+        output_ragged_rank=1,
+        Tvalues=tf.float32,
+        Tsplits=tf.int64,
+    ).output_dense_values
+    return tf.ensure_shape(content, [length, width])
+
+
+def _check_columns(columns, reserved):
     """Raise a ValueError for columns that cannot travel in the slots of a row."""
     for name, spec in columns.items():
-        if name in RESERVED:
+        if name in reserved:
             raise ValueError(
                 f"clips have a column {name!r}, a name that the packer uses itself; rename the "
-                f"column. Reserved are {', '.join(RESERVED)}."
+                f"column. Reserved are {', '.join(sorted(reserved))}."
             )
         numeric = spec.dtype.is_floating or spec.dtype.is_integer
         if not numeric or not spec.shape.is_fully_defined():

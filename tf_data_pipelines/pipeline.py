@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from tf_data_pipelines.augment import augment_features, augment_waveforms, drawn_length
 from tf_data_pipelines.decode import decode_audio
+from tf_data_pipelines.distillation import add_teacher_tokens
 from tf_data_pipelines.draws import PATCH, SHIFT, choice, training_order
 from tf_data_pipelines.fbank import features, log_mel_at, normalize
 from tf_data_pipelines.packing import ARRIVALS, batch_rows, pack
@@ -50,7 +51,9 @@ MAX_START = 2**40  # batches
 CACHE_SECONDS = 4 * 3600  # decoded clips up to 4 hours (0.9 GB of float32) stay in memory
 
 
-def training_batches(data, fbank, *, patches, packing, seed=1337, augment=None, start=0):
+def training_batches(
+    data, fbank, *, patches, packing, seed=1337, augment=None, start=0, teacher=None
+):
     """Endless packed batches in a new random order in each epoch, for `model.fit`.
 
     Each clip draws a patch size and a frame shift from the settings; a long clip only one of
@@ -76,13 +79,15 @@ def training_batches(data, fbank, *, patches, packing, seed=1337, augment=None, 
         seed: random seed of the clip order and of all draws.
         augment: AugmentSettings; None for no augmentation.
         start: number of batches to leave out at the beginning, without reading their clips.
+        teacher: TeacherTokens: what a teacher hears of the same clips; None for no teacher.
 
     Returns:
         tf.data.Dataset of (inputs, labels, weights): inputs a dictionary of `tokens`
         float32 (rows, row_length, 256), `positions` float32 (rows, row_length, 4) and
-        `segment_ids` int32 (rows, row_length); labels int32 (rows, segments) or, for
-        multi-label data, float32 (rows, segments, classes); weights float32
-        (rows, segments).
+        `segment_ids` int32 (rows, row_length), with a teacher also of `teacher_tokens`,
+        `teacher_positions` and `teacher_segment_ids`, in rows of the teacher's length; labels
+        int32 (rows, segments) or, for multi-label data, float32 (rows, segments, classes);
+        weights float32 (rows, segments).
 
     Raises:
         ValueError: a clip has more tokens than a row at every patch size, and packing.overlong
@@ -91,17 +96,21 @@ def training_batches(data, fbank, *, patches, packing, seed=1337, augment=None, 
     check_between("start", start, 0, MAX_START, kind=int)
     check_lengths(data, fbank, patches, packing)
     how = {"patches": patches, "packing": packing, "seed": seed, "augment": augment}
+    how["teacher"] = teacher
     waiting = _waiting(data, fbank, start=start, **how) if start else (0,)
     clips = training_clips(data, fbank, start=waiting, **how)
-    batches = batch_rows(pack(clips, packing), packing, partial=False)
+    rows = pack(clips, packing, teacher and teacher.beside)
+    batches = batch_rows(rows, packing, partial=False)
     return batches.map(_split_batch).prefetch(tf.data.AUTOTUNE)
 
 
-def training_clips(data, fbank, *, patches, packing=None, seed=1337, augment=None, start=(0,)):
+def training_clips(
+    data, fbank, *, patches, packing=None, seed=1337, augment=None, start=(0,), teacher=None
+):
     """The clips of `training_batches` before they are packed, where columns can be added.
 
     Args:
-        data, fbank, patches, seed, augment: as in `training_batches`.
+        data, fbank, patches, seed, augment, teacher: as in `training_batches`.
         packing: PackSettings of the rows to come, see `make_tokens`; None for any length.
         start: places of the first clips in the order of all epochs, ascending; all clips after
             the last of them follow.
@@ -136,6 +145,7 @@ def training_clips(data, fbank, *, patches, packing=None, seed=1337, augment=Non
         )
         ordered = extract_features(ordered, fbank, frame_shifts_ms=shifts, seed=seed)
     ordered = augment_features(ordered, augment, fbank, seed)
+    ordered = add_teacher_tokens(ordered, teacher, fbank)
     return make_tokens(ordered, patches, seed=seed, packing=packing)
 
 
@@ -165,7 +175,7 @@ def _from(order, start):
     return order.filter(lambda at: (at["place"] > start[-1]) | tf.reduce_any(at["place"] == start))
 
 
-def _waiting(data, fbank, *, patches, packing, seed, augment, start):
+def _waiting(data, fbank, *, patches, packing, seed, augment, start, teacher):
     """Places of the clips not yet packed after `start` batches, then that of the next clip.
 
     The clips are packed by their lengths alone, without being read.
@@ -189,10 +199,12 @@ def _waiting(data, fbank, *, patches, packing, seed, augment, start):
         drawn = _drawn_size(clip, frames, fbank.mel_bins, patches, packing=packing, seed=seed)
         tokens = token_counts(frames, fbank.mel_bins, patches, _max_tokens(packing))[drawn]
         empty = tf.zeros([tokens, 0])
-        return {"tokens": empty, "positions": empty, "label": 0, "clip_id": clip["place"]}
+        columns = {"tokens": empty, "positions": empty, "label": 0, "clip_id": clip["place"]}
+        return {**columns, **(teacher.empty(frames) if teacher else {})}
 
     clips = _order(data, seed, read=False).map(light, tf.data.AUTOTUNE)
-    rows = pack(clips, packing).take(start * packing.rows).batch(ARRIVALS)
+    rows = pack(clips, packing, teacher and teacher.beside)
+    rows = rows.take(start * packing.rows).batch(ARRIVALS)
     waiting, following = [], 0  # places, ascending: what no row has had, and the next one
     for row in rows.as_numpy_iterator():
         packed, before = row["clip_ids"], following
@@ -454,7 +466,8 @@ def _max_tokens(packing):
 
 
 def _split_batch(batch):
-    inputs = {name: batch[name] for name in ("tokens", "positions", "segment_ids")}
+    ends = ("tokens", "positions", "segment_ids")
+    inputs = {name: value for name, value in batch.items() if name.endswith(ends)}
     return inputs, batch["labels"], batch["weights"]
 
 

@@ -51,6 +51,23 @@ class _Attention(ConfiguredLayer):
             heads(self.value_dense(tokens)),
         )
 
+    def weights_of(self, queries, tokens, mask):
+        """How much each query attends to each token, a mean over the heads.
+
+        Args:
+            queries: float (rows, queries, dim).
+            tokens: float (rows, length, dim).
+            mask: bool (rows, queries or 1, length), True where a query sees a token.
+
+        Returns:
+            float32 (rows, queries, length); the sum over the tokens is 1.
+        """
+        query, key, _ = self._project(queries, tokens)
+        scale = self.scale or query.shape[-1] ** -0.5
+        logits = ops.cast(ops.einsum("bqhw,bthw->bhqt", query, key), "float32") * scale
+        logits = ops.where(mask[:, None], logits, -1e30)
+        return ops.mean(ops.softmax(logits), 1)
+
     def _output(self, attended, training):
         """(b, q, heads, width) -> (b, q, dim)."""
         attended = ops.reshape(attended, (*ops.shape(attended)[:2], -1))

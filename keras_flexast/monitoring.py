@@ -1,0 +1,213 @@
+"""What TensorBoard shows of a training: speed, full rows, and what the model attends to."""
+
+import time
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_flexast.distribution import batch_devices
+from keras_flexast.evaluation import spread
+from keras_flexast.layers.attention import slot_mask
+from tf_data_pipelines.resize import axis_grid
+from tf_data_pipelines.settings import MAX_ROW_LENGTH, PackSettings
+
+PICTURES = 4  # clips that are shown
+SCALE = 2  # pixels for a mel bin or frame
+GAP = 4  # pixels between the two pictures of a clip
+
+
+class Meter:
+    """Counts the batches that a training takes: the clips and the tokens in them.
+
+    Args:
+        batches: Dataset of `training_batches`.
+
+    Attributes:
+        batches: the same Dataset, which counts what is taken from it; on several devices as it
+            was, because they take their batches from several datasets.
+    """
+
+    def __init__(self, batches):
+        import tensorflow as tf
+
+        self.counts = None
+        self.batches = batches
+        if batch_devices() > 1:
+            return
+        with tf.device("CPU"):
+            self.counts = tf.Variable(np.zeros(3, "int64"))  # batches, clips, tokens
+
+        def count(inputs, labels, weights):
+            clips, tokens = map(tf.math.count_nonzero, (weights, inputs["segment_ids"]))
+            found = [1, clips, tokens]
+            with tf.control_dependencies([self.counts.assign_add(tf.stack(found))]):
+                return inputs, labels, tf.identity(weights)
+
+        self.batches = batches.map(count)
+
+    def read(self):
+        """The batches, clips and tokens so far, int64 (3,); None where nothing is counted."""
+        return None if self.counts is None else self.counts.numpy()
+
+
+class TrainingBoard(keras.callbacks.TensorBoard):
+    """Keras's TensorBoard, with more at the end of each epoch.
+
+    Beside loss, metrics and learning rate it shows `row_fill`, the share of the places of the rows
+    that held a token; `clips_per_second` and `tokens_per_second`, without validation and pictures;
+    and of a few validation clips the spectrogram with the patch grid, over what the model attends
+    to, see `attention_map`.
+
+    Args:
+        folder: folder of the logs.
+        meter: Meter of the batches of `fit`.
+        packing: PackSettings of the rows.
+        pictures: ClipPictures; None for no pictures.
+    """
+
+    def __init__(self, folder, meter, *, packing, pictures=None):
+        super().__init__(folder, write_graph=False)
+        self.meter = meter
+        self.places = packing.rows * packing.row_length
+        self.pictures = pictures
+
+    def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
+        self.start, self.seconds, self.before = time.perf_counter(), None, self.meter.read()
+
+    def on_test_begin(self, logs=None):
+        super().on_test_begin(logs)
+        self._stop()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._stop()
+        super().on_epoch_end(epoch, {**(logs or {}), **self._speed()})
+        if self.pictures is not None:
+            with self._val_writer.as_default():
+                for name, picture in self.pictures.draw(self.model).items():
+                    self.summary.image(name, picture[None], step=epoch)
+
+    def _stop(self):
+        """The steps of an epoch end with its validation, or with the epoch."""
+        if getattr(self, "seconds", 0) is None:
+            self.seconds, self.after = time.perf_counter() - self.start, self.meter.read()
+
+    def _speed(self):
+        if self.before is None or not (self.after > self.before).all():
+            return {}
+        batches, clips, tokens = (self.after - self.before).tolist()
+        return {
+            "row_fill": tokens / (batches * self.places),
+            "clips_per_second": clips / self.seconds,
+            "tokens_per_second": tokens / self.seconds,
+        }
+
+
+class ClipPictures:
+    """Pictures of a few clips, which are read once: spectrogram, patch grid and attention.
+
+    Args:
+        run: Run, for its front end and its base patch.
+        data: ScannedSource of the validation clips; a few of them, spread over all, are shown.
+    """
+
+    def __init__(self, run, data):
+        from tf_data_pipelines import extract_features, load_waveforms, make_tokens
+
+        patches, data = run.patches_at([run.model.backbone.base_patch]), spread(data, PICTURES)
+        packing = PackSettings(row_length=MAX_ROW_LENGTH, overlong="crop")
+        clips = extract_features(load_waveforms(data, run.fbank.sample_rate), run.fbank)
+        clips = clips.map(lambda clip: {**clip, "spectrogram": clip["features"]})
+        clips = [*make_tokens(clips, patches, packing=packing).as_numpy_iterator()]
+        self.spectrograms = [clip["spectrogram"] for clip in clips]
+        self.patches = patches
+        self.names = [
+            f"clip_{number}/{data.source.classes[clip.labels[0]]}"
+            for number, clip in enumerate(data.source.clips, 1)
+        ]
+        self.counts = [len(clip["tokens"]) for clip in clips]
+        longest = max(self.counts)
+        self.inputs = {
+            name: np.stack([np.pad(clip[name], [(0, longest - len(clip[name])), (0, 0)])
+                            for clip in clips])
+            for name in ("tokens", "positions")
+        }  # fmt: skip
+        self.inputs["segment_ids"] = np.int32(np.arange(longest) < np.array(self.counts)[:, None])
+
+    def draw(self, model):
+        """{name: picture uint8 (height, width, 3)}; low frequencies are at the bottom."""
+        attention = attention_map(model, self.inputs)
+        pictures = {}
+        for number, name in enumerate(self.names):
+            weights = None if attention is None else attention[number, : self.counts[number]]
+            weights = None if weights is None else weights[self.patches.prefix_tokens :]
+            pictures[name] = _picture(self.spectrograms[number], weights, self.patches)
+        return pictures
+
+
+def attention_map(model, inputs):
+    """What the pooling of a clip attends to among its tokens, a mean over the heads.
+
+    With attention pooling it is the attention of the learned query, with [CLS]-like tokens theirs
+    in the last block.
+
+    Args:
+        model: PackedAST, or a model with its `backbone` and `pooling`.
+        inputs: packed batch with one clip in each row.
+
+    Returns:
+        float32 (rows, length), with the sum 1 in each row; None for mean pooling, which attends
+        to nothing more than to all.
+    """
+    backbone, pooling = model.backbone, model.pooling
+    inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
+    ids, positions = inputs["segment_ids"], inputs["positions"]
+    if hasattr(pooling, "query"):
+        tokens = backbone(inputs, training=False)
+        queries = ops.broadcast_to(pooling.query, (tokens.shape[0], 1, tokens.shape[2]))
+        attention, mask = pooling, slot_mask(ids, 1)
+    elif model.pooling_name.startswith("cls"):
+        tokens = backbone.patch_embed(inputs["tokens"]) + backbone.position_embed(positions)
+        tokens = backbone.prefix(tokens, positions)
+        for block in backbone.blocks[:-1]:
+            tokens = block(tokens, ids, training=False)
+        tokens = backbone.blocks[-1].attention_norm(tokens)
+        attention, mask = backbone.blocks[-1].self_attention, slot_mask(ids, 1)
+        queries = tokens[:, : backbone.prefix_tokens]
+    else:
+        return None
+    weights = attention.weights_of(queries, tokens, mask)
+    return ops.convert_to_numpy(ops.mean(weights, 1)).astype("float32")
+
+
+def _picture(spectrogram, weights, patches):
+    """A spectrogram with the patch grid, over the same with the attention of each patch."""
+    from matplotlib import colormaps
+
+    frames, mel_bins = spectrogram.shape
+    policy = {"remainder": patches.remainder, "position": patches.position}
+    (patch_f, patch_t), (axis_f, axis_t) = patches.patch_sizes[0], patches.axes
+    starts_f = axis_grid(mel_bins, patch_f, axis=axis_f, name="frequency", **policy)[0]
+    starts_t = axis_grid(max(frames, patch_t), patch_t, axis=axis_t, name="time", **policy)[0]
+    loud = np.clip(spectrogram.T / 2 + 0.5, 0, 1)  # normalized: most lies within -1 and 1
+    shown = colormaps["gray"](np.kron(loud, np.ones((SCALE, SCALE))))[..., :3]
+    edges_f, edges_t = ([*starts, starts[-1] + patch] for starts, patch in
+                        ((starts_f, patch_f), (starts_t, patch_t)))  # fmt: skip
+    for axis, edges in ((0, edges_f), (1, edges_t)):
+        lines = [edge * SCALE for edge in edges if edge * SCALE < shown.shape[axis]]
+        shown[(slice(None),) * axis + (lines,)] = (0.9, 0.6, 0.1)
+    pictures = [shown]
+    if weights is not None:
+        heat = np.zeros_like(loud)
+        columns = len(starts_t)
+        for place, weight in enumerate(weights):  # tokens run through time inside each band
+            band, column = divmod(place, columns)
+            rows = slice(starts_f[band], starts_f[band] + patch_f)
+            part = heat[rows, starts_t[column] : starts_t[column] + patch_t]
+            np.maximum(part, weight, out=part)
+        heat = colormaps["inferno"](heat / max(heat.max(), 1e-9))[..., :3]
+        heat *= 0.35 + 0.65 * loud[..., None]
+        pictures = [np.kron(heat, np.ones((SCALE, SCALE, 1))), np.ones((GAP, shown.shape[1], 3)),
+                    shown]  # fmt: skip
+    return np.uint8(255 * np.concatenate(pictures)[::-1])

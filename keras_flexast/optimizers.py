@@ -1,0 +1,175 @@
+"""A packed model made ready for `fit`: optimizer, loss, metrics, XLA."""
+
+import re
+
+import keras
+from keras import ops
+
+from keras_flexast.distribution import batch_devices
+from keras_flexast.layers import MaskedSelfAttention
+from keras_flexast.layers.kernels import choose_kernel, current_site
+from keras_flexast.losses import PackedAccuracy, packed_loss
+from keras_flexast.settings import TrainSettings
+
+COMPILED = (  # settings that `compile_packed` takes
+    "optimizer", "betas", "weight_decay", "decay_all", "clip_norm", "layer_decay", "accumulate",
+    "ema", "loss", "label_smoothing",
+)  # fmt: skip
+BLOCK, BELOW = re.compile(r"\bblock_(\d+)/"), re.compile(r"\b(patch_embed|position_embed|prefix)")
+
+
+def compile_packed(
+    model, learning_rate, *, multi_label=False, row_length=None, class_weights=None, **settings
+):
+    """Compile a packed model: Adam, the loss above, accuracy of single-label clips, XLA.
+
+    Args:
+        model: PackedAST, or another model on packed batches.
+        learning_rate: float or schedule; a schedule counts batches.
+        multi_label: whether a clip may have several labels.
+        row_length: tokens in a row of the batches to come, so that XLA compiles the step
+            where it is fastest; None leaves that to Keras's `jit_compile="auto"`.
+        class_weights: float (classes,), see PackedLoss.
+        **settings: those of TrainSettings that are named in COMPILED.
+
+    Raises:
+        ValueError: a setting is unknown or wrong, or accumulate is above 1 or clip_norm is given
+            for several devices of TensorFlow's.
+    """
+    unknown = sorted(set(settings) - set(COMPILED))
+    if unknown:
+        raise ValueError(
+            f"compile_packed has no setting {', '.join(unknown)}; it has {', '.join(COMPILED)}."
+        )
+    settings = TrainSettings(**settings)
+    _check_devices(settings)
+    optimizer = _optimizer(learning_rate, settings)
+    if any(layer.compute_dtype == "float16" for layer in model._flatten_layers()):
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)  # its gradients underflow
+    loss = packed_loss(
+        multi_label,
+        kind=settings.loss,
+        label_smoothing=settings.label_smoothing,
+        class_weights=class_weights,
+    )
+    model.compile(
+        optimizer,
+        loss,
+        weighted_metrics=[] if multi_label else [PackedAccuracy()],
+        jit_compile=_jit_compile(model, row_length),
+    )
+    model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice
+
+
+def _check_devices(settings):
+    """Raise where Keras computes something else inside a tf.distribute strategy."""
+    if keras.backend.backend() != "tensorflow" or batch_devices() == 1:
+        return
+    if settings.accumulate > 1:
+        raise ValueError(
+            f"accumulate={settings.accumulate}: Keras cannot accumulate gradients inside a "
+            f"strategy of tf.distribute. Leave it out, pass fewer batch_tokens, or use JAX."
+        )
+    if settings.clip_norm is not None:
+        raise ValueError(
+            f"clip_norm={settings.clip_norm}: Keras clips the gradient of each device alone inside "
+            f"a strategy of tf.distribute. Leave it out, or use JAX."
+        )
+
+
+def _optimizer(learning_rate, settings):
+    beta_1, beta_2 = settings.betas
+    averaged = {} if settings.ema is None else {"use_ema": True, "ema_momentum": settings.ema}
+    return PackedAdam(
+        learning_rate, beta_1, beta_2,
+        weight_decay=settings.weight_decay,
+        decoupled=settings.optimizer == "adamw",
+        decay_all=settings.decay_all,
+        layer_decay=settings.layer_decay,
+        global_clipnorm=settings.clip_norm,
+        gradient_accumulation_steps=settings.accumulate if settings.accumulate > 1 else None,
+        **averaged,
+    )  # fmt: skip
+
+
+def _jit_compile(model, row_length):
+    """Whether XLA compiles the step. Keras's "auto" leaves it out on a CPU, where it is faster."""
+    site = current_site(row_length)
+    if row_length is None or site.device != "cpu" or site.distributed:
+        return "auto"
+    layers = [one for one in model._flatten_layers() if isinstance(one, MaskedSelfAttention)]
+    return all(choose_kernel(layer.attention, site).supports_jit for layer in layers)
+
+
+@keras.saving.register_keras_serializable(package="keras_flexast")
+class PackedAdam(keras.optimizers.Adam):
+    """Adam whose learning rate falls from block to block, and whose decay may spare weights.
+
+    Args:
+        learning_rate, beta_1, beta_2: as in keras.optimizers.Adam.
+        weight_decay: weight decay, added to the gradient.
+        decoupled: whether it is decoupled from the gradient instead, as in AdamW.
+        decay_all: whether biases, norms, position tables, prefix tokens and the query of the
+            pooling decay, too.
+        layer_decay: factor on the learning rate from each block to the one below it. Pooling and
+            head have a learning rate of 1, the last block of layer_decay, and so on; the
+            embeddings are below the first block.
+        **kwargs: as in keras.optimizers.Adam.
+
+    Reference: Loshchilov and Hutter 2019 (arXiv:1711.05101) for the decoupled decay.
+    """
+
+    def __init__(
+        self, learning_rate=1e-3, beta_1=0.95, beta_2=0.999, *, weight_decay=0.0, decoupled=False,
+        decay_all=True, layer_decay=1.0, **kwargs,
+    ):  # fmt: skip
+        super().__init__(learning_rate, beta_1, beta_2, **kwargs)
+        self.decay = weight_decay
+        self.decoupled = decoupled
+        self.decay_all = decay_all
+        self.layer_decay = layer_decay
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        paths = [variable.path for variable in variables]
+        blocks = [int(found[1]) for found in map(BLOCK.search, paths) if found]
+        depth = 1 + max(blocks, default=-1)
+        self._rates = tuple(self.layer_decay ** _layers_above(path, depth) for path in paths)
+        self._decays = tuple(
+            self.decay if self.decay_all or _is_matrix(variable) else 0.0 for variable in variables
+        )
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        rate = ops.cast(learning_rate, variable.dtype) * self._rates[index]
+        if self._decays[index] and self.decoupled:
+            self.assign_sub(variable, ops.multiply(variable, rate * self._decays[index]))
+        elif self._decays[index]:
+            gradient = ops.add(gradient, ops.multiply(variable, self._decays[index]))
+        super().update_step(gradient, variable, rate)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "weight_decay": self.decay,
+            "decoupled": self.decoupled,
+            "decay_all": self.decay_all,
+            "layer_decay": self.layer_decay,
+        }
+
+
+def _layers_above(path, depth):
+    """How many blocks, and one for the head, lie above the weight of this path."""
+    block = BLOCK.search(path)
+    if block:
+        return depth - int(block[1])
+    return depth + 1 if BELOW.search(path) else 0
+
+
+def _is_matrix(variable):
+    """Whether a weight is a kernel: no bias, norm, table of positions, or learned token."""
+    return len(variable.shape) > 1 and not re.search(
+        r"\b(position_embed|prefix_tokens)\b", variable.path
+    )

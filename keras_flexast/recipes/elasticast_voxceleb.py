@@ -1,0 +1,35 @@
+"""ElasticAST on VoxCeleb1 identification, clips at their own lengths: train VOXCELEB --out ...
+
+Numbers of ElasticAST (arXiv:2407.08691) and its code.
+"""
+
+from keras_flexast.settings import TrainSettings
+from tf_data_pipelines.settings import AugmentSettings
+
+train = TrainSettings(
+    epochs=40,  # ElasticAST
+    learning_rate=1e-5,  # ElasticAST, from pretrained weights
+    schedule="step",  # AST
+    decay_start=5,  # ElasticAST
+    decay_every=1,  # ElasticAST
+    decay_factor=0.75,  # ElasticAST
+    warmup_steps=1000,  # ElasticAST
+    optimizer="adam",  # ElasticAST
+    betas=(0.95, 0.999),  # ElasticAST
+    weight_decay=5e-7,  # ElasticAST
+    loss="cross_entropy",  # ElasticAST
+    row_length=2048,  # ElasticAST
+    overlong="crop",  # ElasticAST hears up to 30 s, 1,536 tokens at patch 16
+    batch_tokens=6144,  # three rows hold its 12 clips, of 8.2 s and 410 tokens on average
+    seed=1337,  # ElasticAST
+)
+augment = AugmentSettings(
+    freq_mask=48,  # ElasticAST, mel bins
+)
+patch_sizes = (16,)  # ElasticAST
+model = {
+    "size": "base",  # ElasticAST
+    "pooling": "attention",  # ElasticAST
+    "remainder": "crop",  # the papers
+    "position": "grid",  # the papers
+}

@@ -1,0 +1,92 @@
+"""What TensorBoard is given: exact counts, attention that is the model's own, readable pictures."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import randomize
+from keras import ops
+
+from keras_flexast import PackedAST
+from keras_flexast.monitoring import GAP, SCALE, Meter, _picture, attention_map
+from tf_data_pipelines.settings import PatchSettings
+
+COUNTS = (7, 11, 5)
+
+
+def batch(width=11):
+    rng = np.random.default_rng(0)
+    ids = np.int32(np.arange(width) < np.array(COUNTS)[:, None])
+    positions = np.ones((3, width, 4), "float32")
+    positions[:, 0] = 0  # a prefix token, where there are any
+    return {
+        "tokens": rng.normal(size=(3, width, 256)).astype("float32"),
+        "positions": positions,
+        "segment_ids": ids,
+    }
+
+
+def model(pooling):
+    return randomize(PackedAST(3, dim=16, depth=2, num_heads=1, pooling=pooling, segments=2))
+
+
+def test_the_attention_of_the_query_gives_what_pooling_gives():
+    """With one head, the pooled vector is the sum of the values with these weights."""
+    packed, inputs = model("attention"), batch()
+    weights = attention_map(packed, inputs)
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)
+    assert not weights[inputs["segment_ids"] == 0].any()
+    tokens = packed.backbone(inputs)
+    pool = packed.pooling
+    summed = ops.einsum("rt,rtd->rd", weights, pool.value_dense(tokens))
+    expected = pool(tokens, inputs["segment_ids"])[:, 0]
+    np.testing.assert_allclose(pool.output_dense(summed), expected, rtol=0, atol=1e-5)
+
+
+def test_the_attention_of_a_prefix_token_is_that_of_the_last_block():
+    packed, inputs = model("cls"), batch()
+    weights = attention_map(packed, inputs)
+    block = packed.backbone.blocks[-1]
+    before = keras.Model(packed.backbone.input, block.input[0])(inputs)
+    tokens = block.attention_norm(before)
+    expected = block.self_attention(tokens, inputs["segment_ids"])[:, 0]
+    value = block.self_attention.value_dense(tokens)
+    found = block.self_attention.output_dense(ops.einsum("rt,rtd->rd", weights, value))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert attention_map(model("mean"), inputs) is None
+
+
+def test_a_meter_counts_what_is_taken():
+    weights = tf.constant([[[1.0, 0.5, 0]], [[1, 0, 0]], [[1, 1, 1]]])
+    ids = tf.constant([[[1, 1, 2, 0]], [[1, 0, 0, 0]], [[1, 2, 3, 3]]])
+    data = tf.data.Dataset.from_tensor_slices(({"segment_ids": ids}, weights, weights))
+    meter = Meter(data)
+    assert meter.read().tolist() == [0, 0, 0]
+    taken = [*meter.batches.take(2)]
+    assert meter.read().tolist() == [2, 3, 4]
+    np.testing.assert_array_equal(taken[0][2], weights[0])
+
+
+@pytest.mark.parametrize("remainder", ["cover", "pad", "crop"])
+def test_a_picture_has_the_grid_and_the_attention_in_its_place(remainder):
+    patches = PatchSettings(((12, 20),), remainder=remainder, grid=(4, 8))
+    spectrogram = np.full((50, 32), -9.0, "float32")  # black
+    spectrogram[30:, :5] = 9.0
+    bands, columns = (2, 2) if remainder == "crop" else (3, 3)
+    weights = np.zeros(bands * columns)
+    weights[columns - 1] = 1.0  # the lowest band, the last column
+    picture = _picture(spectrogram, weights, patches)
+    height, width = 32 * SCALE, 50 * SCALE
+    assert picture.shape == (2 * height + GAP, width, 3) and picture.dtype == np.uint8
+    grid, heat = picture[:height], picture[height + GAP :]
+    assert (grid[-8:-2, -8:-2] > 200).all()  # the sound, low and late
+    assert (grid == (229, 153, 25)).all(-1).all(0).sum() >= columns  # lines
+    bright = heat.sum(-1)
+    assert bright[-4:, (columns - 1) * 20 * SCALE - 6].max() > 0
+    assert not bright[: height // 2].max() > 40 and bright[:, :30].max() < 40
+    assert _picture(spectrogram, None, patches).shape == (height, width, 3)
+
+
+def test_a_clip_shorter_than_a_patch_has_a_picture():
+    patches = PatchSettings(((16, 48),), grid=(2, 8))
+    assert _picture(np.zeros((9, 32), "float32"), np.ones(2), patches).shape[1] == 9 * SCALE

@@ -1,0 +1,96 @@
+"""Recipes: what a file says, what was typed, and what is wrong with a file."""
+
+import pytest
+from helpers import ONCE
+
+from keras_flexast.recipes import chosen, load_recipe, recipe_names
+from keras_flexast.settings import Recipe, TrainSettings
+from tf_data_pipelines.settings import AugmentSettings
+
+pytestmark = ONCE
+MINE = """
+import math
+from keras_flexast.settings import TrainSettings
+_doubled = 2 * 3
+train = TrainSettings(epochs=_doubled, betas=(0.9, 0.98))
+patch_sizes = (8, (16, 24))
+model = {"size": "nano", "dropout": 0.1}
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    return tmp_path / "mine.py"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_built_in_recipes_can_be_read_and_written(name):
+    recipe = load_recipe(name)
+    assert recipe != Recipe() and Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_the_papers_numbers_are_in_their_recipes():
+    train = load_recipe("flexiast-audioset").train
+    assert (train.learning_rate, train.epochs, train.loss) == (1e-5, 5, "binary")
+    train = load_recipe("elasticast-voxceleb").train
+    assert (train.decay_start, train.decay_every, train.decay_factor) == (5, 1, 0.75)
+    assert load_recipe("esc50").augment == AugmentSettings(freq_mask=24, time_mask_ms=960.0)
+
+
+def test_what_was_typed_wins_over_the_recipe_and_this_over_the_defaults(mine):
+    recipe = chosen({"epochs": 9, "size": "tiny", "resume": True}, recipe=mine)
+    assert recipe.train == TrainSettings(9, betas=(0.9, 0.98))
+    assert recipe.model == {"size": "tiny", "dropout": 0.1}
+    assert recipe.patch_sizes == ((8, 8), (16, 24))
+    assert chosen({}, recipe=mine) == load_recipe(mine)
+    assert chosen({}) == Recipe()
+    started = chosen({"init": "run"}, recipe=mine)  # whose weights have their own size
+    assert started.model == {"dropout": 0.1} and started.init == "run"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("patch_size = 16", r"has the name 'patch_size', which no recipe has\. Use train, augment"),
+        ("train = {'epochs': 3}", r"train=\{'epochs': 3\} must be of the kind TrainSettings"),
+        (MINE + "train = TrainSettings(lr=1)", "unexpected keyword argument 'lr'"),
+        (MINE + "train = TrainSettings(epochs=0)", "epochs=0 must be a positive"),
+        ("patch_sizes = (0,)", "patch_sizes=0 must be one whole number"),
+        ("train = (", "was never closed"),
+    ],
+)
+def test_a_wrong_recipe_is_one_error_that_names_the_file(mine, text, message):
+    mine.write_text(text)
+    with pytest.raises(ValueError, match=rf"^recipe='.*mine\.py' .*{message}"):
+        load_recipe(mine)
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"recipe='ast' is unknown\. Choose one of elasticast"):
+        load_recipe("ast")
+    with pytest.raises(FileNotFoundError, match=r"recipe='.*none\.py' does not exist"):
+        load_recipe(tmp_path / "none.py")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"frozen": True, "lora_rank": 4}, "lora_rank=4 trains the encoder, which frozen keeps"),
+        ({"average_epochs": 3, "ema": 0.9}, "does not go with ema=0.9"),
+        ({"average_epochs": 3, "patience": 2}, "does not go with patience=2"),
+        ({"average_epochs": 30}, "average_epochs=30 must be at most epochs=20"),
+        ({"betas": (0.9,)}, "must be two numbers"),
+        ({"betas": (0.9, 1.0)}, r"betas=1\.0 must be a number from 0 to 0\.999999"),
+        ({"schedule": "linear"}, "schedule='linear' is unknown"),
+        ({"class_weights": "inverse"}, "class_weights='inverse' is unknown"),
+        ({"ema": 1.0}, r"ema=1\.0 must be a number"),
+        ({"layer_decay": 0}, "layer_decay=0 must be a number from 0.01 to 1"),
+        ({"label_smoothing": 1}, "label_smoothing=1 must be a number from 0 to 0.9"),
+        ({"lora_rank": 0}, "lora_rank=0 must be a positive"),
+        ({"clip_norm": float("inf")}, "clip_norm=inf must be a positive"),
+    ],
+)
+def test_settings_that_exclude_each_other_or_are_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainSettings(**options)
