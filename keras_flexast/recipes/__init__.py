@@ -1,8 +1,8 @@
 """Recipes: all choices of a training in a short Python file that one can read and change.
 
 A recipe assigns to the names of `settings.Recipe`, such as `train = TrainSettings(epochs=5)`. It
-may import and define; its other names begin with "_" or are in capitals. The files beside this one are the built-in ones:
-`flexiast_audioset.py` is "flexiast-audioset".
+may import and define; its other names begin with "_" or are in capitals. The files beside this one
+are the built-in ones: `flexiast_audioset.py` is "flexiast-audioset".
 """
 
 import dataclasses
