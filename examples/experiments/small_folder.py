@@ -1,4 +1,4 @@
-"""Which recipe suits a few hundred clips? Trainings on three small sets, and a plain CNN beside them.
+"""Which recipe suits a few hundred clips? Trainings on three small sets, beside a plain CNN.
 
 python examples/experiments/small_folder.py WORK [--only NAME,...] [--seeds 3] [--report]
 
@@ -62,7 +62,9 @@ def train_variant(variant, data, out, seed):
         data, out, settings=settings, augment=augment, model_options={**NANO, **variant.model}
     )
     seconds = time.perf_counter() - start
-    found = {result["name"]: result["value"] for result in evaluate_run(run, data, patch_sizes=SIZES)}
+    found = {
+        result["name"]: result["value"] for result in evaluate_run(run, data, patch_sizes=SIZES)
+    }
     return found, seconds
 
 
@@ -188,7 +190,9 @@ def report():
     table = Table("", *SETS, title="Test accuracy in percent, mean over sizes and seeds (spread)")
     for name in dict.fromkeys(name for name, _ in found):
         row = [found.get((name, place), []) for place in SETS]
-        table.add_row(name, *(f"{np.mean(v):.1f} ({min(v):.1f}-{max(v):.1f})" if v else "" for v in row))
+        table.add_row(
+            name, *(f"{np.mean(v):.1f} ({min(v):.1f}-{max(v):.1f})" if v else "" for v in row)
+        )
     Console(width=110).print(table)
 
 
@@ -200,5 +204,7 @@ if __name__ == "__main__":
     parser.add_argument("--report", action="store_true", help="print the table of what is done")
     given = parser.parse_args()
     if not given.report:
-        run_all(given.work, given.only.split(",") if given.only else [*VARIANTS, "cnn"], given.seeds)
+        run_all(
+            given.work, given.only.split(",") if given.only else [*VARIANTS, "cnn"], given.seeds
+        )
     report()
