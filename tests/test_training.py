@@ -104,8 +104,10 @@ def sounds(tmp_path_factory):
 
 def test_a_run_trained_with_every_option_is_float32(sounds, tmp_path):
     settings = TrainSettings(
-        epochs=2, batch_tokens=256, row_length=64, dtype="mixed_bfloat16", remat=True, accumulate=3
-    )
+        epochs=2, batch_tokens=256, row_length=64, dtype="mixed_bfloat16", remat=True, accumulate=3,
+        schedule="step", warmup_steps=2, loss="binary", class_weights="balanced", keep="last",
+        lora_rank=2, average_epochs=2, layer_decay=0.9, clip_norm=1.0,
+    )  # fmt: skip
     with pytest.warns(DataWarning, match=r"6 of 6 clips .*\(6 not from 8\)"):  # and validation
         run, history = train_run(
             sounds, tmp_path / "run", patch_sizes=(8, 16, 32), settings=settings,
@@ -117,6 +119,7 @@ def test_a_run_trained_with_every_option_is_float32(sounds, tmp_path):
     loaded = load_run(tmp_path / "run").model
     for model in (run.model, loaded):
         assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+        assert not any(weight.name.startswith("lora") for weight in model.weights)
     for ours, theirs in zip(run.model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
