@@ -68,7 +68,6 @@ def stored_waveform(data):
     keys, samples = tf.constant(clips.keys()), tf.constant(clips.samples)
 
     def load(clip):
-        clip.pop("place", None)
         waveform, id = decode_record(clip.pop("record"))
         same = tf.equal(record_key(id), keys[clip["clip_id"]])
         same &= tf.equal(tf.size(waveform), samples[clip["clip_id"]])

@@ -104,8 +104,8 @@ def _with_partner(clip, at, load, *, augment, data, seed):
 
     waveform, label = tf.cond(drawn_share(clip, augment, seed) < 1, partner, nobody)
     label = tf.ensure_shape(label, [classes])
-    partner = {"partner_waveform": waveform, "partner_label": label}
-    return {**clip, "label": soft(clip["label"]), **partner}
+    columns = {"partner_waveform": waveform, "partner_label": label}
+    return {**clip, "label": soft(clip["label"]), **columns}
 
 
 def _from(order, start):

@@ -152,8 +152,8 @@ def _check_augment(augment, fbank, patches):
 
 
 def _samples(data, fbank):
-    """Number of samples of every clip, int32 (clips,)."""
-    return np.rint(np.asarray(data.durations) * fbank.sample_rate).astype("int32")
+    """Number of samples of every clip, int64 (clips,)."""
+    return np.rint(np.asarray(data.durations) * fbank.sample_rate).astype("int64")
 
 
 def _longest(data, fbank, augment):
@@ -172,7 +172,8 @@ def _waiting(data, fbank, *, patches, packing, seed, augment, start, teacher):
 
     The clips are packed by their lengths alone, without being read.
     """
-    augment, samples = augment or AugmentSettings(), _samples(data, fbank)
+    augment = augment or AugmentSettings()
+    samples = tf.constant(_samples(data, fbank), tf.int32)
     how = {"patches": patches, "augment": augment, "seed": seed}
     longest = _longest(data, fbank, augment)
 

@@ -66,7 +66,7 @@ PATCHES = {"patch sizes 8 to 48": PatchSettings(PATCH_SIZES), "patch 16": PatchS
 AUGMENTATIONS = {  # each alone, as strong as in the papers where they have it
     "none": {},
     "gain": {"gain_db": 6.0},
-    "silence around": {"fill_ms": 1000.0},
+    "silence around, every other clip": {"fill_ms": 1000.0},
     "noise, every other clip": {"noise_snr_db": (20, 60)},
     "crop to 8 s": {"crop_ms": 8000.0},
     "roll": {"roll": 0.5},
@@ -146,6 +146,8 @@ def augmented(data, fbank, augment=None, **patches):
 def measure_augmentations(folder):
     """[{name, milliseconds}]: processor time for one clip with each augmentation."""
     write_files(folder)
+    longer = np.random.default_rng(1).normal(0, 0.03, 12 * RATE)  # silence fills others up to it
+    soundfile.write(folder / "class0" / "longer.wav", longer, RATE)
     fbank = FbankSettings()
     data = scan_source(load_source(folder, validation=0, test=0), fbank)
     made = {name: augmented(data, fbank, augment) for name, augment in AUGMENTATIONS.items()}
