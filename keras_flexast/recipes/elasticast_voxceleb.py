@@ -19,12 +19,14 @@ train = TrainSettings(
     weight_decay=5e-7,  # ElasticAST
     loss="cross_entropy",  # ElasticAST
     row_length=2048,  # ElasticAST
-    overlong="crop",  # ElasticAST hears up to 30 s, 1,536 tokens at patch 16
     batch_tokens=6144,  # three rows hold its 12 clips, of 8.2 s and 410 tokens on average
     seed=1337,  # ElasticAST
 )
 augment = AugmentSettings(
     freq_mask=48,  # ElasticAST, mel bins
+    time_mask_share=0.1875,  # ElasticAST: 192 of 1,024 frames, scaled with the clip
+    crop_ms=30000.0,  # ElasticAST hears up to 30 s
+    token_dropout=0.1,  # ElasticAST
 )
 patch_sizes = (16,)  # ElasticAST
 model = {

@@ -27,6 +27,8 @@ train = TrainSettings(
 augment = AugmentSettings(
     freq_mask=48,  # AST, mel bins
     time_mask_ms=1920.0,  # AST: 192 frames of 10 ms
+    mixup=0.5,  # AST, of Beta(10, 10)
+    balanced=True,  # AST, on all 2 million clips
 )
 patch_sizes = PATCH_SIZES  # FlexiAST, drawn uniformly
 model = {

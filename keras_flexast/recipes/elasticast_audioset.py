@@ -1,0 +1,39 @@
+"""ElasticAST on AudioSet at frame shifts of 10 to 40 ms: train AUDIOSET --init RUN --out ...
+
+Numbers of ElasticAST (arXiv:2407.08691) and its code.
+"""
+
+from keras_flexast.settings import TrainSettings
+from tf_data_pipelines.settings import AugmentSettings
+
+train = TrainSettings(
+    epochs=15,  # ElasticAST
+    learning_rate=1e-5,  # ElasticAST, from pretrained weights
+    schedule="step",  # AST
+    decay_start=2,  # ElasticAST
+    decay_every=1,  # ElasticAST
+    decay_factor=0.5,  # ElasticAST
+    warmup_steps=1000,  # ElasticAST
+    optimizer="adam",  # AST
+    betas=(0.95, 0.999),  # AST
+    weight_decay=5e-7,  # AST
+    loss="binary",  # ElasticAST; a clip has several labels
+    row_length=2048,  # ElasticAST
+    batch_tokens=4096,  # two rows: 12 clips of 340 tokens, their mean over the frame shifts
+    seed=1337,  # ElasticAST
+)
+augment = AugmentSettings(
+    freq_mask=48,  # ElasticAST, mel bins
+    time_mask_ms=1920.0,  # ElasticAST: 192 / C frames of 10 C ms
+    mixup=0.5,  # ElasticAST, of Beta(10, 10)
+    token_dropout=0.1,  # ElasticAST
+    balanced=True,  # AST, on all 2 million clips
+)
+patch_sizes = (16,)  # ElasticAST
+frame_shifts_ms = tuple(range(10, 41, 2))  # ElasticAST: C = 1.0 to 4.0 by 0.2
+model = {
+    "size": "base",  # ElasticAST
+    "pooling": "attention",  # ElasticAST
+    "remainder": "crop",  # the papers
+    "position": "grid",  # the papers
+}
