@@ -49,20 +49,24 @@ class StopDiverged(keras.callbacks.Callback):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        place = self.epoch * self.steps + batch
-        self._check(logs["loss"], f"step {batch + 1} of", f" (training_batches(start={place}))")
+        start = self.epoch * self.steps + batch
+        self._check(logs["loss"], f"step {batch + 1} of", start)
 
     def on_epoch_end(self, epoch, logs=None):
         self._check(logs.get("val_loss", 0.0), "the validation after")
 
-    def _check(self, loss, place, batch=""):
+    def _check(self, loss, place, start=None):
         if math.isfinite(loss):
             return
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         kept = "the best weights so far" if self.epoch else "the weights from before the training"
+        clips = (
+            f", on the clips of training_batches(..., start={start})" if start is not None else ""
+        )
         raise ValueError(
-            f"the loss is {loss} in {place} epoch {self.epoch + 1}{batch}, at a learning rate of "
-            f"{rate:g}. Lower it (learning_rate, --learning-rate). {self.folder} holds {kept}."
+            f"the loss is {loss} in {place} epoch {self.epoch + 1}, at a learning rate of "
+            f"{rate:g}{clips}. Lower it (learning_rate, --learning-rate). {self.folder} holds "
+            f"{kept}."
         )
 
 

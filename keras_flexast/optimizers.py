@@ -21,7 +21,7 @@ BLOCK, BELOW = re.compile(r"\bblock_(\d+)/"), re.compile(r"\b(patch_embed|positi
 def compile_packed(
     model, learning_rate, *, multi_label=False, row_length=None, class_weights=None, **settings
 ):
-    """Compile a packed model: Adam, the loss above, accuracy of single-label clips, XLA.
+    """Compile a packed model: Adam, PackedLoss, accuracy of single-label clips, XLA.
 
     Args:
         model: PackedAST, or another model on packed batches.

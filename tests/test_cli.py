@@ -66,10 +66,18 @@ def sounds(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(sounds, tmp_path_factory):
-    """A run trained on `sounds`, by the command line."""
+    """A run trained on `sounds`, by the command line, with a recipe and options before it."""
     out = tmp_path_factory.mktemp("runs") / "run"
     (sounds / "low" / "broken.wav").write_bytes(b"not audio")
-    code, _, message = run("train", sounds, "--out", out, *FAST, "--patch-sizes", "8,16,24,48")
+    (out.parent / "mine.py").write_text(
+        "from keras_flexast.settings import TrainSettings\n"
+        "train = TrainSettings(epochs=99, weight_decay=0.0, clip_norm=5.0)\n"
+        "model = {'dropout': 0.01}\n"
+    )
+    code, _, message = run(
+        "train", sounds, "--out", out, *FAST, "--patch-sizes", "8,16,24,48", "--recipe",
+        out.parent / "mine.py", "--optimizer", "adamw", "--label-smoothing", 0.05,
+    )  # fmt: skip
     (sounds / "low" / "broken.wav").unlink()
     assert code == 0, message
     assert "1 of 61 clips are left out" in message and "broken.wav" in message
@@ -86,7 +94,10 @@ def test_a_run_has_model_settings_labels_and_logs(trained):
     made_by = json.loads((trained / "settings.json").read_text())["made_by"]
     assert (made_by["command"], made_by["data"]) == ("train", "sounds")
     assert made_by["command_line"].startswith("flexast train ")
-    assert made_by["settings"]["epochs"] == 12 and made_by["model_options"]["size"] == "nano"
+    settings = made_by["settings"]
+    assert settings["epochs"] == 12 and settings["clip_norm"] == 5 and settings["weight_decay"] == 0
+    assert (settings["optimizer"], settings["label_smoothing"]) == ("adamw", 0.05)
+    assert made_by["model_options"] == {"size": "nano", "dropout": 0.01}
     assert made_by["versions"][made_by["versions"]["backend"]]  # "jax": "0.10.2"
     assert any(path.is_file() for path in (trained / "logs").rglob("*"))
 
@@ -339,6 +350,9 @@ def test_multi_label_manifests_train_and_score_by_map(sounds, tmp_path):
             "--overlong crop",
         ),
         (["train", "{sounds}", "--out", "{run}"], "exists already"),
+        (["train", "{sounds}", "--out", "{run}", "--resume"], "run is whole already"),
+        (["train", "{sounds}", "--out", "{tmp}/o", "--resume"], "finds nothing to go on with"),
+        (["train", "{sounds}", "--out", "{tmp}/o", "--recipe", "ast"], "'ast' is unknown"),
         (["predict", "{run}", "{tmp}/absent.wav"], "does not exist"),
         (["predict", "{tmp}", "{tmp}/absent.wav"], "is not a run"),
         (["evaluate", "{run}", "{sounds}", "--split", "dev"], "'dev'"),

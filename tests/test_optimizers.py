@@ -8,7 +8,7 @@ import pytest
 from helpers import ONCE
 
 from keras_flexast import PackedAST
-from keras_flexast.callbacks import Averages, KeepBest
+from keras_flexast.callbacks import Averages, KeepBest, StopDiverged
 from keras_flexast.fine_tuning import tune_part
 from keras_flexast.losses import PackedLoss, balanced_weights, packed_accuracy, packed_loss
 from keras_flexast.optimizers import PackedAdam, compile_packed
@@ -235,6 +235,21 @@ def test_training_stops_where_it_gets_no_better(tmp_path):
     again.set_model(types.SimpleNamespace(stop_training=False))
     again.on_epoch_end(5, {"val_mAP": 0.1})
     assert again.model.stop_training
+
+
+@ONCE
+def test_a_diverged_training_names_step_learning_rate_and_batch():
+    stop = StopDiverged("run.partial", steps=10)
+    stop.set_model(types.SimpleNamespace(optimizer=types.SimpleNamespace(learning_rate=0.5)))
+    stop.on_epoch_begin(2)
+    stop.on_train_batch_end(3, {"loss": 1.0})
+    message = (
+        r"in step 4 of epoch 3, at a learning rate of 0\.5, .*training_batches\(.*, start=23\)"
+    )
+    with pytest.raises(ValueError, match=f"the loss is nan {message}"):
+        stop.on_train_batch_end(3, {"loss": float("nan")})
+    with pytest.raises(ValueError, match="the loss is inf in the validation after epoch 3"):
+        stop.on_epoch_end(2, {"val_loss": float("inf")})
 
 
 def test_what_is_no_setting_of_a_compilation_is_refused():

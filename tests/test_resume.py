@@ -13,10 +13,9 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from helpers import ROOT, write_tones
+from helpers import ONCE, ROOT, write_tones
 
 from keras_flexast import checkpoints
-from keras_flexast.callbacks import KeepBest
 from keras_flexast.files import STATE
 from keras_flexast.runs import load_run, versions
 from keras_flexast.settings import TrainSettings
@@ -88,10 +87,6 @@ def fail_at(monkeypatch, owner, name, *, at, error):
     monkeypatch.setattr(owner, name, failing)
 
 
-def no_room(*_):
-    raise OSError(28, "No space left on device")
-
-
 def test_a_killed_training_ends_as_an_unbroken_one(sounds, partial, tmp_path, monkeypatch):
     unbroken, history = train_run(sounds, tmp_path / "unbroken", **HOW)
     assert history.params["steps"] == STEPS and history.epoch == [0, 1]
@@ -99,21 +94,12 @@ def test_a_killed_training_ends_as_an_unbroken_one(sounds, partial, tmp_path, mo
     assert place_of(partial) == 1
     load_run(partial)  # it is a run all along
     (partial / f".{STATE}.00c0ffee.partial").touch()  # what a kill left of the next state
-    with monkeypatch.context() as patch:  # between the best weights and the state of an epoch
-        fail_at(patch, KeepBest, "on_epoch_end", at=1, error=KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            train_run(sounds, tmp_path / "run", resume=True)
-    assert place_of(partial) == 1 and not list(partial.glob(".*"))
     with monkeypatch.context() as patch:
-        fail_at(patch, checkpoints.Checkpoint, "on_epoch_end", at=1, error=KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            train_run(sounds, tmp_path / "run", resume=True, **HOW)
-    assert place_of(partial) == STEPS
-    with monkeypatch.context() as patch:  # inside an epoch
-        patch.setattr(checkpoints.os, "fsync", no_room)
+        full = OSError(28, "No space left on device")
+        fail_at(patch, checkpoints.Checkpoint, "on_epoch_end", at=1, error=full)
         with pytest.raises(OSError, match=r"No space left.* was whole before\. .*--resume goes on"):
-            train_run(sounds, tmp_path / "run", resume=True)
-    assert place_of(partial) == STEPS
+            train_run(sounds, tmp_path / "run", resume=True, **HOW)
+    assert place_of(partial) == STEPS and not list(partial.glob(".*"))
 
     run, again = train_run(sounds, tmp_path / "run", resume=True)
     assert again.history == history.history and again.epoch == history.epoch
@@ -141,7 +127,7 @@ def test_a_training_goes_on_with_its_own_data_and_options_only(sounds, partial, 
     refused("the names, labels or lengths of its train", data=moved)
     shutil.rmtree(moved)
     write_tones(shutil.copytree(sounds, moved), clips=12)
-    refused("it had 6 train clips, now", data=moved)
+    refused("it had 4 train clips, now 8", data=moved)
 
 
 def test_a_training_goes_on_with_its_own_backend(sounds, partial, tmp_path, monkeypatch):
@@ -169,8 +155,23 @@ def test_what_cannot_be_gone_on_with_is_named(sounds, partial, tmp_path):
     assert not (tmp_path / "run" / STATE).exists()
 
 
+@ONCE
+def test_a_state_is_replaced_whole(tmp_path, monkeypatch):
+    def no_room(*_):
+        raise OSError(28, "No space left on device")
+
+    path, arrays = tmp_path / STATE, {"trainable": [np.arange(3)]}
+    checkpoints._write_state(path, {"place": 1}, arrays)
+    monkeypatch.setattr(checkpoints.os, "fsync", no_room)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints._write_state(path, {"place": 2}, arrays)
+    assert os.listdir(tmp_path) == [STATE]
+    saved = checkpoints.read_state(tmp_path)
+    assert saved["facts.json"]["place"] == 1 and saved["trainable/0"].tolist() == [0, 1, 2]
+
+
 def test_a_state_says_what_it_belongs_to(killed):
     with zipfile.ZipFile(killed / STATE) as archive:
         facts = json.loads(archive.read("facts.json"))
     assert facts["recipe"]["train"]["epochs"] == 2 and facts["steps"] == STEPS
-    assert facts["data"]["classes"] == ["high", "low"] and facts["data"]["train"]["clips"] == 6
+    assert facts["data"]["classes"] == ["high", "low"] and facts["data"]["train"]["clips"] == 4

@@ -2,7 +2,7 @@
 
 KERAS_BACKEND=tensorflow python examples/benchmarks/resume.py [--kills 20] [--seed 0]
 
-A nano training with dropout and averaged weights saves its state after every step. Each process
+A tiny training with dropout and averaged weights saves its state after every step. Each process
 is killed at a moment drawn uniformly from the time that an unbroken one takes, from its start to
 after its end; the next one goes on with --resume. A training that ends is compared, bit for bit,
 and another one begins, until all kills are done.
@@ -32,7 +32,7 @@ train = TrainSettings(
     epochs=4, batch_tokens=128, row_length=64, segments=4, ema=0.9, save_minutes=1e-9
 )
 patch_sizes = (8, 16, 32)
-model = {"size": "nano", "dropout": 0.1}
+model = {"size": None, "dim": 16, "depth": 1, "num_heads": 2, "dropout": 0.1}
 """
 
 
@@ -103,7 +103,7 @@ def main():
         finished(start(folder, folder / "unbroken"))
         seconds, expected = time.monotonic() - begin, weights_of(folder / "unbroken")
         same = weights_of(folder / "first") == expected
-        print(f"unbroken: {seconds:.1f} s, weights {expected}, twice the same: {same}")
+        print(f"unbroken: {seconds:.1f} s, weights {expected}, twice the same: {same}", flush=True)
         kills, number, wrong = 0, 0, 0
         while kills < options.kills or number == 0:
             number += 1

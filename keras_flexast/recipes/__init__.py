@@ -1,8 +1,8 @@
 """Recipes: all choices of a training in a short Python file that one can read and change.
 
 A recipe assigns to the names of `settings.Recipe`, such as `train = TrainSettings(epochs=5)`. It
-may import, and its other names begin with "_". The files beside this one are the built-in ones:
-`flexiast_audioset.py` is "flexiast-audioset".
+may import and define; its other names begin with "_" or are in capitals. The files beside this one
+are the built-in ones: `flexiast_audioset.py` is "flexiast-audioset".
 """
 
 import dataclasses
@@ -53,13 +53,13 @@ def load_recipe(recipe):
         values = runpy.run_path(str(path))
     except Exception as error:  # whatever the user's file raises
         raise ValueError(f"recipe={str(path)!r} cannot be read: {error}") from error
-    given = {name: one for name, one in values.items() if name[0] != "_" and _is_choice(one)}
+    given = {name: one for name, one in values.items() if _is_choice(name, one)}
     known = [field.name for field in dataclasses.fields(Recipe)]
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ValueError(
             f"recipe={str(path)!r} has the name {unknown[0]!r}, which no recipe has. Use "
-            f"{', '.join(known)}; names of your own begin with an underscore."
+            f"{', '.join(known)}; names of your own begin with an underscore or are in capitals."
         )
     try:
         return Recipe(**given)
@@ -67,9 +67,10 @@ def load_recipe(recipe):
         raise ValueError(f"recipe={str(path)!r} cannot be used: {error}") from error
 
 
-def _is_choice(value):
-    """Whether a name in a recipe is a choice; else it was imported or defined."""
-    return not callable(value) and type(value).__name__ != "module"
+def _is_choice(name, value):
+    """Whether a name in a recipe is a choice; else it was imported, or is one of its own."""
+    own = name.startswith("_") or name.isupper()
+    return not own and not callable(value) and type(value).__name__ != "module"
 
 
 def chosen(typed, *, recipe=None, resumed=None):
