@@ -113,10 +113,7 @@ class Run:
             patch_sizes: ints or (frequency, time) pairs.
             frame_shift_ms: frame shift in milliseconds; None for that of training.
         """
-        shifts = () if frame_shift_ms is None else (frame_shift_ms,)
-        return dataclasses.replace(
-            self.patches, patch_sizes=tuple(patch_sizes), frame_shifts_ms=shifts
-        )
+        return self.patches.at(patch_sizes, frame_shift_ms)
 
     def front_end(self, frame_shift_ms=None):
         """The run's FbankSettings at a frame shift, and that shift over the one of training."""

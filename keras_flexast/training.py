@@ -7,7 +7,6 @@ import pathlib
 import warnings
 
 import keras
-import numpy as np
 
 from keras_flexast.callbacks import Averages, KeepBest, MeanAveragePrecision, StopDiverged
 from keras_flexast.checkpoints import (
@@ -151,7 +150,7 @@ def train_run(
         }
     train = data.split("train")
     with damage_named(train):  # the validation clips are counted
-        taught = teacher and Distillation(run, teacher, recipe.distill)
+        taught = teacher and Distillation(run, teacher, recipe.distill, recipe.augment)
         fit = _prepare(run, recipe, data=data, facts=facts, taught=taught)
     with atomic_folder(
         out, overwrite, kind=RUN, inputs=inputs, keep_partial=True, resume=resume
@@ -212,18 +211,6 @@ def _new_run(data, front_end, *, recipe, init, names):
             "versions": versions(),
         },
     )
-
-
-def steps_per_epoch(data, fbank, patches, packing):
-    """Batches in one pass over the clips, from their mean tokens over what they draw."""
-    from tf_data_pipelines.pipeline import clip_tokens, drawn_sizes
-
-    tokens = clip_tokens(data, fbank, patches)
-    drawn = drawn_sizes(tokens, packing)
-    tokens = np.minimum(tokens, packing.row_length).mean(0, where=drawn).sum()
-    by_tokens = tokens / (packing.rows * packing.row_length)
-    by_slots = len(data.source) / (packing.rows * packing.segments)
-    return max(1, math.ceil(max(by_tokens, by_slots)))
 
 
 def time_cells(data, fbank, stride=BASE_PATCH):
@@ -291,7 +278,12 @@ def _packing(data, fbank, *, patches, settings, segments):
 
 def _prepare(run, recipe, *, data, facts, taught):
     """Compile the model of a run and check its clips; a function that trains it in a folder."""
-    from tf_data_pipelines.pipeline import counted, evaluation_batches, training_batches
+    from tf_data_pipelines.pipeline import (
+        batches_per_epoch,
+        counted,
+        evaluation_batches,
+        training_batches,
+    )
 
     settings = recipe.train
     train, validation = data.split("train"), data.split("validation")
@@ -303,7 +295,8 @@ def _prepare(run, recipe, *, data, facts, taught):
     held_out = counted(evaluation_batches(validation, run.fbank, cache=True, **how))
     scored = held_out.map(lambda *batch: batch[:3])
     # Whole steps of the optimizer, so that no gradient waits for the next epoch.
-    steps = steps_per_epoch(train, run.fbank, run.patches, run.packing)
+    drawn = {"patches": run.patches, "packing": run.packing, "augment": recipe.augment}
+    steps = batches_per_epoch(train, run.fbank, **drawn)
     steps = -(-steps // settings.accumulate) * settings.accumulate
     tune_part(run.model, settings)
     model = taught.model() if taught else run.model

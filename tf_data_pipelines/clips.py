@@ -22,8 +22,8 @@ class Clip:
         split: "train", "validation" or "test".
         start: second of the file at which the clip begins.
         stop: second of the file at which it ends; None for the end of the file.
-        weight: how often the clip is wanted against others, as AST's manifests say it. It is
-            carried only: no pipeline uses it.
+        weight: how often the clip is wanted against others, as AST's manifests say it, see
+            `sampling_weights`.
     """
 
     path: str
@@ -213,6 +213,43 @@ class ScannedSource:
             },
             "classes": counts,
         }
+
+
+def sampling_weights(source):
+    """How often each clip is wanted against the others, where classes are unequally frequent.
+
+    Args:
+        source: Source of the training clips.
+
+    Returns:
+        float64 (clips,): the weights that the clips carry; where all of them are 1, AST's, the
+        sum over the labels of a clip of 1000 / (number of clips with this label + 0.01).
+
+    Raises:
+        ValueError: no clip has a weight above 0.
+
+    Source: AST, Gong et al. 2021, gen_weight_file.py.
+    """
+    labels, ends, weights = _label_arrays(source.clips)
+    if (weights != 1).any():
+        if not weights.max() > 0:
+            raise ValueError(
+                "balanced=True must have a clip of a weight above 0, but all weights of the "
+                "training clips are 0. Correct them, or train without it."
+            )
+        return weights
+    of_label = 1000 / (np.bincount(labels) + 0.01)
+    sums = np.append(0.0, np.cumsum(of_label[labels]))
+    return np.diff(sums[ends], prepend=0.0)
+
+
+def _label_arrays(clips):
+    """Labels of all clips one after the other, where each clip ends in them, and their weights."""
+    if hasattr(clips, "ends"):  # of Records
+        return clips.labels, clips.ends, clips.weights
+    labels = np.array([label for clip in clips for label in clip.labels], "int32")
+    ends = np.cumsum([len(clip.labels) for clip in clips])
+    return labels, ends, np.array([clip.weight for clip in clips])
 
 
 def measured_splits(source):

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tf_data_pipelines.banded import band_product, split_bands
 
 LOG_FLOOR = 1.1920928955078125e-07  # float32 epsilon, Kaldi's floor before the logarithm
+FRAME_SHIFT_STEP = 8  # samples; frame shifts to the sample would cost half as much time again
 
 
 def features(waveform, settings):
@@ -102,6 +103,37 @@ def log_mel_at(waveform, settings, choice, frame_shifts_ms):
         return mel
     frames = [max(1, round(settings.clip_ms / ms)) for ms in frame_shifts_ms]
     return _fit(mel, tf.gather(frames, choice))
+
+
+def log_mel_every(waveform, settings, shift):
+    """`log_mel` at any frame shift that is a multiple of `frame_shift_step`.
+
+    Args:
+        waveform: float32 (samples,) or (batch, samples).
+        settings: FbankSettings; its own frame shift is not used.
+        shift: int32 (), samples from one frame to the next.
+    """
+    mel = _log_mel(waveform, settings, shift, frame_shift_step(settings))
+    return mel if settings.clip_ms is None else _fit(mel, frames_every(settings, shift))
+
+
+def frame_shift_step(settings):
+    """Samples from one frame shift that `log_mel_every` knows to the next."""
+    return math.gcd(settings.window, FRAME_SHIFT_STEP)
+
+
+def frames_every(settings, shift, samples=None):
+    """Number of frames that `log_mel_every` gives, int32 ().
+
+    Args:
+        settings: FbankSettings.
+        shift: int32 (), samples from one frame to the next.
+        samples: int32 (), number of samples; it is needed without settings.clip_ms.
+    """
+    if settings.clip_ms is None:
+        return tf.maximum(0, 1 + (samples - settings.window) // shift)
+    whole = settings.clip_ms * settings.sample_rate / 1000
+    return tf.maximum(1, tf.cast(tf.round(whole / tf.cast(shift, tf.float32)), tf.int32))
 
 
 def _fit(mel, frames):

@@ -3,7 +3,7 @@
 A stage takes a tf.data.Dataset of dictionaries, one for each clip, and returns another. It
 replaces the columns that it uses and passes every other column along:
 
-    load_waveforms     waveform, label, clip_id; epoch, where there are several
+    load_waveforms     waveform, label, clip_id; in training also epoch
     augment_waveforms  waveform
     extract_features   waveform -> features, frame_shift_scale
     augment_features   features
@@ -15,19 +15,19 @@ replaces the columns that it uses and passes every other column along:
 """
 
 import dataclasses
-import os
+import itertools
+import math
 
 import numpy as np
 import tensorflow as tf
 
-from tf_data_pipelines.augment import augment_features, augment_waveforms, drawn_length
-from tf_data_pipelines.decode import decode_audio
+from tf_data_pipelines.augment import augment_features, augment_waveforms
 from tf_data_pipelines.distillation import add_teacher_tokens
-from tf_data_pipelines.draws import PATCH, SHIFT, choice, training_order
-from tf_data_pipelines.fbank import features, log_mel_at, normalize
+from tf_data_pipelines.dropout import kept_counts
+from tf_data_pipelines.loading import load_waveforms
+from tf_data_pipelines.ordering import balanced_weights, ordered_waveforms, training_places
 from tf_data_pipelines.packing import ARRIVALS, batch_rows, pack
-from tf_data_pipelines.patches import check_patches, patch_tokens, token_counts
-from tf_data_pipelines.resize import token_count
+from tf_data_pipelines.resize import band_count, token_count
 from tf_data_pipelines.settings import (
     MAX_ROW_LENGTH,
     AugmentSettings,
@@ -37,17 +37,10 @@ from tf_data_pipelines.settings import (
     round_row_length,
     training_row_length,
 )
-from tf_data_pipelines.shards import (
-    Records,
-    decode_record,
-    record_key,
-    stored_clips,
-    training_blocks,
-)
-from tf_data_pipelines.sources import ScannedSource, WaveformSource
-from tf_data_pipelines.wav import decode_wav
+from tf_data_pipelines.stages import drawn_frames, drawn_tokens, extract_features, make_tokens
 
 MAX_START = 2**40  # batches
+RANGE_PARTS = 8  # frame shifts that stand for a range of them
 CACHE_SECONDS = 4 * 3600  # decoded clips up to 4 hours (0.9 GB of float32) stay in memory
 
 
@@ -57,7 +50,8 @@ def training_batches(
     """Endless packed batches in a new random order in each epoch, for `model.fit`.
 
     Each clip draws a patch size and a frame shift from the settings; a long clip only one of
-    the patch sizes at which it fits a row. The order and the draws depend on the seed, the
+    the patch sizes at which it fits a row. With augment.balanced, clips of rare classes come more
+    often in an epoch. The order and the draws depend on the seed, the
     epoch and the clip alone, so a run repeats exactly, and may begin at any batch. What does not
     change from epoch to epoch is cached in memory up to CACHE_SECONDS of sound: the features, or
     the waveforms where those or the frame shift change.
@@ -86,15 +80,15 @@ def training_batches(
         float32 (rows, row_length, 256), `positions` float32 (rows, row_length, 4) and
         `segment_ids` int32 (rows, row_length), with a teacher also of `teacher_tokens`,
         `teacher_positions` and `teacher_segment_ids`, in rows of the teacher's length; labels
-        int32 (rows, segments) or, for multi-label data, float32 (rows, segments, classes);
-        weights float32 (rows, segments).
+        int32 (rows, segments) or, for multi-label data and with mixup, float32 (rows, segments,
+        classes); weights float32 (rows, segments).
 
     Raises:
         ValueError: a clip has more tokens than a row at every patch size, and packing.overlong
-            is "error"; the message names it.
+            is "error"; the message names it. Or augment contradicts fbank or patches.
     """
     check_between("start", start, 0, MAX_START, kind=int)
-    check_lengths(data, fbank, patches, packing)
+    check_lengths(data, fbank, patches, packing, augment=augment)
     how = {"patches": patches, "packing": packing, "seed": seed, "augment": augment}
     how["teacher"] = teacher
     waiting = _waiting(data, fbank, start=start, **how) if start else (0,)
@@ -119,34 +113,42 @@ def training_clips(
         Endless Dataset of dictionaries with `tokens`, `positions`, `label` and `clip_id`.
     """
     augment = augment or AugmentSettings()
-    shifts = patches.frame_shifts_ms
-    cached = np.sum(data.durations) <= CACHE_SECONDS
-    same_waveforms = not shifts and not augment.changes_waveforms
+    _check_augment(augment, fbank, patches)
+    shifts = {"frame_shifts_ms": patches.frame_shifts_ms}
+    shifts["frame_shift_range_ms"] = augment.frame_shift_range_ms
+    same_waveforms = not any(shifts.values()) and not augment.changes_waveforms
 
-    order = _from(_order(data, seed, start[0]), start)
-    if _records(data) is not None:  # next to nothing is to be decoded
-        ordered = order.map(_stored_waveform(data), tf.data.AUTOTUNE)
-        if same_waveforms:
-            ordered = extract_features(ordered, fbank)
-    else:
-        clips = load_waveforms(data, fbank.sample_rate)
-        if same_waveforms:
-            clips = extract_features(clips, fbank)
-        if cached:
-            clips = clips.cache()
-        ordered = order.map(
-            lambda at: {**tf.data.experimental.at(clips, at["clip_id"]), "epoch": at["epoch"]},
-            tf.data.AUTOTUNE,
-        )
+    def prepare(clips):
+        return extract_features(clips, fbank) if same_waveforms else clips
+
+    cached = np.sum(data.durations) <= CACHE_SECONDS
+    ordered = ordered_waveforms(
+        data, fbank.sample_rate, augment=augment, seed=seed, start=start, prepare=prepare,
+        cached=cached, with_place=patches.clips_per_draw > 1,
+    )  # fmt: skip
     if not same_waveforms:
-        longest = int(_samples(data, fbank).max())
+        longest = _longest(data, fbank, augment)
         ordered = augment_waveforms(
             ordered, augment, seed, sample_rate=fbank.sample_rate, longest=longest
         )
-        ordered = extract_features(ordered, fbank, frame_shifts_ms=shifts, seed=seed)
+        ordered = extract_features(ordered, fbank, **shifts, seed=seed)
     ordered = augment_features(ordered, augment, fbank, seed)
     ordered = add_teacher_tokens(ordered, teacher, fbank)
-    return make_tokens(ordered, patches, seed=seed, packing=packing)
+    return make_tokens(ordered, patches, seed=seed, packing=packing, augment=augment)
+
+
+def _check_augment(augment, fbank, patches):
+    """Raise a ValueError where augmentation contradicts the other settings."""
+    if augment.frame_shift_range_ms and patches.frame_shifts_ms:
+        raise ValueError(
+            f"frame_shift_range_ms={augment.frame_shift_range_ms} must be () where "
+            f"frame_shifts_ms={patches.frame_shifts_ms} lists the frame shifts. Give one of them."
+        )
+    if 0 < augment.crop_ms < fbank.window_ms:
+        raise ValueError(
+            f"crop_ms={augment.crop_ms} must be at least window_ms={fbank.window_ms}, the length "
+            f"of a frame; or 0 to crop nothing."
+        )
 
 
 def _samples(data, fbank):
@@ -154,25 +156,15 @@ def _samples(data, fbank):
     return np.rint(np.asarray(data.durations) * fbank.sample_rate).astype("int32")
 
 
-def _records(data):
-    """The Records of a prepared data set; None for any other data."""
-    clips = data.source.clips if isinstance(data, ScannedSource) else None
-    return clips if isinstance(clips, Records) else None
+def _longest(data, fbank, augment):
+    """Number of samples up to which silence may fill a training clip."""
+    return int(_cropped(_samples(data, fbank), fbank, augment).max())
 
 
-def _order(data, seed, start=0, read=True):
-    """`training_order` of the clips; of those in shards with their records."""
-    if _records(data) is not None:
-        return training_blocks(_records(data), seed, start, read)
-    return training_order(len(data.durations), seed, start)
-
-
-def _from(order, start):
-    """The clips of `_order` at these places, and all after the last of them."""
-    if len(start) == 1:
-        return order
-    start = tf.constant(start, tf.int64)
-    return order.filter(lambda at: (at["place"] > start[-1]) | tf.reduce_any(at["place"] == start))
+def _cropped(samples, fbank, augment):
+    """Lengths of clips in training, where silence does not fill them."""
+    most = round(augment.crop_ms * fbank.sample_rate / 1000)
+    return np.minimum(samples, most) if most else samples
 
 
 def _waiting(data, fbank, *, patches, packing, seed, augment, start, teacher):
@@ -181,28 +173,18 @@ def _waiting(data, fbank, *, patches, packing, seed, augment, start, teacher):
     The clips are packed by their lengths alone, without being read.
     """
     augment, samples = augment or AugmentSettings(), _samples(data, fbank)
-    fbanks = [fbank.with_frame_shift(ms) for ms in patches.frame_shifts_ms] or [fbank]
+    how = {"patches": patches, "augment": augment, "seed": seed}
+    how["longest"] = _longest(data, fbank, augment)
 
     def light(clip):
-        size = drawn_length(
-            clip,
-            tf.gather(samples, clip["clip_id"]),
-            augment,
-            seed=seed,
-            sample_rate=fbank.sample_rate,
-            longest=int(samples.max()),
-        )
-        frames = tf.stack(
-            [one.clip_frames or 1 + (size - one.window) // one.shift for one in fbanks]
-        )
-        frames = frames[choice(len(fbanks), clip, seed, SHIFT)]
-        drawn = _drawn_size(clip, frames, fbank.mel_bins, patches, packing=packing, seed=seed)
-        tokens = token_counts(frames, fbank.mel_bins, patches, _max_tokens(packing))[drawn]
-        empty = tf.zeros([tokens, 0])
+        size = tf.gather(samples, clip["clip_id"])
+        empty = tf.zeros([drawn_tokens(clip, size, fbank, packing=packing, **how), 0])
         columns = {"tokens": empty, "positions": empty, "label": 0, "clip_id": clip["place"]}
-        return {**columns, **(teacher.empty(frames) if teacher else {})}
+        if teacher is not None:
+            columns |= teacher.empty(drawn_frames(clip, size, fbank, **how))
+        return columns
 
-    clips = _order(data, seed, read=False).map(light, tf.data.AUTOTUNE)
+    clips = training_places(data, augment, seed).map(light, tf.data.AUTOTUNE)
     rows = pack(clips, packing, teacher and teacher.beside)
     rows = rows.take(start * packing.rows).batch(ARRIVALS)
     waiting, following = [], 0  # places, ascending: what no row has had, and the next one
@@ -295,204 +277,43 @@ def _every_clip_once(clips, fbank, *, patches, packing, seed, cache=False):
     )
 
 
-def load_waveforms(data, sample_rate):
-    """Every clip of a source once.
-
-    Args:
-        data: ScannedSource of files, or WaveformSource of arrays.
-        sample_rate: sample rate of the waveforms in Hz.
-
-    Returns:
-        Dataset of dictionaries: `waveform` float32 (samples,); `label` int32 () or, for
-        multi-label data, float32 (classes,); `clip_id` int64 (), the place of the clip in
-        the source.
-
-    Raises:
-        ValueError: arrays have another sample rate.
-    """
-    count = len(data.durations)
-    if _records(data) is not None:
-        return stored_clips(_records(data)).map(_stored_waveform(data), tf.data.AUTOTUNE)
-    if isinstance(data, WaveformSource):
-        columns, load = _from_arrays(data, sample_rate)
-    else:
-        columns, load = _from_files(data, sample_rate)
-    clips = tf.data.Dataset.from_tensor_slices({**columns, "clip_id": np.arange(count)})
-    return clips.map(load, tf.data.AUTOTUNE)
-
-
-def _from_files(data, sample_rate):
-    """Columns of a ScannedSource with `path` (and the part), and the function that replaces it."""
-    clips = data.source.clips
-    columns = {"path": [os.fsencode(clip.path) for clip in clips], "label": data.source.targets()}
-    if not all(clip.whole for clip in clips):
-        columns["start"] = np.array([clip.start for clip in clips], "float64")
-        stops = (np.inf if clip.stop is None else clip.stop for clip in clips)
-        columns["stop"] = np.fromiter(stops, "float64")
-
-    def load(clip):
-        path = clip.pop("path")
-        if not data.graph_only:
-            part = {name: clip.pop(name) for name in ("start", "stop") if name in clip}
-            return {**clip, "waveform": decode_audio(path, sample_rate, scanned=True, **part)}
-        waveform = decode_wav(path, sample_rate)
-        whole = tf.size(waveform) > 0
-        with tf.control_dependencies([tf.debugging.Assert(whole, ["changed file:", path])]):
-            return {**clip, "waveform": tf.identity(waveform)}
-
-    return columns, load
-
-
-def _stored_waveform(data):
-    """The function that replaces `record` by `waveform` and `label`."""
-    clips, classes = _records(data), len(data.source.classes)
-    labels, ends = tf.constant(clips.labels), tf.constant(clips.ends)
-    starts = tf.constant(np.r_[0, clips.ends[:-1]])
-    keys, samples = tf.constant(clips.keys()), tf.constant(clips.samples)
-
-    def load(clip):
-        clip.pop("place", None)
-        waveform, id = decode_record(clip.pop("record"))
-        same = tf.equal(record_key(id), keys[clip["clip_id"]])
-        same &= tf.equal(tf.size(waveform), samples[clip["clip_id"]])
-        with tf.control_dependencies([tf.debugging.Assert(same, ["changed shard:", id])]):
-            waveform = tf.identity(waveform)
-        start, end = tf.gather(starts, clip["clip_id"]), tf.gather(ends, clip["clip_id"])
-        label = labels[start:end]
-        label = (
-            tf.reduce_max(tf.one_hot(label, classes), 0) if data.source.multi_label else label[0]
-        )
-        return {**clip, "waveform": waveform, "label": label}
-
-    return load
-
-
-def _from_arrays(data, sample_rate):
-    """Columns of a WaveformSource with `start` and `end`, and the function that replaces them."""
-    if sample_rate != data.sample_rate:
-        raise ValueError(
-            f"sample_rate={data.sample_rate} of the waveforms differs from the filterbank's "
-            f"{sample_rate}. Resample them first, for example with soxr."
-        )
-    samples = tf.constant(np.concatenate(data.waveforms))
-    ends = np.cumsum([len(waveform) for waveform in data.waveforms])
-
-    def load(clip):
-        waveform = samples[clip.pop("start") : clip.pop("end")]
-        return {**clip, "waveform": waveform}
-
-    columns = {"start": np.r_[0, ends[:-1]], "end": ends, "label": np.zeros(len(ends), "int32")}
-    return columns, load
-
-
-def extract_features(clips, fbank, *, frame_shifts_ms=(), seed=0):
-    """Replace `waveform` by `features`, the normalized log-mel filterbank.
-
-    Args:
-        clips: Dataset of dictionaries with `waveform` float32 (samples,).
-        fbank: FbankSettings.
-        frame_shifts_ms: frame shifts in milliseconds from which each clip draws one. An
-            empty tuple uses the filterbank's own frame shift.
-        seed: random seed of the draws.
-
-    Returns:
-        Dataset of dictionaries with `features` float32 (frames, mel_bins) and
-        `frame_shift_scale` float32 (), the clip's frame shift over the filterbank's own.
-    """
-
-    def extract(clip):
-        waveform = clip.pop("waveform")
-        if frame_shifts_ms:
-            drawn = choice(len(frame_shifts_ms), clip, seed, SHIFT)
-            mel = normalize(log_mel_at(waveform, fbank, drawn, frame_shifts_ms), fbank)
-            shift = tf.gather(tf.constant(frame_shifts_ms, tf.float32), drawn)
-            scale = shift / fbank.frame_shift_ms
-        else:
-            mel, scale = features(waveform, fbank), tf.constant(1.0)
-        mel = tf.ensure_shape(mel, [None, fbank.mel_bins])
-        return {**clip, "features": mel, "frame_shift_scale": scale}
-
-    return clips.map(extract, tf.data.AUTOTUNE)
-
-
-def make_tokens(clips, patches, *, seed=0, packing=None):
-    """Replace `features` and `frame_shift_scale` by `tokens` and `positions`.
-
-    Args:
-        clips: Dataset of dictionaries with `features` float32 (frames, mel_bins), mel_bins
-            static, and `frame_shift_scale` float32 ().
-        patches: PatchSettings; each clip draws one of its patch sizes.
-        seed: random seed of the draws.
-        packing: PackSettings of the rows to come. A clip draws only from the patch sizes at
-            which it fits a row; where there are none it draws from all of them, and with
-            overlong="crop" it loses its last patches. None lets clips have any length.
-
-    Returns:
-        Dataset of dictionaries with `tokens` float32 (tokens, 256) and `positions` float32
-        (tokens, 4), see `patch_tokens`.
-    """
-    check_patches(
-        patches, clips.element_spec["features"].shape[1]
-    )  # inside it, TensorFlow wraps it
-
-    def tokenize(clip):
-        features = clip.pop("features")
-        frames, mel_bins = tf.shape(features)[0], features.shape[1]
-        tokens, positions = patch_tokens(
-            features,
-            patches,
-            choice=_drawn_size(clip, frames, mel_bins, patches, packing=packing, seed=seed),
-            frame_shift_scale=clip.pop("frame_shift_scale"),
-            max_tokens=_max_tokens(packing),
-        )
-        clip.pop("epoch", None)
-        return {**clip, "tokens": tokens, "positions": positions}
-
-    return clips.map(tokenize, tf.data.AUTOTUNE)
-
-
-def _drawn_size(clip, frames, mel_bins, patches, *, packing, seed):
-    """Index of the patch size that a clip of so many frames draws, int32 ()."""
-    sizes = np.arange(len(patches.patch_sizes))
-    if packing is not None and len(sizes) > 1:
-        fits = token_counts(frames, mel_bins, patches) <= packing.row_length
-        sizes = tf.boolean_mask(sizes, fits | ~tf.reduce_any(fits))
-    return tf.gather(sizes, choice(tf.size(sizes), clip, seed, PATCH))
-
-
-def _max_tokens(packing):
-    """Number of tokens to which clips are cut; None where none is cut."""
-    return packing.row_length if packing and packing.overlong == "crop" else None
-
-
 def _split_batch(batch):
     ends = ("tokens", "positions", "segment_ids")
     inputs = {name: value for name, value in batch.items() if name.endswith(ends)}
     return inputs, batch["labels"], batch["weights"]
 
 
-def clip_tokens(data, fbank, patches):
-    """Number of tokens of every clip at every patch size, at the finest of the frame shifts.
+def clip_tokens(data, fbank, patches, augment=None):
+    """Number of tokens of every clip at every patch size, at the finest time resolution.
 
     Args:
         data: ScannedSource or WaveformSource.
         fbank: FbankSettings.
         patches: PatchSettings.
+        augment: AugmentSettings of the training, for the frame shifts and the crop; None for
+            clips as they are. Tokens that it leaves out are counted.
 
     Returns:
         int (patch sizes, clips).
     """
-    return _tokens_of(data.durations, fbank, patches)
+    samples = _cropped(_samples(data, fbank), fbank, augment or AugmentSettings())
+    finest = _finest(fbank, patches, augment)
+    return _tokens_of(samples, finest, patches, min(patches.pool_frames))
 
 
-def _tokens_of(durations, fbank, patches):
-    """`clip_tokens` of clips of these lengths in seconds."""
-    finest = min(patches.frame_shifts_ms or (fbank.frame_shift_ms,))
-    samples = np.rint(np.asarray(durations) * fbank.sample_rate).astype("int64")
-    frames = fbank.with_frame_shift(finest).frames(samples)
+def _tokens_of(samples, fbank, patches, pool_frames):
+    """Tokens of clips of these lengths at every patch size, int (patch sizes, clips)."""
+    frames = fbank.frames(samples) // pool_frames
     return np.stack(
         [token_count(frames, fbank.mel_bins, size, patches) for size in patches.patch_sizes]
     )
+
+
+def _finest(fbank, patches, augment=None):
+    """The FbankSettings at the finest frame shift that clips draw."""
+    shifts = augment.frame_shift_range_ms if augment is not None else ()
+    shifts = shifts or patches.frame_shifts_ms
+    return fbank.with_frame_shift(min(shifts)) if shifts else fbank
 
 
 def drawn_sizes(tokens, packing):
@@ -509,9 +330,9 @@ def drawn_sizes(tokens, packing):
     return fits | ~fits.any(0)
 
 
-def check_lengths(data, fbank, patches, packing):
+def check_lengths(data, fbank, patches, packing, *, augment=None):
     """Raise a ValueError that names the clip if it fits into a row at no patch size."""
-    tokens = clip_tokens(data, fbank, patches)
+    tokens = clip_tokens(data, fbank, patches, augment)
     clip = np.argmax(tokens.min(0))
     size = np.argmin(tokens[:, clip])
     if tokens[size, clip] > packing.row_length and packing.overlong == "error":
@@ -531,6 +352,50 @@ def check_lengths(data, fbank, patches, packing):
                 f"{packing.row_length:,}. Raise row_length (--row-length), or leave this patch "
                 f"size out (--patch-sizes)."
             )
+
+
+def mean_tokens(data, fbank, *, patches, packing, augment=None):
+    """Mean number of tokens that every clip has in training, over all that it draws.
+
+    Args:
+        data, fbank, patches, packing, augment: as in `training_batches`.
+
+    Returns:
+        float64 (clips,).
+    """
+    augment = augment or AugmentSettings()
+    samples = _cropped(_samples(data, fbank), fbank, augment)
+    lengths = [samples]
+    if augment.fill_ms:  # every other clip, by half of it on average
+        most = round(augment.fill_ms * fbank.sample_rate / 1000)
+        lengths.append(samples + np.minimum(samples.max() - samples, most) // 2)
+    shifts = patches.frame_shifts_ms or (None,)
+    if augment.frame_shift_range_ms:
+        low, high = augment.frame_shift_range_ms
+        shifts = low + (high - low) * (np.arange(RANGE_PARTS) + 0.5) / RANGE_PARTS
+    bands = [band_count(fbank.mel_bins, size, patches) for size in patches.patch_sizes]
+    bands, shares, means = np.array(bands)[:, None], patches.patch_shares[:, None], []
+    for size, shift, factor in itertools.product(lengths, shifts, patches.pool_frames):
+        tokens = _tokens_of(size, fbank.with_frame_shift(shift), patches, factor)
+        drawn = shares * drawn_sizes(tokens, packing)
+        columns = (np.minimum(tokens, packing.row_length) - patches.prefix_tokens) // bands
+        *_, kept = kept_counts(bands, columns, augment)
+        means.append((drawn * (kept + patches.prefix_tokens)).sum(0) / drawn.sum(0))
+    return np.mean(means, 0)
+
+
+def batches_per_epoch(data, fbank, *, patches, packing, augment=None):
+    """Number of training batches that hold as many clips as the data, on average.
+
+    Args:
+        data, fbank, patches, packing, augment: as in `training_batches`.
+    """
+    tokens = mean_tokens(data, fbank, patches=patches, packing=packing, augment=augment)
+    weights = balanced_weights(data, augment or AugmentSettings())
+    tokens = len(tokens) * np.average(tokens, weights=weights)
+    by_tokens = tokens / (packing.rows * packing.row_length)
+    by_slots = len(data.durations) / (packing.rows * packing.segments)
+    return max(1, math.ceil(max(by_tokens, by_slots)))
 
 
 def lengths_warning(splits, fbank, *, patches, packing):
@@ -648,7 +513,9 @@ def overlong_reason(name, seconds, *, fbank, patches):
         fbank: FbankSettings.
         patches: PatchSettings.
     """
-    tokens = int(_tokens_of([seconds], fbank, patches).max())
+    samples = np.array([round(seconds * fbank.sample_rate)])
+    finest = _finest(fbank, patches)
+    tokens = int(_tokens_of(samples, finest, patches, min(patches.pool_frames)).max())
     if tokens <= MAX_ROW_LENGTH:
         return None
     return (

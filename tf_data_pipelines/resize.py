@@ -166,6 +166,11 @@ def token_count(frames, mel_bins, patch_size, settings):
     return along_freq * along_time + settings.prefix_tokens
 
 
+def band_count(mel_bins, patch_size, settings):
+    """Number of patches along the frequency axis, see `token_count`."""
+    return token_count(patch_size[1], mel_bins, patch_size, settings) - settings.prefix_tokens
+
+
 def axis_grid(size, patch, *, axis, remainder, position, name="axis", scale=1.0):
     """One axis of a patch grid, for a size known in advance.
 

@@ -6,15 +6,25 @@ the standard library only.
 """
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import numpy as np
+
+from tf_data_pipelines.checks import (
+    Settings,
+    check_between,
+    check_choice,
+    check_flag,
+    check_positive,
+    checked_range,
+)
 
 REMAINDERS = ("crop", "pad", "cover")
 POSITIONS = ("grid", "physical")
 RESIZES = ("pi", "bilinear")
 OVERLONGS = ("error", "crop")
+POOLINGS = ("average", "max")  # of neighboring frames
+AXES = ("both", "time", "frequency")  # along which patches have other sizes
 PATCH_SIZES = (8, 10, 12, 16, 20, 24, 30, 32, 40, 48)  # FlexiAST's sampling set
 LAYOUT_NAMES = (  # of published data sets; those of ESC-50 say which fold is for the test
     "esc50", "esc50-fold1", "esc50-fold2", "esc50-fold3", "esc50-fold4", "esc50-fold5",
@@ -32,44 +42,15 @@ MAX_LOG_MEL = 1000  # of a mean and a standard deviation; log-mel lies between -
 BASE_PATCH = 16  # bins and frames of the papers' kernel
 MAX_CELLS = 100_000  # of a position table, 4 hours at 160 ms
 MAX_PATCH = 4096  # frames, 41 s; the matrix of a longer patch would only fill memory
+MAX_POOL_FRAMES = 4  # the papers' most
+MAX_DROPOUT = 0.95  # share of a clip's tokens, rows or columns
+MAX_ALPHA = 1000  # of mixup; two clips are then mixed in equal parts
+MAX_CLIPS_PER_DRAW = 10_000
 MAX_PEAK = 16.0  # of a waveform whose full scale is 1; more are integers, not divided
 
 
 class DataWarning(UserWarning):
     """Something about the user's sounds: files that are left out, clips that are cut."""
-
-
-def check_choice(name, value, choices):
-    """Raise a ValueError that lists the choices unless `value` is one of them."""
-    if value not in choices:
-        raise ValueError(
-            f"{name}={value!r} is unknown. Choose one of {', '.join(map(repr, choices))}."
-        )
-
-
-def check_positive(name, value, kind=(int, float), most=None):
-    """Raise unless `value` is a finite number above zero, and at most `most`."""
-    if not _is_number(value, kind) or value <= 0 or (most is not None and value > most):
-        limit = "" if most is None else f" up to {most:,}"
-        raise ValueError(f"{name}={value!r} must be a positive number{limit}.")
-
-
-def check_between(name, value, least, most, kind=(int, float)):
-    """Raise unless `value` is a number from `least` to `most`, both included."""
-    if not _is_number(value, kind) or not least <= value <= most:
-        what = "whole number" if kind is int else "number"
-        raise ValueError(f"{name}={value!r} must be a {what} from {least:,} to {most:,}.")
-
-
-def _is_number(value, kind):
-    """Whether a value is a finite number of this type; bool is an int that is none."""
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def check_flag(name, value):
-    """Raise unless `value` is True or False."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}={value!r} must be True or False.")
 
 
 def checked_shares(shares):
@@ -124,6 +105,22 @@ def _is_count(value, most):
     return is_number and not isinstance(value, bool) and 1 <= value <= most and int(value) == value
 
 
+def patch_sizes_along(axis, sizes, base_patch=BASE_PATCH):
+    """Patch sizes that differ along both axes or along one, tuple of (frequency, time) pairs.
+
+    Args:
+        axis: "both" for square patches, "time" for (16, size), "frequency" for (size, 16).
+        sizes: ints.
+        base_patch: size along the other axis, an int or (frequency, time).
+    """
+    check_choice("axis", axis, AXES)
+    base_f, base_t = patch_pair(base_patch, "base_patch")
+    pairs = [patch_pair(size) for size in sizes]
+    if axis == "time":
+        return tuple((base_f, size) for _, size in pairs)
+    return tuple((size, base_t if axis == "frequency" else other) for size, other in pairs)
+
+
 def patch_name(pair):
     """(16, 16) -> "16"; (16, 24) -> "16x24"."""
     return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
@@ -160,27 +157,6 @@ class Axis(NamedTuple):
 def base_axes(base_patch, stride, grid):
     """The (frequency, time) Axis from pairs of base patch, stride and grid."""
     return tuple(Axis(*axis) for axis in zip(base_patch, stride, grid, strict=True))
-
-
-class Settings:
-    """Base class of the frozen dataclasses below: to and from plain dictionaries."""
-
-    def to_dict(self):
-        """A dictionary that `json.dump` takes and `from_dict` reads back."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values):
-        """The settings with these values; an unknown name raises and lists the known ones."""
-        if not isinstance(values, dict):
-            raise ValueError(f"{cls.__name__} is a {type(values).__name__}; expected a dictionary.")
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ValueError(
-                f"{cls.__name__} has no setting {', '.join(unknown)}; it has {', '.join(known)}."
-            )
-        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +277,14 @@ class PatchSettings(Settings):
         stride: number of bins and frames from one base patch to the next, which is one cell
             of the table; an int or (frequency, time). None means base_patch, without
             overlap. Patches of other sizes overlap by the same share.
+        patch_weights: how often each patch size is drawn against the others, one positive
+            number for each. An empty tuple draws all equally often.
+        clips_per_draw: number of consecutive training clips that share a drawn patch size; one
+            that is too long for a row at that size draws its own. 1 draws for each clip.
+        pool_frames: numbers of neighboring frames from which each clip draws one; so many are
+            pooled to one before patches are cut, and those left over at the end are dropped.
+            It is another way to a coarser frame shift; (1,) pools nothing.
+        pooling: "average" or "max".
     """
 
     patch_sizes: tuple = (BASE_PATCH,)
@@ -313,6 +297,10 @@ class PatchSettings(Settings):
     grid: tuple = (8, 64)
     base_patch: tuple = (BASE_PATCH, BASE_PATCH)
     stride: tuple | None = None
+    patch_weights: tuple = ()
+    clips_per_draw: int = 1
+    pool_frames: tuple = (1,)
+    pooling: str = "average"
 
     def __post_init__(self):
         base, stride = base_and_stride(self.base_patch, self.stride)
@@ -331,11 +319,52 @@ class PatchSettings(Settings):
         check_choice("position", self.position, POSITIONS)
         check_choice("resize", self.resize, RESIZES)
         check_choice("prefix_tokens", self.prefix_tokens, (0, 1, 2))
+        self._check_draws()
+
+    def _check_draws(self):
+        """Check how patch sizes are drawn and frames pooled."""
+        object.__setattr__(self, "patch_weights", tuple(self.patch_weights))
+        if self.patch_weights and len(self.patch_weights) != len(self.patch_sizes):
+            raise ValueError(
+                f"patch_weights={self.patch_weights!r} must be one positive number for each of "
+                f"the {len(self.patch_sizes)} patch sizes, or () to draw all equally often."
+            )
+        for weight in self.patch_weights:
+            check_positive("patch_weights", weight)
+        check_between("clips_per_draw", self.clips_per_draw, 1, MAX_CLIPS_PER_DRAW, kind=int)
+        object.__setattr__(self, "pool_frames", tuple(self.pool_frames))
+        if not self.pool_frames:
+            raise ValueError("pool_frames=() must be at least one number; (1,) pools nothing.")
+        for factor in self.pool_frames:
+            check_between("pool_frames", factor, 1, MAX_POOL_FRAMES, kind=int)
+        check_choice("pooling", self.pooling, POOLINGS)
+
+    def at(self, patch_sizes, frame_shift_ms=None, pool_frames=1):
+        """These settings for patch sizes and one time resolution that are not drawn by weight.
+
+        Args:
+            patch_sizes: ints or (frequency, time) pairs.
+            frame_shift_ms: frame shift in milliseconds; None for the filterbank's own.
+            pool_frames: number of neighboring frames that are pooled to one.
+        """
+        return dataclasses.replace(
+            self,
+            patch_sizes=tuple(patch_sizes),
+            patch_weights=(),
+            frame_shifts_ms=() if frame_shift_ms is None else (frame_shift_ms,),
+            pool_frames=(pool_frames,),
+        )
 
     @property
     def axes(self):
         """The (frequency, time) Axis of the base grid."""
         return base_axes(self.base_patch, self.stride, self.grid)
+
+    @property
+    def patch_shares(self):
+        """How often each patch size is drawn, float64 (patch sizes,); they sum to 1."""
+        weights = np.array(self.patch_weights or [1.0] * len(self.patch_sizes), "float64")
+        return weights / weights.sum()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,7 +411,9 @@ def training_row_length(tokens):
 
 @dataclasses.dataclass(frozen=True)
 class AugmentSettings(Settings):
-    """Random changes of the training clips; zero turns each of them off.
+    """Random changes of what is heard in training; zero turns each of them off.
+
+    Every draw follows from the seed, the epoch and the clip. Evaluation changes nothing.
 
     Args:
         gain_db: largest change of loudness, in decibels. Each clip draws a gain uniformly
@@ -397,6 +428,25 @@ class AugmentSettings(Settings):
         noise_snr_db: (lowest, highest) level of a clip over white noise, in decibels. Every
             other clip draws one uniformly; the noise is also in the silence around the clip.
             Empty for no noise.
+        time_mask_share: as time_mask_ms, as a share of the clip; where both are given, the
+            shorter one counts. No mask hides more than half of a clip.
+        crop_ms: length to which longer clips are cut, in milliseconds; each epoch draws another
+            stretch.
+        roll: largest shift of a waveform along itself, as a share of its length; what leaves at
+            one end comes in at the other. From 0.5 on, any sample may be the first.
+        mixup: share of the clips that are mixed with another clip, any of the training clips or,
+            in shards, of those shuffled together. The labels of all clips are then floats.
+        mixup_alpha: the clip's share of the mixture is drawn from Beta(alpha, alpha).
+        frame_shift_range_ms: (lowest, highest) frame shift in milliseconds, from which each clip
+            draws one uniformly, to 8 samples; it excludes frame_shifts_ms.
+            Empty for the frame shift of the filterbank.
+        token_dropout: share of the tokens of each clip that are left out, so that rows hold
+            more clips.
+        drop_freq: share of the rows of each clip's grid of patches that are left out (PaSST).
+        drop_time: share of the columns that are left out.
+        balanced: whether clips of rare classes come more often and others less, by AST's weights
+            or those that the data carry, see `sampling_weights`. An epoch has as many clips as
+            the data; clips that it has twice are augmented differently.
     """
 
     gain_db: float = 0.0
@@ -405,29 +455,50 @@ class AugmentSettings(Settings):
     _: dataclasses.KW_ONLY
     fill_ms: float = 0.0
     noise_snr_db: tuple = ()
+    time_mask_share: float = 0.0
+    crop_ms: float = 0.0
+    roll: float = 0.0
+    mixup: float = 0.0
+    mixup_alpha: float = 10.0
+    frame_shift_range_ms: tuple = ()
+    token_dropout: float = 0.0
+    drop_freq: float = 0.0
+    drop_time: float = 0.0
+    balanced: bool = False
 
     def __post_init__(self):
-        for name in ("gain_db", "freq_mask", "time_mask_ms", "fill_ms"):
+        for name in ("gain_db", "freq_mask", "time_mask_ms", "fill_ms", "crop_ms"):
             kind = int if name == "freq_mask" else (int, float)
             if getattr(self, name) != 0 or isinstance(getattr(self, name), bool):
-                check_positive(name, getattr(self, name), kind)
-        object.__setattr__(self, "noise_snr_db", self._checked_range(self.noise_snr_db))
-
-    @staticmethod
-    def _checked_range(given):
-        """`noise_snr_db` as a tuple of two finite numbers in order, or an empty one."""
-        try:
-            pair = tuple(float(one) for one in given)
-        except (TypeError, ValueError):
-            pair = (math.nan,)
-        if pair and not (len(pair) == 2 and -math.inf < pair[0] <= pair[1] < math.inf):
-            raise ValueError(
-                f"noise_snr_db={given!r} must be two numbers, (lowest, highest) in decibels, such "
-                f"as (20, 60); or () for no noise."
-            )
-        return pair
+                most = MAX_CLIP_MS if name == "crop_ms" else None
+                check_positive(name, getattr(self, name), kind, most=most)
+        for name in ("time_mask_share", "roll", "mixup"):
+            check_between(name, getattr(self, name), 0, 1)
+        for name in ("token_dropout", "drop_freq", "drop_time"):
+            check_between(name, getattr(self, name), 0, MAX_DROPOUT)
+        check_positive("mixup_alpha", self.mixup_alpha, most=MAX_ALPHA)
+        check_flag("balanced", self.balanced)
+        hint = "in decibels, such as (20, 60); or () for no noise"
+        noise = checked_range("noise_snr_db", self.noise_snr_db, hint)
+        object.__setattr__(self, "noise_snr_db", noise)
+        hint = f"above 0 and up to {MAX_FRAME_MS:,}, such as (10, 40); or () for the filterbank's"
+        shifts = checked_range(
+            "frame_shift_range_ms", self.frame_shift_range_ms, hint, least=1e-3, most=MAX_FRAME_MS
+        )
+        object.__setattr__(self, "frame_shift_range_ms", shifts)
 
     @property
     def changes_waveforms(self):
         """Whether any setting acts on waveforms, so that features cannot be cached."""
-        return bool(self.gain_db or self.fill_ms or self.noise_snr_db)
+        changes = self.gain_db or self.fill_ms or self.noise_snr_db or self.roll or self.mixup
+        return bool(changes or self.crop_ms)
+
+    @property
+    def changes_features(self):
+        """Whether any mask is set."""
+        return bool(self.freq_mask or self.time_mask_ms or self.time_mask_share)
+
+    @property
+    def drops_tokens(self):
+        """Whether any tokens are left out."""
+        return bool(self.token_dropout or self.drop_freq or self.drop_time)

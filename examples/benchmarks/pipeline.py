@@ -1,6 +1,9 @@
 """How many clips a second the input pipeline makes on one core, and where the time goes.
 
-taskset -c 1 python examples/benchmarks/pipeline.py [--json PATH]
+taskset -c 1 python examples/benchmarks/pipeline.py [--json PATH] [--augmentations]
+
+With --augmentations: what each augmentation costs, beside a pipeline without any. Both have the
+waveforms in memory and compute log-mel in every epoch.
 
 2026-11-21, one core of an AMD EPYC whose other core was at work (load 1.7), TensorFlow 2.21:
 98 s. Processor time of 10 s clips, median of 5 (least to most); a patch size is drawn for
@@ -36,6 +39,7 @@ from rich.table import Table
 
 from tf_data_pipelines import (
     PATCH_SIZES,
+    AugmentSettings,
     FbankSettings,
     PackSettings,
     PatchSettings,
@@ -59,6 +63,27 @@ CLIPS = 200  # or a few more, a repeat: 0.7 s
 REPEATS = 5  # in turn, so that every stage meets the same neighbors on the machine
 PACKING = PackSettings(rows=4, row_length=2048)  # the ElasticAST authors' rows
 PATCHES = {"patch sizes 8 to 48": PatchSettings(PATCH_SIZES), "patch 16": PatchSettings((16,))}
+AUGMENTATIONS = {  # each alone, as strong as in the papers where they have it
+    "none": {},
+    "gain": {"gain_db": 6.0},
+    "silence around": {"fill_ms": 1000.0},
+    "noise, every other clip": {"noise_snr_db": (20, 60)},
+    "crop to 8 s": {"crop_ms": 8000.0},
+    "roll": {"roll": 0.5},
+    "mixup, every other clip": {"mixup": 0.5},
+    "SpecAugment, 48 bins, 1.9 s": {"freq_mask": 48, "time_mask_ms": 1920.0},
+    "SpecAugment, 48 bins, 0.19": {"freq_mask": 48, "time_mask_share": 0.1875},
+    "frame shift of a range": {"frame_shift_range_ms": (10, 10)},  # the cost, at equal lengths
+    "token dropout 0.5": {"token_dropout": 0.5},
+    "patchout 0.3, 0.3": {"drop_freq": 0.3, "drop_time": 0.3},
+    "balanced": {"balanced": True},
+}
+DRAWS = {  # settings of patches, likewise
+    "sizes 8 to 48": {"patch_sizes": PATCH_SIZES},
+    "sizes 8 to 48 by weight": {"patch_sizes": PATCH_SIZES, "patch_weights": (1,) * 10},
+    "sizes 8 to 48 for 12 clips": {"patch_sizes": PATCH_SIZES, "clips_per_draw": 12},
+    "2 frames pooled": {"pool_frames": (2,)},
+}
 STAGES = ("read", "decode", "log-mel", "patches", "pack and batch")
 WHOLE = ("from files", "log-mel in memory")
 
@@ -106,6 +131,47 @@ def whole(data, fbank, patches):
         "from files": evaluation.map(lambda x, y, weights, clip_ids: weights),
         "log-mel in memory": training.map(lambda x, y, weights: weights),
     }
+
+
+def augmented(data, fbank, augment=None, **patches):
+    """Endless dataset of the weights of training batches, of waveforms in memory."""
+    augment = AugmentSettings(**(augment or {}))
+    # A list of frame shifts, also of one, is drawn from in every epoch.
+    shifts = () if augment.frame_shift_range_ms else (fbank.frame_shift_ms,)
+    patches = PatchSettings(**{"patch_sizes": (16,), "frame_shifts_ms": shifts, **patches})
+    batches = training_batches(data, fbank, patches=patches, packing=PACKING, augment=augment)
+    return batches.map(lambda x, y, weights: weights)
+
+
+def measure_augmentations(folder):
+    """[{name, milliseconds}]: processor time for one clip with each augmentation."""
+    write_files(folder)
+    fbank = FbankSettings()
+    data = scan_source(load_source(folder, validation=0, test=0), fbank)
+    made = {name: augmented(data, fbank, augment) for name, augment in AUGMENTATIONS.items()}
+    made |= {name: augmented(data, fbank, **draws) for name, draws in DRAWS.items()}
+    made = {name: iter(one) for name, one in made.items()}
+    runs = {name: [] for name in made}
+    for repeat in range(REPEATS + 1):
+        for name, iterator in made.items():
+            spent = milliseconds(iterator)
+            if repeat:  # the first fills the packer and the memory
+                runs[name].append(spent)
+    return [{"name": name, "milliseconds": values} for name, values in runs.items()]
+
+
+def augmentation_table(results):
+    title = f"training batches of {SECONDS} s clips, ms a clip on one core, median of {REPEATS}"
+    table = Table("", title=title)
+    for heading in ("ms (spread)", "more than without"):
+        table.add_column(heading, justify="right")
+    without = statistics.median(results[0]["milliseconds"])
+    for result in results:
+        values = result["milliseconds"]
+        middle = statistics.median(values)
+        text = f"{middle:.2f} ({min(values):.2f} to {max(values):.2f})"
+        table.add_row(result["name"], text, f"{middle - without:+.2f}")
+    return table
 
 
 def milliseconds(iterator):
@@ -192,12 +258,16 @@ def spread(values):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="PATH", help="also write the numbers here")
+    parser.add_argument("--augmentations", action="store_true", help="measure these instead")
     arguments = parser.parse_args()
     if len(os.sched_getaffinity(0)) != 1:
         parser.error("run it on one core: taskset -c 1 python examples/benchmarks/pipeline.py")
+    ways = (measure, make_table)
+    if arguments.augmentations:
+        ways = (measure_augmentations, augmentation_table)
     with tempfile.TemporaryDirectory() as folder:
-        results = measure(pathlib.Path(folder))
-    Console(width=110).print(make_table(results))
+        results = ways[0](pathlib.Path(folder))
+    Console(width=110).print(ways[1](results))
     if arguments.json:
         machine = f"one core of {platform.machine()}, TensorFlow {tf.__version__}"
         with open(arguments.json, "w") as file:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_data_pipelines import pipeline
+from tf_data_pipelines import pipeline, stages
 from tf_data_pipelines.augment import augment_features, augment_waveforms
 from tf_data_pipelines.fbank import features, log_mel
 from tf_data_pipelines.pipeline import extract_features, load_waveforms, training_batches
@@ -19,6 +19,8 @@ MASKS = AugmentSettings(freq_mask=11, time_mask_ms=230.0)
 FILL = AugmentSettings(fill_ms=300.0)
 NOISE = AugmentSettings(noise_snr_db=(10, 40))
 PHONE = AugmentSettings(fill_ms=300.0, noise_snr_db=(10, 40))
+DROPS = AugmentSettings(time_mask_share=0.2, token_dropout=0.5)
+CHANGES = AugmentSettings(crop_ms=400.0, roll=0.5, frame_shift_range_ms=(10, 20))
 CLIPS = 43
 
 
@@ -178,6 +180,19 @@ def test_a_time_mask_is_as_long_at_every_frame_shift():
     assert masks(augment_features(full_spectrograms(), MASKS, other, seed=5))[:, 0].max() == 46
 
 
+@pytest.mark.parametrize(("time_mask_ms", "longest"), [(0, (20, 10)), (150.0, (15, 10))])
+def test_a_time_mask_is_a_share_of_the_clip_and_no_longer_than_in_milliseconds(
+    time_mask_ms, longest
+):
+    settings = AugmentSettings(time_mask_share=0.2, time_mask_ms=time_mask_ms)
+    for frames, most in zip((101, 50), longest, strict=True):
+        spectrograms = full_spectrograms(frames=frames)
+        assert masks(augment_features(spectrograms, settings, FBANK, seed=5))[:, 0].max() == most
+    coarse = full_spectrograms(scale=3.0)  # a share is one at every frame shift
+    settings = AugmentSettings(time_mask_share=0.2)
+    assert masks(augment_features(coarse, settings, FBANK, seed=5))[:, 0].max() == 20
+
+
 def test_a_mask_hides_at_most_half_of_a_short_clip():
     short = full_spectrograms(frames=9, mel_bins=7)
     sizes = masks(augment_features(short, MASKS, FBANK, seed=5))
@@ -218,7 +233,9 @@ def epochs(data, count, **options):
 
 
 @pytest.mark.parametrize("cache_seconds", [0, 3600])
-@pytest.mark.parametrize("settings", [GAIN, MASKS], ids=["gain", "masks"])
+@pytest.mark.parametrize(
+    "settings", [GAIN, MASKS, DROPS, CHANGES], ids=["gain", "masks", "drops", "changes"]
+)
 def test_training_clips_change_in_every_epoch(monkeypatch, settings, cache_seconds):
     """One clip, so that a batch is an epoch and only the augmentation can change it."""
     monkeypatch.setattr(pipeline, "CACHE_SECONDS", cache_seconds)
@@ -248,6 +265,8 @@ def test_some_epochs_of_a_clip_are_as_on_a_phone(settings):
     [
         (None, (), False),
         (MASKS, (), False),
+        (DROPS, (), False),
+        (CHANGES, (), True),
         (GAIN, (), True),
         (FILL, (), True),
         (NOISE, (), True),
@@ -268,8 +287,9 @@ def test_features_are_computed_again_only_if_the_waveforms_change(
 
         return count
 
-    monkeypatch.setattr(pipeline, "features", counted(pipeline.features))
-    monkeypatch.setattr(pipeline, "log_mel_at", counted(pipeline.log_mel_at))
+    monkeypatch.setattr(stages, "features", counted(stages.features))
+    monkeypatch.setattr(stages, "log_mel_at", counted(stages.log_mel_at))
+    monkeypatch.setattr(stages, "log_mel_every", counted(stages.log_mel_every))
     packing = PackSettings(rows=4, row_length=128, segments=4)
     patches = PatchSettings((16,), shifts, remainder="crop")
     batches = training_batches(data, FBANK, patches=patches, packing=packing, augment=settings)
@@ -289,12 +309,23 @@ def test_features_are_computed_again_only_if_the_waveforms_change(
         ({"noise_snr_db": 30}, "noise_snr_db=30 must be two numbers"),
         ({"noise_snr_db": (40, 20)}, r"noise_snr_db=\(40, 20\) must be two numbers"),
         ({"noise_snr_db": (20, float("nan"))}, "must be two numbers"),
+        ({"time_mask_share": 1.5}, r"time_mask_share=1\.5 must be a number from 0 to 1"),
+        ({"crop_ms": -1}, "crop_ms=-1 must be a positive number"),
+        ({"roll": True}, "roll=True must be a number from 0 to 1"),
+        ({"mixup": 2}, "mixup=2 must be a number from 0 to 1"),
+        ({"mixup_alpha": 0}, "mixup_alpha=0 must be a positive number"),
+        ({"frame_shift_range_ms": (20, 10)}, r"frame_shift_range_ms=\(20, 10\) must be two"),
+        ({"frame_shift_range_ms": (0, 10)}, r"frame_shift_range_ms=\(0, 10\) must be two"),
+        ({"token_dropout": 1}, r"token_dropout=1 must be a number from 0 to 0\.95"),
+        ({"drop_freq": -0.1}, r"drop_freq=-0\.1 must be"),
+        ({"drop_time": "no"}, "drop_time='no' must be"),
+        ({"balanced": 1}, "balanced=1 must be True or False"),
     ],
 )
 def test_settings_mistakes(values, message):
     with pytest.raises(ValueError, match=message):
         AugmentSettings(**values)
-    for settings in (MASKS, PHONE):
+    for settings in (MASKS, PHONE, DROPS, CHANGES):
         assert AugmentSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
