@@ -6,14 +6,13 @@ Both hear the same clips in the same slots of packed rows; see `tf_data_pipeline
 import dataclasses
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_flexast.losses import PackedLoss
 from keras_flexast.models import PackedAST
 from keras_flexast.runs import Run, as_run
 from keras_flexast.settings import DistillSettings
-from tf_data_pipelines.settings import MAX_ROW_LENGTH, round_row_length
+from tf_data_pipelines.settings import MAX_ROW_LENGTH, AugmentSettings, round_row_length
 
 PREFIX = "teacher_"  # of what the teacher hears, among the inputs
 SLACK = 1.25  # of the teacher's rows over what its clips need on average: ours are 95 to 100 % full
@@ -115,6 +114,7 @@ class Distillation:
         run: Run of the student.
         teacher: Run that teaches, see `teacher_of`.
         settings: DistillSettings.
+        augment: AugmentSettings of the training.
 
     Raises:
         ValueError: the teacher has other classes, or hears another spectrogram than the student.
@@ -123,6 +123,7 @@ class Distillation:
     run: Run
     teacher: Run
     settings: DistillSettings
+    augment: AugmentSettings
 
     def __post_init__(self):
         self._check_answers()
@@ -154,10 +155,12 @@ class Distillation:
                     f"with the teacher's filterbank (fbank, or the same --init)."
                 )
         heard = self.teacher.patches.frame_shifts_ms or (theirs.frame_shift_ms,)
-        other = sorted({*self.run.patches.frame_shifts_ms} - {*heard})
+        listed, drawn = self.run.patches.frame_shifts_ms, self.augment.frame_shift_range_ms
+        other = sorted({*listed} - {*heard})
+        other += [one for one in drawn if not min(heard) <= one <= max(heard)]
         if other:
             raise ValueError(
-                f"frame_shifts_ms={self.run.patches.frame_shifts_ms} must be those of the teacher, "
+                f"frame_shifts_ms={listed or drawn} must be within those of the teacher, "
                 f"{', '.join(f'{one:g}' for one in heard)}; it was not trained at {other[0]:g}."
             )
 
@@ -170,16 +173,16 @@ class Distillation:
             train: ScannedSource of the training clips.
         """
         from tf_data_pipelines.distillation import TeacherTokens
-        from tf_data_pipelines.pipeline import clip_tokens, drawn_sizes
+        from tf_data_pipelines.pipeline import clip_tokens, mean_tokens
 
-        run = self.run
+        run, augment = self.run, self.augment
         size = self.settings.patch_size or self.teacher.model.backbone.base_patch
         patches = self.teacher.patches_at([size])
         counted = dataclasses.replace(patches, frame_shifts_ms=run.patches.frame_shifts_ms)
-        ours = clip_tokens(train, run.fbank, run.patches)
-        (theirs,) = clip_tokens(train, run.fbank, counted)
-        drawn = drawn_sizes(ours, run.packing)
-        ours = np.minimum(ours, run.packing.row_length).mean(0, where=drawn)
+        (theirs,) = clip_tokens(train, run.fbank, counted, augment)
+        ours = mean_tokens(
+            train, run.fbank, patches=run.patches, packing=run.packing, augment=augment
+        )
         beside = SLACK * run.packing.row_length * theirs.sum() / ours.sum()
         row_length = round_row_length(int(max(theirs.max(), beside)))
         return TeacherTokens(self.teacher.fbank, patches, min(MAX_ROW_LENGTH, row_length))

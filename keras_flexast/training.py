@@ -150,7 +150,7 @@ def train_run(
         }
     train = data.split("train")
     with damage_named(train):  # the validation clips are counted
-        taught = teacher and Distillation(run, teacher, recipe.distill)
+        taught = teacher and Distillation(run, teacher, recipe.distill, recipe.augment)
         fit = _prepare(run, recipe, data=data, facts=facts, taught=taught)
     with atomic_folder(
         out, overwrite, kind=RUN, inputs=inputs, keep_partial=True, resume=resume
@@ -278,26 +278,21 @@ def _packing(data, fbank, *, patches, settings, segments):
 
 def _prepare(run, recipe, *, data, facts, taught):
     """Compile the model of a run and check its clips; a function that trains it in a folder."""
-    from tf_data_pipelines.pipeline import (
-        batches_per_epoch,
-        counted,
-        evaluation_batches,
-        training_batches,
-    )
+    from tf_data_pipelines import pipeline
 
     settings = recipe.train
     train, validation = data.split("train"), data.split("validation")
     how = {"patches": run.patches, "packing": run.packing, "seed": settings.seed}
-    batches = training_batches(
+    batches = pipeline.training_batches(
         train, run.fbank, augment=recipe.augment, start=facts["place"],
         teacher=taught and taught.tokens(train), **how,
     )  # fmt: skip
-    held_out = counted(evaluation_batches(validation, run.fbank, cache=True, **how))
+    held_out = pipeline.evaluation_batches(validation, run.fbank, cache=True, **how)
+    held_out = pipeline.counted(held_out)
     scored = held_out.map(lambda *batch: batch[:3])
     # Whole steps of the optimizer, so that no gradient waits for the next epoch.
-    steps = batches_per_epoch(
-        train, run.fbank, patches=run.patches, packing=run.packing, augment=recipe.augment
-    )
+    drawn = {"patches": run.patches, "packing": run.packing, "augment": recipe.augment}
+    steps = pipeline.batches_per_epoch(train, run.fbank, **drawn)
     steps = -(-steps // settings.accumulate) * settings.accumulate
     tune_part(run.model, settings)
     model = taught.model() if taught else run.model

@@ -105,7 +105,7 @@ def test_a_killed_training_ends_as_an_unbroken_one(sounds, partial, tmp_path, mo
     assert again.history == history.history and again.epoch == history.epoch
     for ours, theirs in zip(run.model.get_weights(), unbroken.model.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    names = {"model.keras", "settings.json", "labels.txt", "logs"}
+    names = {"model.keras", "settings.json", "labels.txt", "history.json", "logs"}
     assert set(os.listdir(tmp_path / "run")) == names and not partial.exists()
     texts = [(tmp_path / name / "settings.json").read_text() for name in ("run", "unbroken")]
     assert texts[0] == texts[1]

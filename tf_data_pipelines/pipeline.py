@@ -175,15 +175,15 @@ def _waiting(data, fbank, *, patches, packing, seed, augment, start, teacher):
     augment = augment or AugmentSettings()
     samples = tf.constant(_samples(data, fbank), tf.int32)
     how = {"patches": patches, "augment": augment, "seed": seed}
-    longest = _longest(data, fbank, augment)
+    how["longest"] = _longest(data, fbank, augment)
 
     def light(clip):
-        samples_of = tf.gather(samples, clip["clip_id"])
-        frames = drawn_frames(clip, samples_of, fbank, longest=longest, **how)
-        tokens = drawn_tokens(clip, frames, fbank.mel_bins, packing=packing, **how)
-        empty = tf.zeros([tokens, 0])
+        size = tf.gather(samples, clip["clip_id"])
+        empty = tf.zeros([drawn_tokens(clip, size, fbank, packing=packing, **how), 0])
         columns = {"tokens": empty, "positions": empty, "label": 0, "clip_id": clip["place"]}
-        return {**columns, **(teacher.empty(frames) if teacher else {})}
+        if teacher is not None:
+            columns |= teacher.empty(drawn_frames(clip, size, fbank, **how))
+        return columns
 
     clips = training_places(data, augment, seed).map(light, tf.data.AUTOTUNE)
     rows = pack(clips, packing, teacher and teacher.beside)

@@ -167,14 +167,32 @@ def _max_tokens(packing):
     return packing.row_length if packing and packing.overlong == "crop" else None
 
 
-def drawn_frames(clip, samples, fbank, *, patches, augment, seed, longest):
-    """Number of frames of a training clip, from its length alone, int32 ().
+def drawn_tokens(clip, samples, fbank, *, patches, packing, augment, seed, longest):
+    """Number of tokens of a training clip, from its length alone, int32 ().
 
     Args:
-        clip: dictionary with `clip_id` and `epoch`.
+        clip: dictionary with `clip_id`, `epoch` and `place`.
         samples: length of the clip, int32 ().
-        fbank, patches, augment, seed: as in `training_batches`.
+        fbank, patches, packing, augment, seed: as in `training_batches`.
         longest: number of samples that silence fills a clip up to at most.
+    """
+    how = {"patches": patches, "augment": augment, "seed": seed}
+    frames = drawn_frames(clip, samples, fbank, longest=longest, **how)
+    frames //= _drawn_factor(clip, patches, seed)
+    drawn = _drawn_size(clip, frames, fbank.mel_bins, patches, packing=packing, seed=seed)
+    tokens = token_counts(frames, fbank.mel_bins, patches, _max_tokens(packing))[drawn]
+    if not augment.drops_tokens:
+        return tokens
+    bands = tf.gather(band_counts(patches, fbank.mel_bins), drawn)
+    *_, kept = kept_counts(bands, (tokens - patches.prefix_tokens) // bands, augment)
+    return kept + patches.prefix_tokens
+
+
+def drawn_frames(clip, samples, fbank, *, patches, augment, seed, longest):
+    """Number of frames of the features of a training clip, from its length alone, int32 ().
+
+    Args:
+        clip, samples, fbank, patches, augment, seed, longest: as in `drawn_tokens`.
     """
     samples = drawn_length(
         clip, samples, augment, seed=seed, sample_rate=fbank.sample_rate, longest=longest
@@ -189,22 +207,3 @@ def drawn_frames(clip, samples, fbank, *, patches, augment, seed, longest):
         )
         frames = frames[choice(len(fbanks), clip, seed, SHIFT)]
     return tf.maximum(0, frames)
-
-
-def drawn_tokens(clip, frames, mel_bins, *, patches, packing, augment, seed):
-    """Number of tokens of a training clip, from its frames alone, int32 ().
-
-    Args:
-        clip: dictionary with `clip_id`, `epoch` and `place`.
-        frames: number of frames, int32 (), see `drawn_frames`.
-        mel_bins: number of mel bins.
-        patches, packing, augment, seed: as in `training_batches`.
-    """
-    frames = frames // _drawn_factor(clip, patches, seed)
-    drawn = _drawn_size(clip, frames, mel_bins, patches, packing=packing, seed=seed)
-    tokens = token_counts(frames, mel_bins, patches, _max_tokens(packing))[drawn]
-    if not augment.drops_tokens:
-        return tokens
-    bands = tf.gather(band_counts(patches, mel_bins), drawn)
-    *_, kept = kept_counts(bands, (tokens - patches.prefix_tokens) // bands, augment)
-    return kept + patches.prefix_tokens

@@ -11,7 +11,7 @@ from tf_data_pipelines.packing import pack
 from tf_data_pipelines.pipeline import batches_per_epoch, mean_tokens, training_clips
 from tf_data_pipelines.settings import AugmentSettings, FbankSettings, PackSettings, PatchSettings
 from tf_data_pipelines.sources import WaveformSource
-from tf_data_pipelines.stages import drawn_frames, drawn_tokens, make_tokens
+from tf_data_pipelines.stages import drawn_tokens, make_tokens
 
 FBANK = FbankSettings(mel_bins=37, mean=-7.0, std=3.0)
 PATCHES = PatchSettings((8, (5, 12)), remainder="crop", prefix_tokens=2, grid=(4, 8))
@@ -127,9 +127,7 @@ def test_the_number_of_tokens_follows_from_the_length(data, augment, patches, fb
 
     def tokens(place):
         size = tf.gather(sizes, place["clip_id"])
-        drawn = {"patches": patches, "augment": augment, "seed": 1337}
-        frames = drawn_frames(place, size, fbank, longest=longest, **drawn)
-        return drawn_tokens(place, frames, fbank.mel_bins, packing=PACKING, **drawn)
+        return drawn_tokens(place, size, fbank, seed=1337, longest=longest, **how)
 
     places = training_places(data, augment, 1337)
     expected = list(places.map(tokens).take(60 * 17).as_numpy_iterator())
