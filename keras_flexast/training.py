@@ -311,11 +311,12 @@ def _prepare(run, recipe, *, data, facts, taught):
     def fit(folder):
         saved = read_state(folder) if (folder / STATE).exists() else None
         board = TrainingBoard(folder / "logs", meter, packing=run.packing, pictures=pictures)
-        measured = [*measure, board]
-        callbacks = _callbacks(run, folder, settings=settings, measure=measured, steps=steps)
+        history = keras.callbacks.History()
+        measured = [*measure, board, history]
+        callbacks = _callbacks(run, folder, settings=settings, measured=measured, steps=steps)
         checkpoint = Checkpoint(
-            folder / STATE, facts, parts=callbacks, steps=steps, minutes=settings.save_minutes,
-            saved=saved,
+            folder / STATE, facts, history=history, parts=callbacks, steps=steps,
+            minutes=settings.save_minutes, saved=saved,
         )  # fmt: skip
         if checkpoint.place % steps:
             model.evaluate(scored.take(1), verbose=0)  # TensorFlow makes its metrics now
@@ -334,13 +335,13 @@ def _prepare(run, recipe, *, data, facts, taught):
                 callbacks=[*callbacks, checkpoint],
                 shuffle=False,
             )
-        return callbacks[0]
+        return history
 
     return fit
 
 
-def _callbacks(run, folder, *, settings, measure, steps):
-    """What happens in a training, in this order; the first is the History."""
+def _callbacks(run, folder, *, settings, measured, steps):
+    """What happens in a training, in this order; `measured` tells what each epoch came to."""
     metric = "val_mAP" if run.multi_label else "val_accuracy"
     keep = KeepBest(
         folder / "model.keras", metric, always=settings.keep == "last", patience=settings.patience
@@ -351,7 +352,7 @@ def _callbacks(run, folder, *, settings, measure, steps):
     elif settings.average_epochs > 1:
         averages = [Averages(settings.epochs - settings.average_epochs)]
     stop = StopDiverged(folder, steps)
-    return [keras.callbacks.History(), stop, *measure, keep, *averages]
+    return [stop, *measured, keep, *averages]
 
 
 def _finished(run, folder, settings):
