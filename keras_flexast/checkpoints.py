@@ -35,17 +35,17 @@ class Checkpoint(keras.callbacks.Callback):
     Args:
         path: path of the state file.
         facts: dictionary for JSON that is saved, too: what the training is made of.
-        parts: the callbacks before it: first the History, then others. Of those with `state()`,
-            which gives a dictionary for JSON and a list of arrays, and `restore(numbers, arrays)`,
-            the state is saved, too.
+        parts: the callbacks before it. Of those with `state()`, which gives a dictionary for JSON
+            and a list of arrays, and `restore(numbers, arrays)`, the state is saved, too.
+        history: keras.callbacks.History among them; it comes after those that add to the logs.
         steps: batches in an epoch.
         minutes: time between two savings inside an epoch.
         saved: the content of a state file, see `read_state`; None at the beginning.
     """
 
-    def __init__(self, path, facts, *, parts, steps, minutes, saved=None):
+    def __init__(self, path, facts, *, parts, history, steps, minutes, saved=None):
         super().__init__()
-        self.path, self.facts, self.history = path, facts, parts[0]
+        self.path, self.facts, self.history = path, facts, history
         self.parts = [part for part in parts if hasattr(part, "restore")]
         self.steps, self.seconds = steps, minutes * 60
         self.saved = saved or {FACTS: {"place": 0, "stopped": False}}

@@ -293,10 +293,12 @@ def _prepare(run, recipe, *, data, facts):
 
     def fit(folder):
         saved = read_state(folder) if (folder / STATE).exists() else None
-        callbacks = _callbacks(run, folder, settings=settings, measure=measure, steps=steps)
+        history = keras.callbacks.History()
+        stop = StopDiverged(folder, steps)
+        callbacks = [stop, *measure, history, *_callbacks(run, folder, settings)]
         checkpoint = Checkpoint(
-            folder / STATE, facts, parts=callbacks, steps=steps, minutes=settings.save_minutes,
-            saved=saved,
+            folder / STATE, facts, parts=callbacks, history=history, steps=steps,
+            minutes=settings.save_minutes, saved=saved,
         )  # fmt: skip
         if checkpoint.place % steps:
             model.evaluate(scored.take(1), verbose=0)  # TensorFlow makes its metrics now
@@ -315,13 +317,13 @@ def _prepare(run, recipe, *, data, facts):
                 callbacks=[*callbacks, checkpoint],
                 shuffle=False,
             )
-        return callbacks[0]
+        return history
 
     return fit
 
 
-def _callbacks(run, folder, *, settings, measure, steps):
-    """What happens in a training, in this order; the first is the History."""
+def _callbacks(run, folder, settings):
+    """What keeps and shows a training, once its epoch is measured, in this order."""
     metric = "val_mAP" if run.multi_label else "val_accuracy"
     keep = KeepBest(
         folder / "model.keras", metric, always=settings.keep == "last", patience=settings.patience
@@ -332,8 +334,7 @@ def _callbacks(run, folder, *, settings, measure, steps):
     elif settings.average_epochs > 1:
         averages = [Averages(settings.epochs - settings.average_epochs)]
     board = keras.callbacks.TensorBoard(folder / "logs", write_graph=False)
-    stop = StopDiverged(folder, steps)
-    return [keras.callbacks.History(), stop, *measure, keep, board, *averages]
+    return [keep, board, *averages]
 
 
 def _finished(run, folder, settings):
