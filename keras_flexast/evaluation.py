@@ -38,8 +38,8 @@ def evaluate_run(
 
     Args:
         run: Run, folder of a run, or path of an exported artifact.
-        data: folder or manifest as for training, or a ScannedSource. A file that is too long for
-            one of the patch sizes is left out undecoded, with a warning.
+        data: folder or manifest as for training, or a ScannedSource. A clip that is too long for
+            any row at one of the patch sizes loses its end there, with a warning.
         patch_sizes: ints or (frequency, time) pairs; None for PATCH_SIZES, or for all that an
             artifact has.
         split: "train", "validation", "test", or "all" for all clips.

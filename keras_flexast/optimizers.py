@@ -112,7 +112,7 @@ class PackedAdam(keras.optimizers.Adam):
         decay_all: whether biases, norms, position tables, prefix tokens and the query of the
             pooling decay, too.
         layer_decay: factor on the learning rate from each block to the one below it. Pooling and
-            head have a learning rate of 1, the last block of layer_decay, and so on; the
+            head have the factor 1, the last block layer_decay, and so on; the
             embeddings are below the first block.
         **kwargs: as in keras.optimizers.Adam.
 

@@ -368,8 +368,8 @@ RecipeOption = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help=f"Recipe: {', '.join(recipe_names())}, or a Python file. Options that are given come "
-        "before it.",
+        help=f"Recipe: {', '.join(recipe_names())}, or a Python file. Options that are given win "
+        "over it.",
         show_default=False,
     ),
 ]

@@ -43,6 +43,7 @@ _LAZY = {
     "make_tokens": "stages",
     "packing_for": "pipeline",
     "prepare_data": "prepare",
+    "TeacherTokens": "distillation",
     "training_batches": "pipeline",
     "training_clips": "pipeline",
     "training_packing": "pipeline",

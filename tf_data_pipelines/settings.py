@@ -395,7 +395,7 @@ class PackSettings(Settings):
 
 
 def round_row_length(tokens):
-    """Tokens rounded up to one of 20 row lengths under 8,192.
+    """Tokens rounded up to one of 20 row lengths up to 8,192.
 
     They are multiples of 128 up to 1,024, then of a quarter of the power of two below.
     """
@@ -438,7 +438,7 @@ class AugmentSettings(Settings):
             in shards, of those shuffled together. The labels of all clips are then floats.
         mixup_alpha: the clip's share of the mixture is drawn from Beta(alpha, alpha).
         frame_shift_range_ms: (lowest, highest) frame shift in milliseconds, from which each clip
-            draws one uniformly, to 8 samples; it excludes frame_shifts_ms.
+            draws one uniformly, in steps of 8 samples or less; it excludes frame_shifts_ms.
             Empty for the frame shift of the filterbank.
         token_dropout: share of the tokens of each clip that are left out, so that rows hold
             more clips.

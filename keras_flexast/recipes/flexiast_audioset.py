@@ -22,7 +22,7 @@ train = TrainSettings(
     average_epochs=5,  # AST averages all five; whether FlexiAST does is not published
     keep="last",  # the average of all, not the best of some
     batch_tokens=6144,  # 12 clips of 512 tokens, AST's batch at patch 16
-    segments=64,  # clips of 10 s have 63 tokens at patch 48, and rows hold up to 4,096
+    segments=64,  # clips of 10 s have 41 tokens at patch 48, and rows hold up to 4,096
 )
 augment = AugmentSettings(
     freq_mask=48,  # AST, mel bins

@@ -20,7 +20,7 @@ train = TrainSettings(
     weight_decay=5e-7,  # AST
     loss="cross_entropy",  # AST
     batch_tokens=12288,  # 48 clips of 256 tokens, AST's batch at patch 16
-    segments=64,  # clips of 5 s have 33 tokens at patch 48
+    segments=64,  # clips of 5 s have 21 tokens at patch 48
 )
 augment = AugmentSettings(
     freq_mask=24,  # AST, mel bins

@@ -19,7 +19,7 @@ train = TrainSettings(
     weight_decay=5e-7,  # AST
     loss="binary",  # FlexiAST, though a clip has one label
     batch_tokens=6144,  # 12 clips of 512 tokens, AST's batch at patch 16
-    segments=64,  # clips of 10 s have 63 tokens at patch 48, and rows hold up to 4,096
+    segments=64,  # clips of 10 s have 41 tokens at patch 48, and rows hold up to 4,096
 )
 augment = AugmentSettings(
     freq_mask=48,  # FlexiAST, mel bins
