@@ -163,7 +163,9 @@ def train(
         resume=resume, overwrite=overwrite, progress=True, command_line=command_line(context),
     )  # fmt: skip
     metric = "val_mAP" if run.multi_label else "val_accuracy"
-    typer.echo(f"Best {metric}: {max(history.history[metric]):.4f}. The run is in {out}.")
+    values = history.history[metric]
+    kept = ("Best", max(values)) if base.train.keep == "best" else ("Last", values[-1])
+    typer.echo(f"{kept[0]} {metric}: {kept[1]:.4f}. The run is in {out}.")
 
 
 @app.command()
