@@ -112,7 +112,7 @@ class PackedAccuracy(keras.metrics.MeanMetricWrapper):
         return {"name": self.name, "dtype": self.dtype}
 
 
-def balanced_weights(source):
+def class_factors(source):
     """Factor for each class by which all classes count alike in the loss, float (classes,).
 
     Args:

@@ -53,21 +53,24 @@ def json_text(value):
 
 
 def evaluation_table(results):
-    """The numbers of whole data sets at each patch size; results as of `evaluate_run`."""
+    """The numbers of whole data sets at each patch size, in 80 columns; see `evaluate_run`."""
     from keras_flexast.evaluation import share_text
 
     first = results[0]
     more = {"top5": "top-5", "mAP": "mAP", "auc": "AUC"}
     more = {key: name for key, name in more.items() if first["metric"] != name}
     more = {key: name for key, name in more.items() if first[key] is not None}
-    packed = ["tokens per clip", "row fill"] * ("tokens" in first)
-    table = Table("patch size", first["metric"], *more.values(), "d'", "clips", *packed)
+    packed = ["tokens", "fill"] * ("tokens" in first)
+    caption = "shares in percent, ± one standard error" + "; tokens of a clip" * bool(packed)
+    table = Table(
+        "patch", first["metric"], *more.values(), "d'", "clips", *packed, caption=caption
+    )  # fmt: skip
     for one in results:
-        shares = [f"{100 * one[key]:.1f} %" for key in more]
+        shares = [f"{100 * one[key]:.1f}" for key in more]
         d_prime = "" if one["d_prime"] is None else f"{one['d_prime']:.2f}"
-        row = [one["name"], f"{share_text(one)} %", *shares, d_prime, str(one["clips"])]
+        row = [one["name"], share_text(one), *shares, d_prime, str(one["clips"])]
         if packed:
-            row += [f"{one['tokens'] / one['clips']:.0f}", f"{100 * one['fill']:.0f} %"]
+            row += [f"{one['tokens'] / one['clips']:.0f}", f"{100 * one['fill']:.0f}"]
         table.add_row(*row)
     return table
 

@@ -29,7 +29,7 @@ from keras_flexast.files import (
     resumable,
 )
 from keras_flexast.fine_tuning import tune_part
-from keras_flexast.losses import balanced_weights
+from keras_flexast.losses import class_factors
 from keras_flexast.models import PackedAST
 from keras_flexast.monitoring import ClipPictures, Meter, TrainingBoard
 from keras_flexast.optimizers import COMPILED, compile_packed
@@ -302,7 +302,7 @@ def _prepare(run, recipe, *, data, facts, taught):
         schedule_of(settings, steps),
         multi_label=run.multi_label,
         row_length=run.packing.row_length,
-        class_weights=balanced_weights(train.source) if balanced else None,
+        class_weights=class_factors(train.source) if balanced else None,
         **{name: getattr(settings, name) for name in COMPILED},
     )
     measure = [MeanAveragePrecision(held_out, validation.source)] if run.multi_label else []
