@@ -22,6 +22,10 @@ from tf_data_pipelines.atomic import hidden
 from tf_data_pipelines.settings import DataWarning
 
 FACTS = "facts.json"
+DAMAGES = (
+    OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, RecursionError,
+    zipfile.BadZipFile,
+)  # fmt: skip
 MEASURED = 1e-4  # by which the mean and std of the same sounds may differ between machines
 UNCOMPARED = ("train.save_minutes",)  # a change of it changes no number
 
@@ -171,7 +175,7 @@ def read_state(folder):
         with np.load(path, allow_pickle=False) as archive:
             saved = {name: archive[name] for name in archive.files if name != FACTS}
             return {**saved, FACTS: json.loads(archive[FACTS])}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGES as error:
         raise ValueError(
             f"{path} is damaged: {described(error)}. Start another training from {folder} (--init)."
         ) from error
@@ -182,7 +186,7 @@ def read_facts(folder):
     try:
         with zipfile.ZipFile(folder / STATE) as archive:
             return json.loads(archive.read(FACTS))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGES as error:
         raise ValueError(
             f"{folder / STATE} is damaged: {described(error)}. Start another training from "
             f"{folder} (--init)."
@@ -197,6 +201,7 @@ def data_facts(data):
     """
     facts = {
         "classes": list(data.source.classes),
+        "multi_label": data.source.multi_label,
         "mean": float(data.mean),
         "std": float(data.std),
     }
@@ -205,13 +210,18 @@ def data_facts(data):
         clips, digest = part.source.clips, hashlib.sha256()
         if hasattr(clips, "keys"):  # prepared
             keys, labels = clips.keys(), np.concatenate([clips.labels, clips.ends])
+            weights = clips.weights
         else:
             names = [clip.name for clip in clips]
             start = len(os.path.commonprefix([min(names), max(names)]))  # noqa: RUF071 data may move
             text = "\n".join(name[start:] for name in names)
             keys = np.frombuffer(text.encode(errors="replace"), "uint8")
             labels = [one for clip in clips for one in (len(clip.labels), *clip.labels)]
-        for array in (keys, np.asarray(labels, "int64"), np.asarray(part.durations, "float64")):
+            weights = [clip.weight for clip in clips]
+        for array in (
+            keys, np.asarray(labels, "int64"),
+            *(np.asarray(one, "float64") for one in (part.durations, weights)),
+        ):  # fmt: skip
             digest.update(np.ascontiguousarray(array).tobytes())
         facts[split] = {"clips": len(clips), "digest": digest.hexdigest()}
     return facts
@@ -251,6 +261,19 @@ def check_recipe(facts, recipe):
         )
 
 
+def check_teacher(facts, teacher):
+    """Raise a ValueError where the teacher of a training, which was in memory, is not given again.
+
+    Args:
+        facts: those of its state.
+        teacher: Run to go on with, or None.
+    """
+    if teacher is None and facts["run"]["made_by"].get("teacher"):
+        raise ValueError(
+            "teacher=None is not what the training began with, a Run in memory. Give it again."
+        )
+
+
 def check_data(facts, data):
     """Raise a ValueError that says how data differ from those that a training began with.
 
@@ -279,12 +302,14 @@ def _other_data(old, new):
     """How two `data_facts` differ, in words; None if they do not."""
     if old["classes"] != new["classes"]:
         return "its classes are others"
+    if old["multi_label"] != new["multi_label"]:
+        return "its clips have one label where they had several, or the other way round"
     for split in ("train", "validation"):
         before, now = old[split], new[split]
         if before["clips"] != now["clips"]:
             return f"it had {before['clips']:,} {split} clips, now {now['clips']:,}"
         if before["digest"] != now["digest"]:
-            return f"the names, labels or lengths of its {split} clips are others"
+            return f"the names, labels, lengths or weights of its {split} clips are others"
     if any(abs(old[name] - new[name]) > MEASURED for name in ("mean", "std")):
         return "the sound in its clips is another"
     return None

@@ -138,6 +138,7 @@ def atomic_folder(
 
     Raises:
         FileExistsError: `folder` exists and must not be replaced, or `FOLDER.partial` exists.
+        BlockingIOError: another process writes into the `FOLDER.partial` to go on in.
         OSError: there is no room; whatever library noticed it, the message names the folder.
     """
     folder = pathlib.Path(folder)
@@ -150,6 +151,7 @@ def atomic_folder(
         partial = hidden(folder / folder.name if update and folder.exists() else folder)
     missing = [parent for parent in folder.parents if not parent.exists()]
     partial.mkdir(parents=True, exist_ok=resume)
+    lock = _locked(partial) if keep_partial else None
     for leftover in [path for path in partial.iterdir() if _is_leftover(path.name)]:
         leftover.unlink()
     if keep_partial:
@@ -177,12 +179,31 @@ def atomic_folder(
                 ) from error
         raise
     finally:
+        if lock is not None:
+            os.close(lock)
         if not keep_partial:
             shutil.rmtree(partial, ignore_errors=True)
             _unfinished.remove(partial)
         for parent in missing:
             with contextlib.suppress(OSError):  # it is not empty
                 parent.rmdir()
+
+
+def _locked(folder):
+    """A folder opened for this process alone, a file descriptor; None where no system locks it."""
+    try:
+        import fcntl  # not on Windows
+    except ImportError:
+        return None
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise BlockingIOError(
+            f"another process writes into {folder}. Wait for it, or choose another place."
+        ) from None
+    return lock
 
 
 def _swap(new, folder):

@@ -12,7 +12,8 @@ from keras_flexast.layers.attention import slot_mask
 from tf_data_pipelines.resize import axis_grid
 from tf_data_pipelines.settings import MAX_ROW_LENGTH, PackSettings
 
-PICTURES = 4  # clips that are shown
+PICTURES = 4  # clips that are shown,
+LONGEST = 30.0  # the first seconds of each
 SCALE = 2  # pixels for a mel bin or frame
 GAP = 4  # pixels between the two pictures of a clip
 
@@ -117,7 +118,10 @@ class ClipPictures:
 
         patches, data = run.patches_at([run.model.backbone.base_patch]), spread(data, PICTURES)
         packing = PackSettings(row_length=MAX_ROW_LENGTH, overlong="crop")
-        clips = extract_features(load_waveforms(data, run.fbank.sample_rate), run.fbank)
+        most = round(LONGEST * run.fbank.sample_rate)
+        clips = load_waveforms(data, run.fbank.sample_rate)
+        clips = clips.map(lambda clip: {**clip, "waveform": clip["waveform"][:most]})
+        clips = extract_features(clips, run.fbank)
         clips = clips.map(lambda clip: {**clip, "spectrogram": clip["features"]})
         clips = [*make_tokens(clips, patches, packing=packing).as_numpy_iterator()]
         self.spectrograms = [clip["spectrogram"] for clip in clips]

@@ -4,6 +4,8 @@ import math
 
 import keras
 
+MAX_STEP = 2**31 - 1  # an int32, which counts the steps
+
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
@@ -106,7 +108,7 @@ def schedule_of(settings, steps):
     return WarmupStep(
         rate,
         warmup,
-        start=settings.decay_start * steps,
-        every=settings.decay_every * steps,
+        start=min(MAX_STEP, settings.decay_start * steps),
+        every=min(MAX_STEP, settings.decay_every * steps),
         factor=settings.decay_factor,
     )

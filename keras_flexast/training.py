@@ -13,6 +13,7 @@ from keras_flexast.checkpoints import (
     Checkpoint,
     check_data,
     check_recipe,
+    check_teacher,
     data_facts,
     read_facts,
     read_state,
@@ -121,6 +122,7 @@ def train_run(
     teacher = teacher_of(recipe.teacher if teacher is None else teacher)
     if facts:
         check_recipe(facts, recipe.to_dict())
+        check_teacher(facts, teacher)
         init, front_end = None, FbankSettings.from_dict(facts["run"]["fbank"])
     else:
         init, front_end = _beginning(init, recipe, teacher)
@@ -283,16 +285,14 @@ def _prepare(run, recipe, *, data, facts, taught):
     settings = recipe.train
     train, validation = data.split("train"), data.split("validation")
     how = {"patches": run.patches, "packing": run.packing, "seed": settings.seed}
-    batches = pipeline.training_batches(
-        train, run.fbank, augment=recipe.augment, start=facts["place"],
-        teacher=taught and taught.tokens(train), **how,
-    )  # fmt: skip
+    heard = {"augment": recipe.augment, "teacher": taught and taught.tokens(train)}
+    batches = pipeline.training_batches(train, run.fbank, start=facts["place"], **heard, **how)
     held_out = pipeline.evaluation_batches(validation, run.fbank, cache=True, **how)
     held_out = pipeline.counted(held_out)
     scored = held_out.map(lambda *batch: batch[:3])
     # Whole steps of the optimizer, so that no gradient waits for the next epoch.
-    drawn = {"patches": run.patches, "packing": run.packing, "augment": recipe.augment}
-    steps = pipeline.batches_per_epoch(train, run.fbank, **drawn)
+    drawn = {"patches": run.patches, "packing": run.packing}
+    steps = pipeline.batches_per_epoch(train, run.fbank, **heard, **drawn)
     steps = -(-steps // settings.accumulate) * settings.accumulate
     tune_part(run.model, settings)
     model = taught.model() if taught else run.model

@@ -29,6 +29,18 @@ def fill(folder, text, names=RUN_FILES):
         (folder / name).write_text(text)
 
 
+def test_two_processes_do_not_write_into_one_partial_folder(tmp_path):
+    writing = {"kind": RUN, "keep_partial": True}
+    with atomic_folder(tmp_path / "run", **writing) as folder:
+        (folder / "half").touch()
+        busy = pytest.raises(BlockingIOError, match=r"another process writes into .*run\.partial")
+        with busy, atomic_folder(tmp_path / "run", resume=True, **writing):
+            pass
+        assert (folder / "half").exists()
+    with atomic_folder(tmp_path / "run", True, **writing):  # it is free again
+        pass
+
+
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     out = tmp_path / "deep" / "out"
     with pytest.raises(KeyboardInterrupt), atomic_folder(out, kind=RUN) as partial:

@@ -4,12 +4,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import randomize
+from helpers import randomize, write_tones
 from keras import ops
 
-from keras_flexast import PackedAST
-from keras_flexast.monitoring import GAP, SCALE, Meter, _picture, attention_map
-from tf_data_pipelines.settings import PatchSettings
+from keras_flexast import PackedAST, monitoring
+from keras_flexast.monitoring import GAP, SCALE, ClipPictures, Meter, _picture, attention_map
+from keras_flexast.runs import Run
+from tf_data_pipelines import read_data
+from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
 
 COUNTS = (7, 11, 5)
 
@@ -85,6 +87,19 @@ def test_a_picture_has_the_grid_and_the_attention_in_its_place(remainder):
     assert bright[-4:, (columns - 1) * 20 * SCALE - 6].max() > 0
     assert not bright[: height // 2].max() > 40 and bright[:, :30].max() < 40
     assert _picture(spectrogram, None, patches).shape == (height, width, 3)
+
+
+def test_pictures_are_of_the_beginning_of_long_clips(tmp_path, monkeypatch):
+    monkeypatch.setattr(monitoring, "LONGEST", 0.3)
+    data = read_data(write_tones(tmp_path), FbankSettings())
+    ast = PackedAST(2, dim=16, depth=1, num_heads=2)
+    run = Run(
+        ast, FbankSettings(), patches=ast.patch_settings(), packing=PackSettings(),
+        classes=data.source.classes,
+    )  # fmt: skip
+    pictures = ClipPictures(run, data)
+    assert {len(one) for one in pictures.spectrograms} == {28} and min(data.durations) > 0.3
+    assert all(picture.shape[1] == 28 * SCALE for picture in pictures.draw(ast).values())
 
 
 def test_a_clip_shorter_than_a_patch_has_a_picture():

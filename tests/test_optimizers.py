@@ -1,5 +1,6 @@
 """Losses, schedules and optimizers by their formulas; parts of a model; averages of weights."""
 
+import dataclasses
 import types
 
 import keras
@@ -111,6 +112,8 @@ def test_schedules_by_hand():
     assert rates(schedule, (0, 1, 3, 19, 20, 29, 30, 59)) == [
         0.25, 0.5, 1, 1, 0.5, 0.5, 0.25, round(0.5**4, 6)
     ]  # fmt: skip
+    never = dataclasses.replace(ast, decay_start=10**6, decay_every=10**6)
+    assert rates(schedule_of(never, steps=2148), (3, 10**6)) == [1, 1]  # beyond an int32
     constant = schedule_of(TrainSettings(2, 1.0, schedule="constant", warmup=0.1), steps=10)
     assert rates(constant, (0, 1, 2, 19)) == [0.5, 1, 1, 1]
     cosine = schedule_of(TrainSettings(2, 1.0, warmup_steps=5), steps=10)

@@ -50,6 +50,11 @@ def test_what_was_typed_wins_over_the_recipe_and_this_over_the_defaults(mine):
     assert started.model == {"dropout": 0.1} and started.init == "run"
 
 
+def test_an_average_over_epochs_gives_way_to_what_was_typed():
+    for typed, epochs in (({"epochs": 3}, 3), ({"ema": 0.9}, 1), ({"patience": 2}, 1), ({}, 5)):
+        assert chosen(typed, recipe="flexiast-audioset").train.average_epochs == epochs
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -20,7 +20,8 @@ from keras_flexast.files import STATE
 from keras_flexast.runs import load_run, versions
 from keras_flexast.settings import TrainSettings
 from keras_flexast.training import train_run
-from tf_data_pipelines.settings import DataWarning
+from tf_data_pipelines import read_data
+from tf_data_pipelines.settings import DataWarning, FbankSettings
 
 STEPS = 2  # in an epoch
 SETTINGS = TrainSettings(
@@ -153,6 +154,24 @@ def test_what_cannot_be_gone_on_with_is_named(sounds, partial, tmp_path):
     with pytest.raises(FileExistsError, match="run is whole already"):
         train_run(sounds, tmp_path / "run", resume=True)
     assert not (tmp_path / "run" / STATE).exists()
+
+
+@ONCE
+def test_what_a_state_cannot_hold_is_named(partial, tmp_path, sounds):
+    facts = checkpoints.read_facts(partial)
+    with pytest.raises(ValueError, match="teacher=None is not what the training began with"):
+        checkpoints.check_teacher({"run": {"made_by": {"teacher": {"name": None}}}}, None)
+    checkpoints.check_teacher(facts, None)
+    data = read_data(sounds, FbankSettings())
+    clips = [dataclasses.replace(clip, weight=2.0) for clip in data.source.clips]
+    source = dataclasses.replace(data.source, clips=tuple(clips))
+    known = checkpoints.data_facts(dataclasses.replace(data, source=source))
+    with pytest.raises(ValueError, match="lengths or weights of its train clips are others"):
+        checkpoints.check_data({"data": checkpoints.data_facts(data)}, known)
+    with zipfile.ZipFile(partial / STATE, "w") as archive:
+        archive.writestr("facts.json", "[" * 100_000)
+    with pytest.raises(ValueError, match=r"state\.npz is damaged: RecursionError"):
+        checkpoints.read_facts(partial)
 
 
 @ONCE

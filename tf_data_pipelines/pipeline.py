@@ -385,18 +385,23 @@ def mean_tokens(data, fbank, *, patches, packing, augment=None):
     return np.mean(means, 0)
 
 
-def batches_per_epoch(data, fbank, *, patches, packing, augment=None):
+def batches_per_epoch(data, fbank, *, patches, packing, augment=None, teacher=None):
     """Number of training batches that hold as many clips as the data, on average.
 
     Args:
-        data, fbank, patches, packing, augment: as in `training_batches`.
+        data, fbank, patches, packing, augment, teacher: as in `training_batches`.
     """
     tokens = mean_tokens(data, fbank, patches=patches, packing=packing, augment=augment)
     weights = balanced_weights(data, augment or AugmentSettings())
     tokens = len(tokens) * np.average(tokens, weights=weights)
     by_tokens = tokens / (packing.rows * packing.row_length)
     by_slots = len(data.durations) / (packing.rows * packing.segments)
-    return max(1, math.ceil(max(by_tokens, by_slots)))
+    by_teacher = 0.0
+    if teacher is not None:
+        heard = dataclasses.replace(teacher.patches, frame_shifts_ms=patches.frame_shifts_ms)
+        beside = np.minimum(clip_tokens(data, fbank, heard, augment), teacher.row_length)
+        by_teacher = beside.sum() / (packing.rows * teacher.row_length)
+    return max(1, math.ceil(max(by_tokens, by_slots, by_teacher)))
 
 
 def lengths_warning(splits, fbank, *, patches, packing):

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tf_data_pipelines.distillation import TeacherTokens
 from tf_data_pipelines.packing import pack
-from tf_data_pipelines.pipeline import training_batches
+from tf_data_pipelines.pipeline import batches_per_epoch, training_batches
 from tf_data_pipelines.settings import (
     AugmentSettings,
     FbankSettings,
@@ -149,3 +149,12 @@ def test_a_teaching_begins_at_any_batch(data):
 def test_a_teacher_has_one_patch_size():
     with pytest.raises(ValueError, match=r"patch_sizes=\(\(8, 8\), \(16, 16\)\) must be one size"):
         TeacherTokens(FBANK, PATCHES, row_length=64)
+
+
+def test_an_epoch_has_all_clips_also_where_the_teachers_rows_are_the_narrow_ones():
+    clips = WaveformSource([np.zeros(8000, "float32")] * 40)
+    teacher = TeacherTokens(FBANK, dataclasses.replace(PATCHES, patch_sizes=((8, 8),)), 64)
+    how = {"patches": dataclasses.replace(PATCHES, patch_sizes=((16, 16),)), "packing": PACKING}
+    alone, taught = (batches_per_epoch(clips, FBANK, teacher=one, **how) for one in (None, teacher))
+    # 48 frames: 6 columns of 4 patches of the teacher's, so 2 clips in a row of 64.
+    assert alone == 4 and taught == 40 * 24 / (2 * 64) + 0.5
