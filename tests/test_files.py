@@ -32,11 +32,12 @@ def fill(folder, text, names=RUN_FILES):
 def test_two_processes_do_not_write_into_one_partial_folder(tmp_path):
     writing = {"kind": RUN, "keep_partial": True}
     with atomic_folder(tmp_path / "run", **writing) as folder:
-        (folder / "half").touch()
+        for name in ("model.keras", "settings.json"):
+            (folder / name).touch()
         busy = pytest.raises(BlockingIOError, match=r"another process writes into .*run\.partial")
         with busy, atomic_folder(tmp_path / "run", resume=True, **writing):
             pass
-        assert (folder / "half").exists()
+        assert (folder / "model.keras").exists()
     with atomic_folder(tmp_path / "run", True, **writing):  # it is free again
         pass
 
