@@ -125,7 +125,7 @@ def test_a_training_goes_on_with_its_own_data_and_options_only(sounds, partial, 
     refused("dim=32 is not 16", model_options={**HOW["model_options"], "dim": 32})
     moved = shutil.copytree(sounds, tmp_path / "moved")
     (moved / "low" / "0.wav").rename(moved / "high" / "0.wav")
-    refused("the names, labels or lengths of its train", data=moved)
+    refused("the names, labels, lengths or weights of its train", data=moved)
     shutil.rmtree(moved)
     write_tones(shutil.copytree(sounds, moved), clips=12)
     refused("it had 4 train clips, now 8", data=moved)
