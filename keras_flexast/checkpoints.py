@@ -70,6 +70,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.history.history = {
             name: list(values) for name, values in self.saved[FACTS]["history"].items()
         }
+        self.history.epoch = list(range(self.epoch))
         needed = ("metrics/", FACTS)
         self.saved = {name: one for name, one in self.saved.items() if name.startswith(needed)}
 

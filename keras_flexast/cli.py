@@ -113,6 +113,7 @@ def train(
     patience: options.Patience = TRAIN.patience,
     frozen: options.Frozen = TRAIN.frozen,
     lora_rank: options.LoraRank = TRAIN.lora_rank,
+    batch_clips: options.BatchClips = TRAIN.batch_clips,
     batch_tokens: options.BatchTokens = TRAIN.batch_tokens,
     row_length: options.RowLength = TRAIN.row_length,
     segments: options.Segments = TRAIN.segments,

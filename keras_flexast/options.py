@@ -286,7 +286,17 @@ LearningRate = Annotated[
     float,
     typer.Option(help="Learning rate after the warm-up; 1e-5 to 1e-4 for pretrained weights."),
 ]
-BatchTokens = Annotated[int, typer.Option(min=1, help="Number of tokens in a batch.")]
+BatchTokens = Annotated[
+    int, typer.Option(min=1, help="Number of tokens in a batch, in place of --batch-clips.")
+]
+BatchClips = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of clips in a batch, on average.",
+        show_default="those of --batch-tokens",
+    ),
+]
 RowLength = Annotated[
     int | None,
     typer.Option(

@@ -50,6 +50,7 @@ MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 MAX_DROPOUT = 0.9
 MAX_TEMPERATURE = 100.0
 MAX_EPOCHS = 1_000_000
+MAX_COUNT = 2**31 - 1  # an int32, which counts steps and tokens
 MAX_EMA = 0.999999  # a momentum of 1 would never learn
 MAX_SMOOTHING = 0.9
 MIN_LAYER_DECAY = 0.01
@@ -125,6 +126,8 @@ class TrainSettings(Settings):
         save_minutes: time between two savings of the state inside an epoch, in minutes.
         seed: random seed of the weights, the clip order and the patch size draws.
         batch_tokens: number of tokens in a batch.
+        batch_clips: number of clips in a batch, on average and rounded to whole rows, in place
+            of batch_tokens; None for these.
         row_length: number of tokens in a row; None for what the longest clip of any split
             needs, 256 to 4,096. A longer clip draws only from the patch sizes at which it fits.
         segments: number of clip slots in a row.
@@ -170,6 +173,7 @@ class TrainSettings(Settings):
     save_minutes: float = 15.0
     seed: int = 1337
     batch_tokens: int = 4096
+    batch_clips: int | None = None
     row_length: int | None = None
     segments: int = 16
     overlong: str = "error"
@@ -188,7 +192,7 @@ class TrainSettings(Settings):
         for name in (
             "epochs", "batch_tokens", "segments", "accumulate", "decay_every", "average_epochs",
         ):  # fmt: skip
-            check_positive(name, getattr(self, name), int)
+            check_positive(name, getattr(self, name), int, most=MAX_COUNT)
         for name in ("learning_rate", "save_minutes"):
             check_positive(name, getattr(self, name))
         checked_shares((self.validation, self.test))
@@ -201,11 +205,11 @@ class TrainSettings(Settings):
         for name in ("remat", "decay_all", "frozen"):
             check_flag(name, getattr(self, name))
         for name, kind in (
-            ("row_length", int), ("warmup_steps", int), ("clip_norm", (int, float)),
-            ("lora_rank", int), ("patience", int),
+            ("row_length", int), ("batch_clips", int), ("warmup_steps", int),
+            ("clip_norm", (int, float)), ("lora_rank", int), ("patience", int),
         ):  # fmt: skip
             if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name), kind)
+                check_positive(name, getattr(self, name), kind, most=MAX_COUNT)
         if self.ema is not None:
             check_between("ema", self.ema, 0, MAX_EMA)
         object.__setattr__(self, "betas", _checked_betas(self.betas))

@@ -44,7 +44,7 @@ from keras_flexast.runs import (
     versions,
 )
 from keras_flexast.schedules import schedule_of
-from keras_flexast.settings import DEFAULT_SIZE, FIXED_BY_INIT, MAX_DROPOUT, Recipe
+from keras_flexast.settings import DEFAULT_SIZE, DTYPES, FIXED_BY_INIT, MAX_DROPOUT, Recipe
 from tf_data_pipelines.resize import patch_count
 from tf_data_pipelines.settings import (
     BASE_PATCH,
@@ -52,6 +52,7 @@ from tf_data_pipelines.settings import (
     FbankSettings,
     base_and_stride,
     check_between,
+    check_choice,
 )
 
 
@@ -90,7 +91,8 @@ def train_run(
         distill: DistillSettings; None for the defaults.
         resume: go on with the training that left `OUT.partial`. What is None is as it was there.
         overwrite: whether to replace an existing run.
-        progress: whether to show a progress bar while the files are read.
+        progress: whether to show progress bars while the files are read and while the place of
+            a training to resume is found.
         command_line: what was typed, to be kept with the run; None in Python.
 
     Returns:
@@ -153,14 +155,14 @@ def train_run(
     train = data.split("train")
     with damage_named(train):  # the validation clips are counted
         taught = teacher and Distillation(run, teacher, recipe.distill, recipe.augment)
-        fit = _prepare(run, recipe, data=data, facts=facts, taught=taught)
+        fit = _prepare(run, recipe, data=data, facts=facts, taught=taught, progress=progress)
     with atomic_folder(
         out, overwrite, kind=RUN, inputs=inputs, keep_partial=True, resume=resume
     ) as folder:
         with damage_named(train):
             history = fit(folder)
         save_history(history.history, folder)
-        run = _finished(run, folder, recipe.train)
+        run = _finished(run, folder, recipe)
     (pathlib.Path(out) / STATE).unlink()
     return run, history
 
@@ -168,6 +170,7 @@ def train_run(
 def _beginning(init, recipe, teacher):
     """The Run to start from, or None, and FbankSettings without the mean and std of the data."""
     check_between("dropout", recipe.model.get("dropout", 0), 0, MAX_DROPOUT)
+    check_choice("dtype", recipe.model.get("dtype", recipe.train.dtype), DTYPES)
     if init is None:
         return None, recipe.fbank or (teacher.fbank if teacher else FbankSettings())
     resized = sorted(set(FIXED_BY_INIT) & set(recipe.model))
@@ -193,7 +196,7 @@ def _new_run(data, front_end, *, recipe, init, names):
     fbank = dataclasses.replace(front_end, mean=data.mean, std=data.std)
     model = _new_model(train, fbank, settings=settings, options=recipe.model, init=init)
     patches = model.patch_settings(recipe.patch_sizes, frame_shifts_ms=recipe.frame_shifts_ms)
-    packing = _packing(data, fbank, patches=patches, settings=settings, segments=model.segments)
+    packing = _packing(data, fbank, recipe, patches=patches, segments=model.segments)
     return Run(
         model,
         fbank,
@@ -261,24 +264,29 @@ def _warm_start(init, classes, options):
     return model
 
 
-def _packing(data, fbank, *, patches, settings, segments):
+def _packing(data, fbank, recipe, *, patches, segments):
     """PackSettings for training on data; a warning counts the clips that are too long for them."""
     from tf_data_pipelines.pipeline import lengths_warning, training_packing
 
+    settings = recipe.train
     packing = training_packing(
-        data.splits(), fbank, patches=patches, batch_tokens=settings.batch_tokens,
-        row_length=settings.row_length, segments=segments, overlong=settings.overlong,
+        data.splits(), fbank, patches=patches, augment=recipe.augment, segments=segments,
+        batch_tokens=None if settings.batch_clips else settings.batch_tokens,
+        batch_clips=settings.batch_clips, row_length=settings.row_length,
+        overlong=settings.overlong,
     )  # fmt: skip
     devices = batch_devices()  # each has as many rows
     packing = dataclasses.replace(packing, rows=-(-packing.rows // devices) * devices)
     heard = [data.split("train"), data.split("validation")]
-    message = lengths_warning(heard, fbank, patches=patches, packing=packing)
+    message = lengths_warning(
+        heard, fbank, patches=patches, packing=packing, augment=recipe.augment
+    )
     if message:
         warnings.warn(message, DataWarning, stacklevel=3)
     return packing
 
 
-def _prepare(run, recipe, *, data, facts, taught):
+def _prepare(run, recipe, *, data, facts, taught, progress):
     """Compile the model of a run and check its clips; a function that trains it in a folder."""
     from tf_data_pipelines import pipeline
 
@@ -286,7 +294,9 @@ def _prepare(run, recipe, *, data, facts, taught):
     train, validation = data.split("train"), data.split("validation")
     how = {"patches": run.patches, "packing": run.packing, "seed": settings.seed}
     heard = {"augment": recipe.augment, "teacher": taught and taught.tokens(train)}
-    batches = pipeline.training_batches(train, run.fbank, start=facts["place"], **heard, **how)
+    batches = pipeline.training_batches(
+        train, run.fbank, start=facts["place"], progress=progress, **heard, **how
+    )
     held_out = pipeline.evaluation_batches(validation, run.fbank, cache=True, **how)
     held_out = pipeline.counted(held_out)
     scored = held_out.map(lambda *batch: batch[:3])
@@ -355,9 +365,10 @@ def _callbacks(run, folder, *, settings, measured, steps):
     return [stop, *measured, keep, *averages]
 
 
-def _finished(run, folder, settings):
+def _finished(run, folder, recipe):
     """The run with the weights that were kept, float32, as it is in the folder."""
-    if settings.dtype == "float32" and not settings.lora_rank:
+    dtype = recipe.model.get("dtype", recipe.train.dtype)
+    if dtype == "float32" and not recipe.train.lora_rank:
         run.model.load_weights(folder / "model.keras")
         run.model.backbone.trainable = True
         return run

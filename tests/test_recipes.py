@@ -50,6 +50,12 @@ def test_what_was_typed_wins_over_the_recipe_and_this_over_the_defaults(mine):
     assert started.model == {"dropout": 0.1} and started.init == "run"
 
 
+def test_a_batch_of_clips_gives_way_to_one_of_tokens():
+    train = chosen({"batch_tokens": 512}, recipe="flexiast-esc50").train
+    assert (train.batch_tokens, train.batch_clips) == (512, None)
+    assert chosen({"batch_clips": 5}, recipe="flexiast-esc50").train.batch_clips == 5
+
+
 def test_an_average_over_epochs_gives_way_to_what_was_typed():
     for typed, epochs in (({"epochs": 3}, 3), ({"ema": 0.9}, 1), ({"patience": 2}, 1), ({}, 5)):
         assert chosen(typed, recipe="flexiast-audioset").train.average_epochs == epochs
@@ -94,6 +100,8 @@ def test_a_recipe_that_is_not_there_is_named(tmp_path):
         ({"layer_decay": 0}, "layer_decay=0 must be a number from 0.01 to 1"),
         ({"label_smoothing": 1}, "label_smoothing=1 must be a number from 0 to 0.9"),
         ({"lora_rank": 0}, "lora_rank=0 must be a positive"),
+        ({"warmup_steps": 2**31}, "warmup_steps=2147483648 must be a positive number up to 2,147"),
+        ({"batch_clips": 0}, "batch_clips=0 must be a positive"),
         ({"clip_norm": float("inf")}, "clip_norm=inf must be a positive"),
     ],
 )

@@ -171,6 +171,7 @@ def test_the_position_table_follows_base_patch_and_stride(sounds, tmp_path):
         ({"base_patch": 200}, r"base_patch=\(200, 200\) is larger than the 128 mel bins"),
         ({"mel_bins": 64}, "fbank.mel_bins is 128, but the model has 64"),
         ({"dropout": float("nan")}, r"dropout=nan must be a number from 0 to 0\.9"),
+        ({"dtype": "bfloat16"}, r"dtype='bfloat16' is unknown\. Choose one of 'float32', 'mixed"),
     ):
         with pytest.raises(ValueError, match=message):
             train_run(sounds, tmp_path / "new", model_options={**NANO, **wrong}, **how)

@@ -161,8 +161,9 @@ class ScannedSource:
         return self.source.clips[clip_id].name
 
     def splits(self):
-        """The parts of all splits that have clips, a list of ScannedSource."""
-        return [self.split(str(name)) for name in np.unique(self.source.split_names)]
+        """The parts of all splits that have clips, a list of ScannedSource; "train" is first."""
+        names = sorted(set(self.source.split_names), key=lambda name: (name != "train", name))
+        return [self.split(str(name)) for name in names]
 
     def warning(self):
         """A message that counts and names the rejected and the missing clips; None without any.

@@ -20,6 +20,7 @@ import math
 
 import numpy as np
 import tensorflow as tf
+from rich.progress import track
 
 from tf_data_pipelines.augment import augment_features, augment_waveforms
 from tf_data_pipelines.distillation import add_teacher_tokens
@@ -45,8 +46,9 @@ CACHE_SECONDS = 4 * 3600  # decoded clips up to 4 hours (0.9 GB of float32) stay
 
 
 def training_batches(
-    data, fbank, *, patches, packing, seed=1337, augment=None, start=0, teacher=None
-):
+    data, fbank, *, patches, packing, seed=1337, augment=None, start=0, teacher=None,
+    progress=False,
+):  # fmt: skip
     """Endless packed batches in a new random order in each epoch, for `model.fit`.
 
     Each clip draws a patch size and a frame shift from the settings; a long clip only one of
@@ -74,6 +76,7 @@ def training_batches(
         augment: AugmentSettings; None for no augmentation.
         start: number of batches to leave out at the beginning, without reading their clips.
         teacher: TeacherTokens: what a teacher hears of the same clips; None for no teacher.
+        progress: whether to show a progress bar while the place of `start` is found.
 
     Returns:
         tf.data.Dataset of (inputs, labels, weights): inputs a dictionary of `tokens`
@@ -91,7 +94,7 @@ def training_batches(
     check_lengths(data, fbank, patches, packing, augment=augment)
     how = {"patches": patches, "packing": packing, "seed": seed, "augment": augment}
     how["teacher"] = teacher
-    waiting = _waiting(data, fbank, start=start, **how) if start else (0,)
+    waiting = _waiting(data, fbank, start=start, progress=progress, **how) if start else (0,)
     clips = training_clips(data, fbank, start=waiting, **how)
     rows = pack(clips, packing, teacher and teacher.beside)
     batches = batch_rows(rows, packing, partial=False)
@@ -167,7 +170,7 @@ def _cropped(samples, fbank, augment):
     return np.minimum(samples, most) if most else samples
 
 
-def _waiting(data, fbank, *, patches, packing, seed, augment, start, teacher):
+def _waiting(data, fbank, *, patches, packing, seed, augment, start, teacher, progress):
     """Places of the clips not yet packed after `start` batches, then that of the next clip.
 
     The clips are packed by their lengths alone, without being read.
@@ -187,9 +190,11 @@ def _waiting(data, fbank, *, patches, packing, seed, augment, start, teacher):
 
     clips = training_places(data, augment, seed).map(light, tf.data.AUTOTUNE)
     rows = pack(clips, packing, teacher and teacher.beside)
-    rows = rows.take(start * packing.rows).batch(ARRIVALS)
+    rows = rows.take(start * packing.rows).batch(ARRIVALS).as_numpy_iterator()
+    if progress:
+        rows = track(rows, "Finding the place", -(-start * packing.rows // ARRIVALS))
     waiting, following = [], 0  # places, ascending: what no row has had, and the next one
-    for row in rows.as_numpy_iterator():
+    for row in rows:
         packed, before = row["clip_ids"], following
         following = max(before, int(packed.max()) + 1)
         waiting = np.setdiff1d([*waiting, *range(before, following)], packed).tolist()
@@ -385,16 +390,20 @@ def mean_tokens(data, fbank, *, patches, packing, augment=None):
     return np.mean(means, 0)
 
 
+def _drawn_tokens(data, fbank, *, patches, packing, augment):
+    """Mean number of tokens of the clips that a training draws, float."""
+    tokens = mean_tokens(data, fbank, patches=patches, packing=packing, augment=augment)
+    return np.average(tokens, weights=balanced_weights(data, augment or AugmentSettings()))
+
+
 def batches_per_epoch(data, fbank, *, patches, packing, augment=None, teacher=None):
     """Number of training batches that hold as many clips as the data, on average.
 
     Args:
         data, fbank, patches, packing, augment, teacher: as in `training_batches`.
     """
-    tokens = mean_tokens(data, fbank, patches=patches, packing=packing, augment=augment)
-    weights = balanced_weights(data, augment or AugmentSettings())
-    tokens = len(tokens) * np.average(tokens, weights=weights)
-    by_tokens = tokens / (packing.rows * packing.row_length)
+    tokens = _drawn_tokens(data, fbank, patches=patches, packing=packing, augment=augment)
+    by_tokens = len(data.durations) * tokens / (packing.rows * packing.row_length)
     by_slots = len(data.durations) / (packing.rows * packing.segments)
     by_teacher = 0.0
     if teacher is not None:
@@ -404,19 +413,23 @@ def batches_per_epoch(data, fbank, *, patches, packing, augment=None, teacher=No
     return max(1, math.ceil(max(by_tokens, by_slots, by_teacher)))
 
 
-def lengths_warning(splits, fbank, *, patches, packing):
+def lengths_warning(splits, fbank, *, patches, packing, augment=None):
     """A message that counts the clips that cannot have every patch size, and those that are cut.
 
     Args:
-        splits: list of ScannedSource or WaveformSource, such as the training and validation clips.
+        splits: list of ScannedSource or WaveformSource: the training clips, then others, such as
+            those for validation.
         fbank: FbankSettings.
         patches: PatchSettings.
         packing: PackSettings.
+        augment: AugmentSettings of the training; None for clips as they are.
 
     Returns:
         str, or None where every clip fits a row at every patch size.
     """
-    tokens = np.concatenate([clip_tokens(split, fbank, patches) for split in splits], 1)
+    train, *others = splits
+    tokens = [clip_tokens(train, fbank, patches, augment)]
+    tokens = np.concatenate([*tokens, *(clip_tokens(one, fbank, patches) for one in others)], 1)
     drawn, length = drawn_sizes(tokens, packing), f"a row of {packing.row_length:,} tokens"
     parts, limited = [], ~drawn.all(0)
     cut = (tokens.min(0) > packing.row_length) & (packing.overlong == "crop")
@@ -442,34 +455,55 @@ def training_packing(
     fbank,
     *,
     patches,
-    batch_tokens,
+    batch_tokens=None,
+    batch_clips=None,
     row_length=None,
     segments=PackSettings.segments,
     overlong=PackSettings.overlong,
+    augment=None,
 ):
     """Pack settings for training on these clips, with rows that the other splits fit as well.
 
     Args:
-        splits: list of ScannedSource, such as the training, validation and test clips.
+        splits: list of ScannedSource: the training clips, then others, such as those for
+            validation and test.
         fbank: FbankSettings.
         patches: PatchSettings.
-        batch_tokens: number of tokens in a batch; a batch has at least one row.
+        batch_tokens: number of tokens in a batch; a batch has at least one row. None for what
+            batch_clips needs.
+        batch_clips: number of training clips in a batch, on average and rounded to whole rows,
+            in place of batch_tokens.
         row_length: number of tokens in a row. None makes rows long enough for the longest
             clip of any split, see `training_row_length`; a longer clip draws only from the
             patch sizes at which it fits.
         segments: number of clip slots in a row.
         overlong: rule for a clip with more tokens than a row at every patch size, see
             PackSettings.
+        augment: AugmentSettings of the training, which batch_clips needs; None for clips as they
+            are.
 
     Returns:
         PackSettings.
+
+    Raises:
+        ValueError: both or none of batch_tokens and batch_clips are given.
     """
+    if (batch_tokens is None) == (batch_clips is None):
+        raise ValueError(
+            f"batch_tokens={batch_tokens} and batch_clips={batch_clips}: give one of the two."
+        )
     if row_length is None:
         row_length = training_row_length(
             max(int(clip_tokens(split, fbank, patches).max()) for split in splits)
         )
-    rows = max(1, batch_tokens // row_length)
-    return PackSettings(rows, row_length, segments, overlong=overlong)
+    packing = PackSettings(1, row_length, segments, overlong=overlong)
+    if batch_clips is None:
+        rows = batch_tokens // row_length
+    else:
+        train, *_ = splits
+        tokens = _drawn_tokens(train, fbank, patches=patches, packing=packing, augment=augment)
+        rows = max(round(batch_clips * tokens / row_length), math.ceil(batch_clips / segments))
+    return dataclasses.replace(packing, rows=max(1, rows))
 
 
 def packing_for(data, fbank, patches, packing, crop=False):

@@ -37,6 +37,7 @@ SHARES = (0.1, 0.1)  # of each class for validation and test, where the data has
 MAX_FRAME_MS = 10_000  # of a frame and of the time to the next
 MAX_CLIP_MS = 24 * 3_600_000
 MAX_MEL_BINS = 1024
+MAX_GAIN_DB = 100
 SAMPLE_RATES = (1000, 384_000)  # Hz, lowest and highest
 MAX_LOG_MEL = 1000  # of a mean and a standard deviation; log-mel lies between -16 and 90
 BASE_PATCH = 16  # bins and frames of the papers' kernel
@@ -467,11 +468,10 @@ class AugmentSettings(Settings):
     balanced: bool = False
 
     def __post_init__(self):
-        for name in ("gain_db", "freq_mask", "time_mask_ms", "fill_ms", "crop_ms"):
-            kind = int if name == "freq_mask" else (int, float)
-            if getattr(self, name) != 0 or isinstance(getattr(self, name), bool):
-                most = MAX_CLIP_MS if name == "crop_ms" else None
-                check_positive(name, getattr(self, name), kind, most=most)
+        check_between("gain_db", self.gain_db, 0, MAX_GAIN_DB)
+        check_between("freq_mask", self.freq_mask, 0, MAX_MEL_BINS, kind=int)
+        for name in ("time_mask_ms", "fill_ms", "crop_ms"):
+            check_between(name, getattr(self, name), 0, MAX_CLIP_MS)
         for name in ("time_mask_share", "roll", "mixup"):
             check_between(name, getattr(self, name), 0, 1)
         for name in ("token_dropout", "drop_freq", "drop_time"):

@@ -95,7 +95,9 @@ def chosen(typed, *, recipe=None, resumed=None):
         base = Recipe.from_dict(read_facts(partial_of(resumed))["recipe"])
     fields = [field.name for field in dataclasses.fields(TrainSettings)]
     train = {name: typed[name] for name in fields if name in typed}
-    # What cannot be typed gives way to what was.
+    # What was not typed gives way to what was.
+    if "batch_tokens" in typed:
+        train.setdefault("batch_clips", None)
     mean = min(base.train.average_epochs, train.get("epochs") or base.train.epochs)
     train["average_epochs"] = 1 if {"ema", "patience"} & train.keys() else mean
     model = {name: typed[name] for name in MODEL_OPTIONS if name in typed}

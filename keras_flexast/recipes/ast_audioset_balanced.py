@@ -21,7 +21,7 @@ train = TrainSettings(
     loss="binary",  # AST; a clip has several labels
     average_epochs=20,  # AST averages epochs 6 to 25
     keep="last",  # the average of all, not the best of some
-    batch_tokens=6144,  # 12 clips of 512 tokens, AST's batch at patch 16
+    batch_clips=12,  # AST
 )
 augment = AugmentSettings(
     freq_mask=48,  # AST, mel bins

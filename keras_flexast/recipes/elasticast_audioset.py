@@ -19,7 +19,7 @@ train = TrainSettings(
     weight_decay=5e-7,  # AST
     loss="binary",  # ElasticAST; a clip has several labels
     row_length=2048,  # ElasticAST
-    batch_tokens=2048,  # one row: 10 clips of 210 tokens, their mean (theirs: 12)
+    batch_clips=12,  # ElasticAST
     seed=1337,  # ElasticAST
 )
 augment = AugmentSettings(

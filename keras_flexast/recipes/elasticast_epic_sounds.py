@@ -21,7 +21,7 @@ train = TrainSettings(
     loss="cross_entropy",  # ElasticAST
     row_length=2048,  # ElasticAST
     overlong="crop",  # validation clips of over 41 s lose their end
-    batch_tokens=6144,  # three rows; the lengths of its 12 clips are not published
+    batch_clips=12,  # ElasticAST
     seed=1337,  # ElasticAST
 )
 augment = AugmentSettings(

@@ -20,7 +20,7 @@ train = TrainSettings(
     loss="cross_entropy",  # ElasticAST
     row_length=2048,  # ElasticAST
     overlong="crop",  # validation clips of over 41 s lose their end
-    batch_tokens=6144,  # three rows hold its 12 clips, of 8.2 s and 410 tokens on average
+    batch_clips=12,  # ElasticAST
     seed=1337,  # ElasticAST
 )
 augment = AugmentSettings(

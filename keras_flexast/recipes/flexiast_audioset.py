@@ -21,7 +21,7 @@ train = TrainSettings(
     loss="binary",  # AST; a clip has several labels
     average_epochs=5,  # AST averages all five; whether FlexiAST does is not published
     keep="last",  # the average of all, not the best of some
-    batch_tokens=6144,  # 12 clips of 512 tokens, AST's batch at patch 16
+    batch_clips=12,  # AST
     segments=64,  # clips of 10 s have 41 tokens at patch 48, and rows hold up to 4,096
 )
 augment = AugmentSettings(

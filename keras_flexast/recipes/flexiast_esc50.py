@@ -19,7 +19,7 @@ train = TrainSettings(
     betas=(0.95, 0.999),  # AST
     weight_decay=5e-7,  # AST
     loss="cross_entropy",  # AST
-    batch_tokens=12288,  # 48 clips of 256 tokens, AST's batch at patch 16
+    batch_clips=48,  # AST
     segments=64,  # clips of 5 s have 21 tokens at patch 48
 )
 augment = AugmentSettings(

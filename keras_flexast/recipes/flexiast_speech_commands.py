@@ -18,7 +18,7 @@ train = TrainSettings(
     betas=(0.95, 0.999),  # AST
     weight_decay=5e-7,  # AST
     loss="binary",  # AST, though a clip has one label
-    batch_tokens=8192,  # 128 clips of 64 tokens, AST's batch at patch 16
+    batch_clips=128,  # AST
     row_length=1024,  # clips of 1 s have 49 tokens at patch 16 and up to 193 at patch 8
     segments=64,  # 5 tokens at patch 48
 )

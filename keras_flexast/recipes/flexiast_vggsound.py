@@ -18,7 +18,7 @@ train = TrainSettings(
     betas=(0.95, 0.999),  # AST
     weight_decay=5e-7,  # AST
     loss="binary",  # FlexiAST, though a clip has one label
-    batch_tokens=6144,  # 12 clips of 512 tokens, AST's batch at patch 16
+    batch_clips=12,  # AST
     segments=64,  # clips of 10 s have 41 tokens at patch 48, and rows hold up to 4,096
 )
 augment = AugmentSettings(

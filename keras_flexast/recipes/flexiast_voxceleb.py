@@ -18,7 +18,7 @@ train = TrainSettings(
     betas=(0.95, 0.999),  # AST
     weight_decay=5e-7,  # AST
     loss="cross_entropy",  # FlexiAST
-    batch_tokens=6144,  # 12 clips of 512 tokens, AST's batch at patch 16
+    batch_clips=12,  # AST
 )
 augment = AugmentSettings(
     freq_mask=48,  # FlexiAST, mel bins

@@ -19,6 +19,7 @@ from tf_data_pipelines.fbank import features
 from tf_data_pipelines.packing import batch_rows, pack
 from tf_data_pipelines.patches import patch_tokens
 from tf_data_pipelines.pipeline import (
+    batches_per_epoch,
     clip_tokens,
     evaluation_batches,
     extract_features,
@@ -29,7 +30,12 @@ from tf_data_pipelines.pipeline import (
     training_batches,
     training_packing,
 )
-from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
+from tf_data_pipelines.settings import (
+    AugmentSettings,
+    FbankSettings,
+    PackSettings,
+    PatchSettings,
+)
 from tf_data_pipelines.sources import WaveformSource, load_source, scan_source
 
 PACKAGE = pathlib.Path(tf_data_pipelines.__file__).parent
@@ -274,6 +280,10 @@ def test_a_long_clip_draws_from_the_sizes_at_which_it_fits_a_row(fbank):
     small = dataclasses.replace(packing, row_length=15, overlong="crop")
     message = pipeline.lengths_warning([data], fbank, patches=DRAWN, packing=small)
     assert "16 of 24 clips" in message and "lose their end" in message
+    crop = AugmentSettings(crop_ms=1000.0 * min(lengths) / 16000)
+    how = {"patches": DRAWN, "packing": packing, "augment": crop}
+    assert pipeline.lengths_warning([data], fbank, **how) is None
+    assert "16 of 48 clips" in pipeline.lengths_warning([data, data], fbank, **how)
 
 
 def test_the_number_of_batches_is_known_when_they_are_counted(tmp_path, fbank):
@@ -404,6 +414,27 @@ def test_training_packing_holds_the_longest_clip_of_any_split(arrays, scanned, f
         [arrays], fbank, patches=PATCHES, batch_tokens=600, segments=7, overlong="crop"
     )
     assert settings == PackSettings(2, 256, 7, overlong="crop")
+
+
+@pytest.mark.parametrize("augment", [AugmentSettings(), AugmentSettings(token_dropout=0.5)])
+def test_a_training_batch_holds_so_many_clips_on_average(fbank, augment):
+    many = WaveformSource([np.zeros(16000 * (1 + number % 5)) for number in range(600)])
+    found = training_packing(
+        [many, WaveformSource([np.zeros(16000 * 17)])],
+        fbank, patches=PATCHES, batch_clips=60, segments=32, augment=augment,
+    )  # fmt: skip
+    assert found.row_length == 512
+    batches = batches_per_epoch(many, fbank, patches=PATCHES, packing=found, augment=augment)
+    assert 600 / batches == pytest.approx(60, rel=0.2)
+    short = WaveformSource([np.zeros(1600)] * 100)
+    slots = training_packing([short], fbank, patches=PATCHES, batch_clips=60)
+    assert slots.rows == 4  # of 16 slots
+
+
+@pytest.mark.parametrize("given", [{}, {"batch_tokens": 512, "batch_clips": 4}])
+def test_a_batch_is_given_in_tokens_or_in_clips(arrays, fbank, given):
+    with pytest.raises(ValueError, match=r"batch_tokens=.*: give one of the two\."):
+        training_packing([arrays], fbank, patches=PATCHES, **given)
 
 
 def test_evaluation_rows_are_long_enough(arrays, fbank):
