@@ -24,14 +24,13 @@ from keras_flexast.options import (
     sizes_text,
     typed_options,
 )
-from keras_flexast.recipes import DISTILL_OPTIONS, chosen
+from keras_flexast.recipes import DISTILL_OPTIONS, FROM_SCRATCH, chosen, load_recipe
 from keras_flexast.settings import (
     EXPORT_PATCH_SIZES,
     FORMATS,
     KEPT_VERSIONS,
     MAX_SERVED_SECONDS,
     DistillSettings,
-    TrainSettings,
 )
 from keras_flexast.terminal import (
     class_table,
@@ -45,7 +44,8 @@ from keras_flexast.terminal import (
 )
 from tf_data_pipelines.settings import PATCH_SIZES, FbankSettings, PatchSettings
 
-TRAIN, PATCHES, FBANK = TrainSettings(), PatchSettings(), FbankSettings()  # the defaults
+DEFAULTS = load_recipe(FROM_SCRATCH)
+TRAIN, PATCHES, FBANK = DEFAULTS.train, PatchSettings(), FbankSettings()
 DISTILL = DistillSettings()
 DRAWN_SIZES, EXPORTED_SIZES = sizes_text(PATCH_SIZES), sizes_text(EXPORT_PATCH_SIZES)
 ALL_FORMATS = ",".join(FORMATS)
@@ -158,9 +158,7 @@ def train(
     if resume:
         base = chosen(typed, recipe=recipe, resumed=out)
     run, history = train_run(
-        data, out, settings=base.train, patch_sizes=base.patch_sizes,
-        frame_shifts_ms=base.frame_shifts_ms, augment=base.augment, fbank=base.fbank,
-        model_options=base.model, init=base.init, teacher=base.teacher, distill=base.distill,
+        data, out, **base.arguments(),
         resume=resume, overwrite=overwrite, progress=True, command_line=command_line(context),
     )  # fmt: skip
     metric = "val_mAP" if run.multi_label else "val_accuracy"

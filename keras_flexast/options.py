@@ -9,10 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from keras_flexast.recipes import recipe_names
+from keras_flexast.recipes import FROM_INIT, FROM_SCRATCH, load_recipe, recipe_names
 from keras_flexast.settings import (
     DEFAULT_POOLING,
-    DEFAULT_SIZE,
     DEFAULT_WINDOW,
     DTYPES,
     FAMILIES,
@@ -237,7 +236,8 @@ Out = Annotated[pathlib.Path, typer.Option(help="Folder to write.")]
 
 TrainOut = Annotated[pathlib.Path, typer.Option(help="Folder of the run.", show_default=False)]
 TrainSize = Annotated[
-    Size | None, typer.Option(help="Size of the model.", show_default=DEFAULT_SIZE)
+    Size | None,
+    typer.Option(help="Size of the model.", show_default=load_recipe(FROM_SCRATCH).model["size"]),
 ]
 TrainPooling = Annotated[
     Pooling | None,
@@ -287,15 +287,15 @@ LearningRate = Annotated[
     typer.Option(help="Learning rate after the warm-up; 1e-5 to 1e-4 for pretrained weights."),
 ]
 BatchTokens = Annotated[
-    int, typer.Option(min=1, help="Number of tokens in a batch, in place of --batch-clips.")
-]
-BatchClips = Annotated[
-    int | None,
+    int,
     typer.Option(
         min=1,
-        help="Number of clips in a batch, on average.",
-        show_default="those of --batch-tokens",
+        help="Number of tokens in a batch, in place of --batch-clips.",
+        show_default=False,
     ),
+]
+BatchClips = Annotated[
+    int | None, typer.Option(min=1, help="Number of clips in a batch, on average.")
 ]
 RowLength = Annotated[
     int | None,
@@ -379,7 +379,8 @@ RecipeOption = Annotated[
     typer.Option(
         "--recipe",
         help=f"Recipe: {', '.join(recipe_names())}, or a Python file. Options that are given win "
-        "over it.",
+        f"over it. Without one it is {FROM_SCRATCH}, or with --init {FROM_INIT}; the defaults "
+        f"below are those of {FROM_SCRATCH}.",
         show_default=False,
     ),
 ]

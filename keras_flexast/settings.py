@@ -300,6 +300,11 @@ class Recipe(Settings):
         }
         return super().from_dict({**values, **settings})
 
+    def arguments(self):
+        """What `train_run` takes by name: train_run(data, out, **recipe.arguments())."""
+        others = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"settings": others.pop("train"), "model_options": others.pop("model"), **others}
+
     def replaced(self, **choices):
         """This recipe with other choices; None leaves a choice as it is."""
         return dataclasses.replace(

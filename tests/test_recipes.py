@@ -1,10 +1,14 @@
 """Recipes: what a file says, what was typed, and what is wrong with a file."""
 
+import dataclasses
+import inspect
+
 import pytest
 from helpers import ONCE
 
 from keras_flexast.recipes import chosen, load_recipe, recipe_names
 from keras_flexast.settings import Recipe, TrainSettings
+from keras_flexast.training import train_run
 from tf_data_pipelines.settings import AugmentSettings
 
 pytestmark = ONCE
@@ -30,6 +34,16 @@ def test_built_in_recipes_can_be_read_and_written(name):
     assert recipe != Recipe() and Recipe.from_dict(recipe.to_dict()) == recipe
 
 
+def test_a_recipe_gives_train_run_all_that_it_has(mine):
+    recipe = load_recipe(mine)
+    arguments = recipe.arguments()
+    assert set(arguments) <= set(inspect.signature(train_run).parameters)
+    assert arguments.pop("settings") == recipe.train
+    assert arguments.pop("model_options") == recipe.model
+    assert arguments == {name: getattr(recipe, name) for name in arguments}
+    assert len(arguments) == len(dataclasses.fields(Recipe)) - 2
+
+
 def test_the_papers_numbers_are_in_their_recipes():
     train = load_recipe("flexiast-audioset").train
     assert (train.learning_rate, train.epochs, train.loss) == (1e-5, 5, "binary")
@@ -45,7 +59,8 @@ def test_what_was_typed_wins_over_the_recipe_and_this_over_the_defaults(mine):
     assert recipe.model == {"size": "tiny", "dropout": 0.1}
     assert recipe.patch_sizes == ((8, 8), (16, 24))
     assert chosen({}, recipe=mine) == load_recipe(mine)
-    assert chosen({}) == Recipe()
+    assert chosen({}) == load_recipe("small-folder")
+    assert chosen({"init": "run"}).train == load_recipe("small-folder-init").train
     started = chosen({"init": "run"}, recipe=mine)  # whose weights have their own size
     assert started.model == {"dropout": 0.1} and started.init == "run"
 

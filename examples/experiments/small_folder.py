@@ -1,14 +1,24 @@
 """Which recipe suits a few hundred clips? Trainings on three small sets, beside a plain CNN.
 
-python examples/experiments/small_folder.py WORK [--only NAME,...] [--seeds 3] [--report]
+python examples/experiments/small_folder.py WORK [--only NAME,...] [--sets NAME,...] [--seeds 3]
+    [--init RUN] [--report]
 
 WORK holds the data sets and the runs; what is done is skipped, also after a kill. The results, one
 JSON for each run, are in results/small_folder/ beside this file; --report prints their table.
+
+    plain         what train_run does without a recipe: the tiny model, no augmentation
+    small-folder  the recipe
+    cnn           a plain CNN of 0.3 M weights, for as many seconds as small-folder of the same seed
+    all tokens    small-folder without token dropout, at as many passes
+    one size      small-folder at patch 16 alone
+    distilled     small-folder, half of whose loss is what "one size" of the same seed says
+    from RUN      small-folder-init, from the run --init
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
 import platform
 import shutil
@@ -22,45 +32,32 @@ from rich.table import Table
 from small_sets import SETS, make_set
 
 from keras_flexast.evaluation import evaluate_run
-from keras_flexast.settings import TrainSettings
+from keras_flexast.recipes import load_recipe
+from keras_flexast.settings import Recipe
 from keras_flexast.training import train_run
 from tf_data_pipelines import read_data
 from tf_data_pipelines.fbank import features
-from tf_data_pipelines.settings import AugmentSettings, FbankSettings
+from tf_data_pipelines.settings import FbankSettings
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "small_folder"
 SIZES = (8, 16, 24, 32, 48)
-NANO = {"size": "nano"}
-PASSES = 40  # over the training clips, of every recipe: they compete at equal work
-NOISE = {"gain_db": 6.0, "noise_snr_db": (10.0, 50.0)}
-MASKS = {"freq_mask": 24, "time_mask_ms": 200.0}
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """What a training has that others have not."""
-
-    settings: dict = dataclasses.field(default_factory=dict)
-    augment: dict | None = None
-    model: dict = dataclasses.field(default_factory=dict)
-
-
+OURS = load_recipe("small-folder")
 VARIANTS = {
-    "defaults": Variant(),
-    "masks": Variant(augment=MASKS),
-    "noise": Variant(augment=NOISE),
-    "noise and masks": Variant(augment={**NOISE, **MASKS}),
+    "plain": Recipe(),
+    "small-folder": OURS,
+    "one size": OURS.replaced(patch_sizes=(16,)),
+    "distilled": OURS,
+    "from RUN": load_recipe("small-folder-init"),
+    "all tokens": OURS.replaced(augment=dataclasses.replace(OURS.augment, token_dropout=0.0)),
 }
 
 
-def train_variant(variant, data, out, seed):
+def train_variant(recipe, data, out, seed, **more):
     """{patch size: test accuracy} of a training, and its seconds."""
-    settings = TrainSettings(**{"epochs": PASSES, "seed": seed, **variant.settings})
-    augment = AugmentSettings(**variant.augment) if variant.augment else None
     start = time.perf_counter()
-    run, _ = train_run(
-        data, out, settings=settings, augment=augment, model_options={**NANO, **variant.model}
-    )
+    train = dataclasses.replace(recipe.train, seed=seed)
+    recipe = recipe.replaced(train=train, **more)
+    run, _ = train_run(data, out, **recipe.arguments())
     seconds = time.perf_counter() - start
     found = {
         result["name"]: result["value"] for result in evaluate_run(run, data, patch_sizes=SIZES)
@@ -72,31 +69,22 @@ def train_variant(variant, data, out, seed):
 
 FIXED_SECONDS = 2.0
 WIDTHS = (16, 32, 64, 128)  # 0.3 M weights
+CNN_RATE = 1e-3
 
 
 def plain_cnn(frames, mel_bins, classes):
-    """Four blocks of two 3x3 convolutions, batch norm and pooling; then the global average."""
+    """Four blocks of two 3x3 convolutions, batch norm and pooling; then the global average.
+
+    The momentum of 0.9 suits the few steps that a small folder gives.
+    """
     x = inputs = keras.Input((frames, mel_bins, 1))
     for width in WIDTHS:
         for _ in range(2):
             x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
-            x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+            x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
         x = keras.layers.MaxPooling2D(2)(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, keras.layers.Dense(classes)(x))
-
-
-class StopAfter(keras.callbacks.Callback):
-    """Ends a training after so many seconds of steps, the first of which compiles."""
-
-    def __init__(self, seconds):
-        super().__init__()
-        self.seconds = seconds
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.start = getattr(self, "start", time.perf_counter())
-        if time.perf_counter() - self.start > self.seconds:
-            self.model.stop_training = True
 
 
 def train_cnn(folder, seconds, seed):
@@ -121,30 +109,39 @@ def train_cnn(folder, seconds, seed):
                 starts = ((clip, rng.integers(max(0, len(clip) - size) + 1)) for clip in clips)
                 yield np.stack([cut(*pair) for pair in starts]), labels[chosen]
 
-    steps, epochs = -(-len(parts["train"]) // 32), 200
-    model = plain_cnn(*cut(heard["train"][0], 0).shape[:2], len(data.source.classes))
-    model.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, steps * PASSES)),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    held, labels = ({n: one(n) for n in ("validation", "test")} for one in (
-        lambda n: np.stack([cut(clip, max(0, len(clip) - size) // 2) for clip in heard[n]]),
-        lambda n: parts[n].targets(),
-    ))  # fmt: skip
+    labels = {name: part.targets() for name, part in parts.items()}
+    middles = {
+        name: np.stack([cut(clip, max(0, len(clip) - size) // 2) for clip in heard[name]])
+        for name in ("validation", "test")
+    }
+    steps = -(-len(parts["train"]) // 32)
     best = keras.callbacks.ModelCheckpoint(
         folder.with_name(f"{folder.name}_cnn.weights.h5"), "val_accuracy",
         save_best_only=True, save_weights_only=True,
     )  # fmt: skip
-    start = time.perf_counter()
-    model.fit(
-        batches(), steps_per_epoch=steps, epochs=epochs, verbose=2,
-        validation_data=(held["validation"], labels["validation"]),
-        callbacks=[best, StopAfter(seconds)],
-    )  # fmt: skip
-    spent = time.perf_counter() - start
+
+    def fit(epochs, callbacks=()):
+        """The CNN after so many epochs of a whole cosine, and its seconds."""
+        model = plain_cnn(*middles["test"].shape[1:3], len(data.source.classes))
+        schedule = keras.optimizers.schedules.CosineDecay(CNN_RATE, steps * epochs)
+        model.compile(
+            keras.optimizers.Adam(schedule),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+        start = time.perf_counter()
+        model.fit(
+            batches(), steps_per_epoch=steps, epochs=epochs, verbose=2, callbacks=callbacks,
+            validation_data=(middles["validation"], labels["validation"]),
+        )  # fmt: skip
+        return model, time.perf_counter() - start
+
+    _, first = fit(1)  # it compiles
+    _, second = fit(2)
+    epochs = max(1, 1 + round((seconds - first) / (second - first)))
+    model, spent = fit(epochs, [best])
     model.load_weights(best.filepath)
-    found = np.argmax(model.predict(held["test"], verbose=0), -1) == labels["test"]
+    found = np.argmax(model.predict(middles["test"], verbose=0), -1) == labels["test"]
     return {"2 s": float(found.mean())}, spent
 
 
@@ -155,10 +152,10 @@ def result_of(place, name, seed):
     return RESULTS / f"{place}_{name.replace(' ', '-')}_{seed}.json"
 
 
-def run_all(work, names, seeds):
+def run_all(work, names, places, seeds, init):
     for seed in range(seeds):
         for name in names:
-            for place in SETS:
+            for place in places:
                 path = result_of(place, name, seed)
                 if path.exists():
                     continue
@@ -167,44 +164,72 @@ def run_all(work, names, seeds):
                 shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
                 shutil.rmtree(out, ignore_errors=True)
                 if name == "cnn":
-                    pace = json.loads(result_of(place, "defaults", seed).read_text())["seconds"]
+                    pace = json.loads(result_of(place, "small-folder", seed).read_text())["seconds"]
                     found, seconds = train_cnn(folder, pace, seed)
                 else:
-                    found, seconds = train_variant(VARIANTS[name], folder, out, seed)
+                    teacher = out.with_name(result_of(place, "one size", seed).stem)
+                    more = {"distilled": {"teacher": str(teacher)}, "from RUN": {"init": init}}
+                    how = more.get(name, {})
+                    found, seconds = train_variant(VARIANTS[name], folder, out, seed, **how)
                 facts = {
                     "set": place, "variant": name, "seed": seed, "accuracy": found,
                     "seconds": round(seconds, 1), "backend": keras.backend.backend(),
-                    "machine": platform.machine(), "date": time.strftime("%Y-%m-%d"),
+                    "cores": len(os.sched_getaffinity(0)), "machine": platform.machine(),
+                    "date": time.strftime("%Y-%m-%d"),
                 }  # fmt: skip
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def report():
-    """Mean and spread of the accuracy, over sizes and then over seeds."""
-    found = {}
-    for path in sorted(RESULTS.glob("*.json")):
-        facts = json.loads(path.read_text())
-        key = facts["variant"], facts["set"]
-        found.setdefault(key, []).append(100 * statistics.mean(facts["accuracy"].values()))
+    """Mean and spread over seeds: of the mean over sizes, of the seconds, and at every size."""
+    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    names = [name for name in (*VARIANTS, "cnn") if any(run["variant"] == name for run in runs)]
+
+    def of(name, place, value):
+        return [value(run) for run in runs if (run["variant"], run["set"]) == (name, place)]
+
+    def mean(run):
+        return 100 * statistics.mean(run["accuracy"].values())
+
     table = Table("", *SETS, title="Test accuracy in percent, mean over sizes and seeds (spread)")
-    for name in dict.fromkeys(name for name, _ in found):
-        row = [found.get((name, place), []) for place in SETS]
-        table.add_row(
-            name, *(f"{np.mean(v):.1f} ({min(v):.1f}-{max(v):.1f})" if v else "" for v in row)
-        )
-    Console(width=110).print(table)
+    for name in names:
+        table.add_row(name, *(spread(of(name, place, mean)) for place in SETS))
+    table.add_section()
+    for name in names:
+        seconds = (of(name, place, lambda run: run["seconds"]) for place in SETS)
+        table.add_row(f"{name}, seconds", *(f"{np.mean(s):.0f}" if s else "" for s in seconds))
+    console = Console(width=110)
+    console.print(table)
+    for place in SETS:
+        table = Table("", *map(str, SIZES), title=f"{place}, at every patch size")
+        for name in names:
+            sizes = [of(name, place, lambda run, s=s: run["accuracy"].get(str(s))) for s in SIZES]
+            if sizes[0] and None not in sizes[0]:
+                table.add_row(name, *(spread([100 * one for one in size]) for size in sizes))
+        console.print(table)
+
+
+def spread(values):
+    """The mean of some numbers, the least and the most of them; "" of none."""
+    return f"{np.mean(values):.1f} ({min(values):.1f}-{max(values):.1f})" if values else ""
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=pathlib.Path)
     parser.add_argument("--only", help="names of the recipes, separated by commas")
+    parser.add_argument("--sets", help="names of the data sets, separated by commas")
+    parser.add_argument("--init", help="run that training starts from, such as flexast-demo")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--report", action="store_true", help="print the table of what is done")
     given = parser.parse_args()
     if not given.report:
-        run_all(
-            given.work, given.only.split(",") if given.only else [*VARIANTS, "cnn"], given.seeds
-        )
+        names = [*VARIANTS, "cnn"]
+        if given.only:
+            names = given.only.split(",")
+        elif not given.init:
+            names.remove("from RUN")
+        places = given.sets.split(",") if given.sets else list(SETS)
+        run_all(given.work, names, places, given.seeds, given.init)
     report()

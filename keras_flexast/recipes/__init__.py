@@ -13,6 +13,7 @@ from keras_flexast.files import partial_of, resumable
 from keras_flexast.settings import FIXED_BY_INIT, Recipe, TrainSettings
 
 SUFFIX = ".py"
+FROM_SCRATCH, FROM_INIT = "small-folder", "small-folder-init"  # what is trained without a recipe
 DISTILL_OPTIONS = {  # of `train`: the setting
     "distill_weight": "weight", "temperature": "temperature", "teacher_patch_size": "patch_size",
 }  # fmt: skip
@@ -74,13 +75,14 @@ def _is_choice(name, value):
 
 
 def chosen(typed, *, recipe=None, resumed=None):
-    """The Recipe of a training: what was typed, before a recipe's, before the defaults.
+    """The Recipe of a training: what was typed, before a recipe's.
 
     Args:
         typed: dictionary of the options of `flexast train` that were typed, with their values.
-        recipe: name or file of a recipe; None for the defaults.
+        recipe: name or file of a recipe; None for "small-folder", or, with init,
+            "small-folder-init".
         resumed: folder of a run whose training goes on: its own choices take the place of the
-            defaults. None for a new training.
+            recipe's. None for a new training.
 
     Returns:
         Recipe.
@@ -88,11 +90,12 @@ def chosen(typed, *, recipe=None, resumed=None):
     Raises:
         FileExistsError, FileNotFoundError, ValueError: as `load_recipe` and `resumable`.
     """
-    base = Recipe() if recipe is None else load_recipe(recipe)
     if resumed is not None and recipe is None and resumable(resumed):
         from keras_flexast.checkpoints import read_facts
 
         base = Recipe.from_dict(read_facts(partial_of(resumed))["recipe"])
+    else:
+        base = load_recipe(recipe or (FROM_INIT if "init" in typed else FROM_SCRATCH))
     fields = [field.name for field in dataclasses.fields(TrainSettings)]
     train = {name: typed[name] for name in fields if name in typed}
     # What was not typed gives way to what was.

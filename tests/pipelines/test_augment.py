@@ -303,7 +303,10 @@ def test_features_are_computed_again_only_if_the_waveforms_change(
     [
         ({"gain_db": -3.0}, r"gain_db=-3\.0 must be a number from 0 to 100"),
         ({"freq_mask": 5000}, r"freq_mask=5000 must be a whole number from 0 to 1,024"),
-        ({"time_mask_ms": 1e9}, r"time_mask_ms=1000000000\.0 must be a number from 0 to 86,400,000"),
+        (
+            {"time_mask_ms": 1e9},
+            r"time_mask_ms=1000000000\.0 must be a number from 0 to 86,400,000",
+        ),
         ({"freq_mask": 2.5}, r"freq_mask=2\.5 must be"),
         ({"gain_db": False}, "gain_db=False must be a number"),
         ({"time_mask_ms": float("nan")}, "time_mask_ms=nan must be"),

@@ -1,0 +1,22 @@
+"""A few hundred clips of one's own, from scratch: the default of train.
+
+Chosen by measurement on three small data sets, see examples/training.md.
+"""
+
+from keras_flexast.settings import TrainSettings
+from tf_data_pipelines.settings import AugmentSettings
+
+train = TrainSettings(
+    epochs=60,
+    learning_rate=2e-3,
+    optimizer="adamw",
+    betas=(0.9, 0.99),
+    weight_decay=0.05,
+    decay_all=False,
+    batch_clips=32,  # a few hundred clips make few steps, of which a transformer needs many
+)
+augment = AugmentSettings(
+    gain_db=6.0,
+    token_dropout=0.5,  # keeps from learning by heart, and halves the time
+)
+model = {"size": "nano"}

@@ -1,0 +1,19 @@
+"""A few hundred clips of one's own, from another run: the default of train --init.
+
+As small-folder, with fewer epochs at lower learning rates: the lower a block, the lower.
+"""
+
+from keras_flexast.settings import TrainSettings
+from tf_data_pipelines.settings import AugmentSettings
+
+train = TrainSettings(
+    epochs=30,
+    learning_rate=3e-4,
+    optimizer="adamw",
+    betas=(0.9, 0.99),
+    weight_decay=0.05,
+    decay_all=False,
+    layer_decay=0.75,
+    batch_clips=32,
+)
+augment = AugmentSettings(gain_db=6.0, token_dropout=0.5)
