@@ -248,7 +248,8 @@ def check_recipe(facts, recipe):
         if old.get(name) != new.get(name) and name not in UNCOMPARED:
             raise ValueError(
                 f"{name.rpartition('.')[2]}={new.get(name)!r} is not {old.get(name)!r}, with which "
-                f"the training began. Leave it out, or begin another training without --resume."
+                f"the training began. Leave it and --recipe out, or begin another training "
+                f"without --resume."
             )
     changed = [
         f"{name} {began.get(name)} to {one}" for name, one in now.items() if began.get(name) != one

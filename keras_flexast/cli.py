@@ -24,7 +24,7 @@ from keras_flexast.options import (
     sizes_text,
     typed_options,
 )
-from keras_flexast.recipes import DISTILL_OPTIONS, FROM_SCRATCH, chosen, load_recipe
+from keras_flexast.recipes import DISTILL_OPTIONS, chosen
 from keras_flexast.settings import (
     EXPORT_PATCH_SIZES,
     FORMATS,
@@ -44,8 +44,7 @@ from keras_flexast.terminal import (
 )
 from tf_data_pipelines.settings import PATCH_SIZES, FbankSettings, PatchSettings
 
-DEFAULTS = load_recipe(FROM_SCRATCH)
-TRAIN, PATCHES, FBANK = DEFAULTS.train, PatchSettings(), FbankSettings()
+TRAIN, PATCHES, FBANK = options.DEFAULTS.train, PatchSettings(), FbankSettings()
 DISTILL = DistillSettings()
 DRAWN_SIZES, EXPORTED_SIZES = sizes_text(PATCH_SIZES), sizes_text(EXPORT_PATCH_SIZES)
 ALL_FORMATS = ",".join(FORMATS)
@@ -141,6 +140,8 @@ def train(
     if init and (size or pooling):
         raise typer.BadParameter("--size and --pooling are those of --init; leave them out.")
     typed = typed_options(context)
+    if {"batch_tokens", "batch_clips"} <= typed.keys():
+        raise typer.BadParameter("give --batch-tokens or --batch-clips, not both.")
     if "patch_sizes" in typed:
         typed["patch_sizes"] = parse_patch_sizes(patch_sizes)
     if "frame_shifts_ms" in typed:

@@ -68,7 +68,7 @@ def _check_devices(settings):
     if settings.accumulate > 1:
         raise ValueError(
             f"accumulate={settings.accumulate}: Keras cannot accumulate gradients inside a "
-            f"strategy of tf.distribute. Leave it out, pass fewer batch_tokens, or use JAX."
+            f"strategy of tf.distribute. Leave it out, pass fewer batch_clips, or use JAX."
         )
     if settings.clip_norm is not None:
         raise ValueError(

@@ -43,6 +43,7 @@ from tf_data_pipelines.settings import (
 )
 
 PATCHES = PatchSettings()  # the defaults
+DEFAULTS = load_recipe(FROM_SCRATCH)  # of `train`
 
 Dtype = Literal[DTYPES]
 Family = Literal[FAMILIES]
@@ -237,7 +238,7 @@ Out = Annotated[pathlib.Path, typer.Option(help="Folder to write.")]
 TrainOut = Annotated[pathlib.Path, typer.Option(help="Folder of the run.", show_default=False)]
 TrainSize = Annotated[
     Size | None,
-    typer.Option(help="Size of the model.", show_default=load_recipe(FROM_SCRATCH).model["size"]),
+    typer.Option(help="Size of the model.", show_default=DEFAULTS.model["size"]),
 ]
 TrainPooling = Annotated[
     Pooling | None,
@@ -284,18 +285,22 @@ FrameShiftsMs = Annotated[
 Epochs = Annotated[int, typer.Option(min=1, help="Number of passes over the training clips.")]
 LearningRate = Annotated[
     float,
-    typer.Option(help="Learning rate after the warm-up; 1e-5 to 1e-4 for pretrained weights."),
+    typer.Option(help="Learning rate after the warm-up; 1e-5 to 3e-4 for pretrained weights."),
 ]
 BatchTokens = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Number of tokens in a batch, in place of --batch-clips.",
+        help="Number of tokens in a batch; takes the place of the recipe's --batch-clips.",
         show_default=False,
     ),
 ]
 BatchClips = Annotated[
-    int | None, typer.Option(min=1, help="Number of clips in a batch, on average.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of clips in a batch, on average and rounded to whole rows, at least one.",
+    ),
 ]
 RowLength = Annotated[
     int | None,
@@ -380,7 +385,7 @@ RecipeOption = Annotated[
         "--recipe",
         help=f"Recipe: {', '.join(recipe_names())}, or a Python file. Options that are given win "
         f"over it. Without one it is {FROM_SCRATCH}, or with --init {FROM_INIT}; the defaults "
-        f"below are those of {FROM_SCRATCH}.",
+        f"below are those of {FROM_SCRATCH}. What a file of your own leaves out is as in Python.",
         show_default=False,
     ),
 ]

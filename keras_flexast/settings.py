@@ -7,6 +7,7 @@ What turns a waveform into tokens has its settings in `tf_data_pipelines.setting
 import dataclasses
 
 from tf_data_pipelines.settings import (
+    MAX_ROW_LENGTH,
     OVERLONGS,
     PATCH_SIZES,
     SHARES,
@@ -35,7 +36,8 @@ FIXED_BY_INIT = (  # arguments of a model for which the weights that it starts f
     "base_patch", "stride", "mel_bins",
 )  # fmt: skip
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
-OPTIMIZERS = ("adam", "adamw")
+WEIGHT_DECAYS = {"adam": 5e-7, "adamw": 0.05}  # of each optimizer, where none is given
+OPTIMIZERS = tuple(WEIGHT_DECAYS)
 SCHEDULES = ("cosine", "step", "constant")
 LOSSES = ("auto", "cross_entropy", "binary")
 KEPT = ("best", "last")  # epochs whose weights become the run
@@ -126,8 +128,8 @@ class TrainSettings(Settings):
         save_minutes: time between two savings of the state inside an epoch, in minutes.
         seed: random seed of the weights, the clip order and the patch size draws.
         batch_tokens: number of tokens in a batch.
-        batch_clips: number of clips in a batch, on average and rounded to whole rows, in place
-            of batch_tokens; None for these.
+        batch_clips: number of clips in a batch, on average and rounded to whole rows, of which
+            there is at least one; it takes the place of batch_tokens. None for batch_tokens.
         row_length: number of tokens in a row; None for what the longest clip of any split
             needs, 256 to 4,096. A longer clip draws only from the patch sizes at which it fits.
         segments: number of clip slots in a row.
@@ -157,7 +159,7 @@ class TrainSettings(Settings):
     decay_factor: float = 0.5
     optimizer: str = "adam"
     betas: tuple = (0.95, 0.999)
-    weight_decay: float = 5e-7
+    weight_decay: float = WEIGHT_DECAYS["adam"]
     decay_all: bool = True
     clip_norm: float | None = None
     layer_decay: float = 1.0
@@ -189,10 +191,11 @@ class TrainSettings(Settings):
             ("schedule", SCHEDULES), ("loss", LOSSES), ("class_weights", (None, "balanced")),
         ):  # fmt: skip
             check_choice(name, getattr(self, name), choices)
-        for name in (
-            "epochs", "batch_tokens", "segments", "accumulate", "decay_every", "average_epochs",
-        ):  # fmt: skip
+        for name in ("epochs", "decay_every", "average_epochs"):
+            check_positive(name, getattr(self, name), int, most=MAX_EPOCHS)
+        for name in ("batch_tokens", "accumulate"):
             check_positive(name, getattr(self, name), int, most=MAX_COUNT)
+        check_positive("segments", self.segments, int, most=MAX_ROW_LENGTH)
         for name in ("learning_rate", "save_minutes"):
             check_positive(name, getattr(self, name))
         checked_shares((self.validation, self.test))

@@ -71,6 +71,13 @@ def test_a_batch_of_clips_gives_way_to_one_of_tokens():
     assert chosen({"batch_clips": 5}, recipe="flexiast-esc50").train.batch_clips == 5
 
 
+def test_another_optimizer_has_its_own_weight_decay():
+    assert chosen({"optimizer": "adam"}).train.weight_decay == 5e-7
+    assert chosen({"optimizer": "adam", "weight_decay": 0.1}).train.weight_decay == 0.1
+    assert chosen({"optimizer": "adamw"}).train == chosen({}).train
+    assert chosen({"optimizer": "adamw"}, recipe="flexiast-esc50").train.weight_decay == 0.05
+
+
 def test_an_average_over_epochs_gives_way_to_what_was_typed():
     for typed, epochs in (({"epochs": 3}, 3), ({"ema": 0.9}, 1), ({"patience": 2}, 1), ({}, 5)):
         assert chosen(typed, recipe="flexiast-audioset").train.average_epochs == epochs
@@ -117,6 +124,8 @@ def test_a_recipe_that_is_not_there_is_named(tmp_path):
         ({"lora_rank": 0}, "lora_rank=0 must be a positive"),
         ({"warmup_steps": 2**31}, "warmup_steps=2147483648 must be a positive number up to 2,147"),
         ({"batch_clips": 0}, "batch_clips=0 must be a positive"),
+        ({"epochs": 2**31 - 1}, "must be a positive number up to 1,000,000"),
+        ({"segments": 10**6}, "segments=1000000 must be a positive number up to 8,192"),
         ({"clip_norm": float("inf")}, "clip_norm=inf must be a positive"),
     ],
 )

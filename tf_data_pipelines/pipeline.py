@@ -31,6 +31,7 @@ from tf_data_pipelines.packing import ARRIVALS, batch_rows, pack
 from tf_data_pipelines.resize import band_count, token_count
 from tf_data_pipelines.settings import (
     MAX_ROW_LENGTH,
+    TRAINING_ROW_LENGTHS,
     AugmentSettings,
     PackSettings,
     check_between,
@@ -41,6 +42,7 @@ from tf_data_pipelines.settings import (
 from tf_data_pipelines.stages import drawn_frames, drawn_tokens, extract_features, make_tokens
 
 MAX_START = 2**40  # batches
+LEAST_FILL = 0.3  # of a row, below which a warning is due
 RANGE_PARTS = 8  # frame shifts that stand for a range of them
 CACHE_SECONDS = 4 * 3600  # decoded clips up to 4 hours (0.9 GB of float32) stay in memory
 
@@ -416,6 +418,8 @@ def batches_per_epoch(data, fbank, *, patches, packing, augment=None, teacher=No
 def lengths_warning(splits, fbank, *, patches, packing, augment=None):
     """A message that counts the clips that cannot have every patch size, and those that are cut.
 
+    It also tells where so few clips go into a row that most of it stays empty.
+
     Args:
         splits: list of ScannedSource or WaveformSource: the training clips, then others, such as
             those for validation.
@@ -425,7 +429,7 @@ def lengths_warning(splits, fbank, *, patches, packing, augment=None):
         augment: AugmentSettings of the training; None for clips as they are.
 
     Returns:
-        str, or None where every clip fits a row at every patch size.
+        str, or None where every clip fits a row at every patch size and rows get full.
     """
     train, *others = splits
     tokens = [clip_tokens(train, fbank, patches, augment)]
@@ -447,6 +451,15 @@ def lengths_warning(splits, fbank, *, patches, packing, augment=None):
         )
     if parts:
         parts.append("A larger row_length (--row-length) holds more.")
+    mean = _drawn_tokens(train, fbank, patches=patches, packing=packing, augment=augment)
+    fill = packing.segments * mean / packing.row_length
+    shortest, _ = TRAINING_ROW_LENGTHS
+    if fill < LEAST_FILL and packing.row_length > shortest:
+        parts.append(
+            f"{length.capitalize()} has room for {packing.segments} clips, of {mean:.0f} tokens on "
+            f"average: about {fill:.0%} of it are used. A smaller row_length (--row-length) or "
+            f"more segments (--segments) take less time."
+        )
     return " ".join(parts) or None
 
 

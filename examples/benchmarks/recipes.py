@@ -1,11 +1,11 @@
-"""What each recipe takes on its data set, worked out: clips, tokens, products and hours.
+"""What each recipe takes on its data set, worked out: clips, tokens, operations and hours.
 
 KERAS_BACKEND=tensorflow python examples/benchmarks/recipes.py [--gpu-tflops 100]
 
 Tokens a clip are the mean over the recipe's patch sizes, frame shifts and token dropout. The
-products of a token are six times the weights of the encoder, and those of attention in a clip.
+operations of a token are six times the weights of the encoder, and those of attention in a clip.
 Hours here come from the rate of one step of the base model, measured here; those of a GPU from
---gpu-tflops, the products that it sustains in training. None was run to its end.
+--gpu-tflops, the operations that it sustains in training. None was run to its end.
 """
 
 import argparse
@@ -35,6 +35,7 @@ DATA = {  # recipe: training clips, their seconds, and the deviation of their lo
     "elasticast-voxceleb": (138_000, 7.2, 0.5),
     "elasticast-epic-sounds": (60_055, 2.5, 1.0),
     "small-folder": (300, 2, 0),
+    "small-folder-init": (300, 2, 0),
 }
 EXAMPLES, LONGEST = 64, 60.0  # clips whose lengths stand for all; seconds
 
@@ -61,17 +62,17 @@ def rate(rows=2, length=512):
         start = time.perf_counter()
         model.train_on_batch(inputs, labels, sample_weight=weights)
         seconds.append(time.perf_counter() - start)
-    return rows * length * products("base", length) / min(seconds)
+    return rows * length * operations("base", length) / min(seconds)
 
 
-def products(size, clip_tokens):
+def operations(size, clip_tokens):
     """Floating-point operations of a token in training, in a clip of so many tokens."""
     dim, depth, _ = SIZES[size]
     return 6 * depth * (12 * dim**2 + 2 * dim * clip_tokens)
 
 
 def tokens_of(recipe, seconds):
-    """Mean tokens of a clip, and of the clip that a token is in, for clips of these seconds."""
+    """Mean tokens of clips of these seconds, and the PackSettings of their batches."""
     data = WaveformSource([np.zeros(round(16000 * one), "float32") for one in seconds])
     names = {name: recipe.model[name] for name in ("remainder", "position") if name in recipe.model}
     patches = PatchSettings(
@@ -79,8 +80,9 @@ def tokens_of(recipe, seconds):
     )
     fbank, settings = recipe.fbank or FbankSettings(), recipe.train
     packing = training_packing(
-        [data], fbank, patches=patches, batch_clips=settings.batch_clips or 12,
-        row_length=settings.row_length, augment=recipe.augment, overlong="crop",
+        [data], fbank, patches=patches, batch_clips=settings.batch_clips,
+        row_length=settings.row_length, segments=settings.segments, augment=recipe.augment,
+        overlong="crop",
     )  # fmt: skip
     tokens = mean_tokens(data, fbank, patches=patches, packing=packing, augment=recipe.augment)
     return tokens.mean(), packing
@@ -91,14 +93,14 @@ def main():
     parser.add_argument("--gpu-tflops", type=float, default=100.0)
     options = parser.parse_args()
     here = rate()
-    table = Table("recipe", "clips", "epochs", "tokens a clip", "rows x tokens", "1e15 products",
+    table = Table("recipe", "clips", "epochs", "tokens a clip", "rows x tokens", "1e15 operations",
                   "hours here", "hours on the GPU", title=f"{here / 1e9:.0f} GFLOP/s here, "
                   f"{options.gpu_tflops:.0f} TFLOP/s on a GPU")  # fmt: skip
     for name, (clips, median, spread) in DATA.items():
         recipe = load_recipe(name)
         tokens, packing = tokens_of(recipe, lengths(median, spread))
         epochs = recipe.train.epochs
-        work = clips * epochs * tokens * products(recipe.model["size"], tokens)
+        work = clips * epochs * tokens * operations(recipe.model.get("size", "base"), tokens)
         table.add_row(
             name, f"{clips:,}", str(epochs), f"{tokens:.0f}",
             f"{packing.rows} x {packing.row_length:,}", f"{work / 1e15:,.3g}",

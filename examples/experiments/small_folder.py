@@ -53,7 +53,7 @@ VARIANTS = {
 
 
 def train_variant(recipe, data, out, seed, **more):
-    """{patch size: test accuracy} of a training, and its seconds."""
+    """{patch size: test accuracy} of a training, its seconds and its epochs."""
     start = time.perf_counter()
     train = dataclasses.replace(recipe.train, seed=seed)
     recipe = recipe.replaced(train=train, **more)
@@ -62,7 +62,7 @@ def train_variant(recipe, data, out, seed, **more):
     found = {
         result["name"]: result["value"] for result in evaluate_run(run, data, patch_sizes=SIZES)
     }
-    return found, seconds
+    return found, seconds, train.epochs
 
 
 # === A plain CNN ===
@@ -87,8 +87,22 @@ def plain_cnn(frames, mel_bins, classes):
     return keras.Model(inputs, keras.layers.Dense(classes)(x))
 
 
+class EpochSeconds(keras.callbacks.Callback):
+    """Notes how long each epoch takes."""
+
+    def on_train_begin(self, logs=None):
+        self.ends = [time.perf_counter()]
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.ends.append(time.perf_counter())
+
+    @property
+    def seconds(self):
+        return np.diff(self.ends)
+
+
 def train_cnn(folder, seconds, seed):
-    """{"2 s": test accuracy} of the CNN after so many seconds, and its seconds."""
+    """{"2 s": test accuracy} of the CNN after so many seconds, its seconds and its epochs."""
     rate, rng = FbankSettings.sample_rate, np.random.default_rng(seed)
     keras.utils.set_random_seed(seed)
     data = read_data(folder, FbankSettings())
@@ -136,13 +150,14 @@ def train_cnn(folder, seconds, seed):
         )  # fmt: skip
         return model, time.perf_counter() - start
 
-    _, first = fit(1)  # it compiles
-    _, second = fit(2)
-    epochs = max(1, 1 + round((seconds - first) / (second - first)))
+    pace = EpochSeconds()
+    fit(3, [pace])
+    first, *others = pace.seconds  # the first one compiles
+    epochs = max(1, 1 + round((seconds - first) / np.mean(others)))
     model, spent = fit(epochs, [best])
     model.load_weights(best.filepath)
     found = np.argmax(model.predict(middles["test"], verbose=0), -1) == labels["test"]
-    return {"2 s": float(found.mean())}, spent
+    return {"2 s": float(found.mean())}, spent, epochs
 
 
 # === What is missing is trained ===
@@ -150,6 +165,14 @@ def train_cnn(folder, seconds, seed):
 
 def result_of(place, name, seed):
     return RESULTS / f"{place}_{name.replace(' ', '-')}_{seed}.json"
+
+
+def before(place, name, seed):
+    """The result of a run that another one needs."""
+    path = result_of(place, name, seed)
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: run --only {name!r} first.")
+    return path
 
 
 def run_all(work, names, places, seeds, init):
@@ -163,17 +186,21 @@ def run_all(work, names, places, seeds, init):
                 out = work / "runs" / path.stem
                 shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
                 shutil.rmtree(out, ignore_errors=True)
+                how = {}
                 if name == "cnn":
-                    pace = json.loads(result_of(place, "small-folder", seed).read_text())["seconds"]
-                    found, seconds = train_cnn(folder, pace, seed)
+                    ours = json.loads(before(place, "small-folder", seed).read_text())
+                    found, seconds, epochs = train_cnn(folder, ours["seconds"], seed)
                 else:
-                    teacher = out.with_name(result_of(place, "one size", seed).stem)
-                    more = {"distilled": {"teacher": str(teacher)}, "from RUN": {"init": init}}
-                    how = more.get(name, {})
-                    found, seconds = train_variant(VARIANTS[name], folder, out, seed, **how)
+                    if name == "distilled":
+                        how["teacher"] = str(out.with_name(before(place, "one size", seed).stem))
+                    elif name == "from RUN":
+                        how["init"] = init
+                    found, seconds, epochs = train_variant(VARIANTS[name], folder, out, seed, **how)
                 facts = {
                     "set": place, "variant": name, "seed": seed, "accuracy": found,
-                    "seconds": round(seconds, 1), "backend": keras.backend.backend(),
+                    "epochs": epochs, "seconds": round(seconds, 1),
+                    **{kind: pathlib.Path(path).name for kind, path in how.items()},
+                    "backend": keras.backend.backend(),
                     "cores": len(os.sched_getaffinity(0)), "machine": platform.machine(),
                     "date": time.strftime("%Y-%m-%d"),
                 }  # fmt: skip
@@ -228,6 +255,8 @@ if __name__ == "__main__":
         names = [*VARIANTS, "cnn"]
         if given.only:
             names = given.only.split(",")
+            if "from RUN" in names and not given.init:
+                parser.error("from RUN needs --init.")
         elif not given.init:
             names.remove("from RUN")
         places = given.sets.split(",") if given.sets else list(SETS)

@@ -10,7 +10,7 @@ import pathlib
 import runpy
 
 from keras_flexast.files import partial_of, resumable
-from keras_flexast.settings import FIXED_BY_INIT, Recipe, TrainSettings
+from keras_flexast.settings import FIXED_BY_INIT, WEIGHT_DECAYS, Recipe, TrainSettings
 
 SUFFIX = ".py"
 FROM_SCRATCH, FROM_INIT = "small-folder", "small-folder-init"  # what is trained without a recipe
@@ -33,7 +33,7 @@ def load_recipe(recipe):
         recipe: name, such as "flexiast-audioset", or path.
 
     Returns:
-        Recipe; what the file does not name has its default.
+        Recipe; what the file does not name has the default of `Recipe`, not of `flexast train`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -103,6 +103,9 @@ def chosen(typed, *, recipe=None, resumed=None):
         train.setdefault("batch_clips", None)
     mean = min(base.train.average_epochs, train.get("epochs") or base.train.epochs)
     train["average_epochs"] = 1 if {"ema", "patience"} & train.keys() else mean
+    optimizer = train.get("optimizer", base.train.optimizer)
+    if optimizer != base.train.optimizer:
+        train.setdefault("weight_decay", WEIGHT_DECAYS[optimizer])
     model = {name: typed[name] for name in MODEL_OPTIONS if name in typed}
     distill = {name: typed[option] for option, name in DISTILL_OPTIONS.items() if option in typed}
     if "init" in typed:  # it has these itself

@@ -19,7 +19,7 @@ train = TrainSettings(
     weight_decay=5e-7,  # AST
     loss="binary",  # ElasticAST; a clip has several labels
     row_length=2048,  # ElasticAST
-    batch_clips=12,  # ElasticAST
+    batch_clips=12,  # ElasticAST; a row of 2,048 tokens holds 10 clips of 210 on average
     seed=1337,  # ElasticAST
 )
 augment = AugmentSettings(

@@ -275,11 +275,14 @@ def test_a_long_clip_draws_from_the_sizes_at_which_it_fits_a_row(fbank):
     message = pipeline.lengths_warning([data], fbank, patches=DRAWN, packing=packing)
     assert "16 of 24 clips are too long for a row of 50 tokens at some patch sizes" in message
     assert "(16 not from 8, 8 not from 16)" in message and "--row-length" in message
-    roomy = dataclasses.replace(packing, row_length=999)
+    roomy = dataclasses.replace(packing, row_length=999, segments=99)
     assert pipeline.lengths_warning([data], fbank, patches=DRAWN, packing=roomy) is None
     small = dataclasses.replace(packing, row_length=15, overlong="crop")
     message = pipeline.lengths_warning([data], fbank, patches=DRAWN, packing=small)
     assert "16 of 24 clips" in message and "lose their end" in message
+    wide = dataclasses.replace(packing, row_length=4000, segments=16)
+    message = pipeline.lengths_warning([data], fbank, patches=DRAWN, packing=wide)
+    assert "A row of 4,000 tokens has room for 16 clips" in message and "--segments" in message
     crop = AugmentSettings(crop_ms=1000.0 * min(lengths) / 16000)
     how = {"patches": DRAWN, "packing": packing, "augment": crop}
     assert pipeline.lengths_warning([data], fbank, **how) is None
