@@ -173,7 +173,7 @@ class Distillation:
             train: ScannedSource of the training clips.
         """
         from tf_data_pipelines.distillation import TeacherTokens
-        from tf_data_pipelines.pipeline import clip_tokens, mean_tokens
+        from tf_data_pipelines.lengths import clip_tokens, mean_tokens
 
         run, augment = self.run, self.augment
         size = self.settings.patch_size or self.teacher.model.backbone.base_patch

@@ -181,7 +181,8 @@ def _evaluate_packed(run, data, patch_sizes, *, frame_shift_ms=None, progress=Fa
     at most twice: rows of the run's own length, and longer rows for the sizes whose clips do
     not all fit them. A clip that no row holds is cut there, and a warning counts it.
     """
-    from tf_data_pipelines.pipeline import clip_tokens, evaluation_batches, packing_for
+    from tf_data_pipelines.lengths import clip_tokens, packing_for
+    from tf_data_pipelines.pipeline import evaluation_batches
 
     pairs = run.patches_at(patch_sizes, frame_shift_ms).patch_sizes
     tokens = clip_tokens(data, run.fbank, run.patches_at(pairs, frame_shift_ms))

@@ -266,7 +266,7 @@ def _warm_start(init, classes, options):
 
 def _packing(data, fbank, recipe, *, patches, segments):
     """PackSettings for training on data; a warning counts the clips that are too long for them."""
-    from tf_data_pipelines.pipeline import lengths_warning, training_packing
+    from tf_data_pipelines.lengths import lengths_warning, training_packing
 
     settings = recipe.train
     packing = training_packing(
@@ -288,7 +288,7 @@ def _packing(data, fbank, recipe, *, patches, segments):
 
 def _prepare(run, recipe, *, data, facts, taught, progress):
     """Compile the model of a run and check its clips; a function that trains it in a folder."""
-    from tf_data_pipelines import pipeline
+    from tf_data_pipelines import lengths, pipeline
 
     settings = recipe.train
     train, validation = data.split("train"), data.split("validation")
@@ -302,7 +302,7 @@ def _prepare(run, recipe, *, data, facts, taught, progress):
     scored = held_out.map(lambda *batch: batch[:3])
     # Whole steps of the optimizer, so that no gradient waits for the next epoch.
     drawn = {"patches": run.patches, "packing": run.packing}
-    steps = pipeline.batches_per_epoch(train, run.fbank, **heard, **drawn)
+    steps = lengths.batches_per_epoch(train, run.fbank, **heard, **drawn)
     steps = -(-steps // settings.accumulate) * settings.accumulate
     tune_part(run.model, settings)
     model = taught.model() if taught else run.model

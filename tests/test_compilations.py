@@ -21,7 +21,7 @@ from tf_data_pipelines import (
     scan_source,
     training_batches,
 )
-from tf_data_pipelines.pipeline import clip_tokens, packing_for
+from tf_data_pipelines.lengths import clip_tokens, packing_for
 from tf_data_pipelines.settings import FbankSettings, PackSettings
 
 FBANK = FbankSettings()

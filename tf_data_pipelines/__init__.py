@@ -41,12 +41,12 @@ _LAZY = {
     "extract_features": "stages",
     "load_waveforms": "loading",
     "make_tokens": "stages",
-    "packing_for": "pipeline",
+    "packing_for": "lengths",
     "prepare_data": "prepare",
     "TeacherTokens": "distillation",
     "training_batches": "pipeline",
     "training_clips": "pipeline",
-    "training_packing": "pipeline",
+    "training_packing": "lengths",
 }
 
 __all__ = [

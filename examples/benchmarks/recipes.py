@@ -19,7 +19,7 @@ from keras_flexast import ElasticAST
 from keras_flexast.optimizers import compile_packed
 from keras_flexast.recipes import load_recipe
 from keras_flexast.settings import SIZES
-from tf_data_pipelines.pipeline import mean_tokens, training_packing
+from tf_data_pipelines.lengths import mean_tokens, training_packing
 from tf_data_pipelines.settings import FbankSettings, PatchSettings
 from tf_data_pipelines.sources import WaveformSource
 

@@ -362,7 +362,7 @@ def _splits(data, run, plan):
     What is longer than the exported model takes at one of its patch sizes is left out, so that
     the run and all artifacts are measured on the same clips.
     """
-    from tf_data_pipelines.pipeline import overlong_reason
+    from tf_data_pipelines.lengths import overlong_reason
     from tf_data_pipelines.sources import read_data
 
     patches = run.patches_at(plan.sizes.values(), plan.options.frame_shift_ms)

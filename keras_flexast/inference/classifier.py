@@ -197,7 +197,8 @@ class RunClassifier(Classifier):
 
     def _outputs(self, predictor, waveforms):
         """Outputs of clips in memory, float32 (clips, width)."""
-        from tf_data_pipelines.pipeline import packing_for, prediction_batches
+        from tf_data_pipelines.lengths import packing_for
+        from tf_data_pipelines.pipeline import prediction_batches
         from tf_data_pipelines.sources import WaveformSource
 
         run, data = self.run, WaveformSource(waveforms, self.sample_rate)
@@ -243,7 +244,7 @@ class RunClassifier(Classifier):
     def _decoded(self, paths):
         """(waveform, None) or (None, reason) of each file, decoded a few files ahead."""
         from tf_data_pipelines.audio import AudioError, announced_seconds, read_audio
-        from tf_data_pipelines.pipeline import overlong_reason
+        from tf_data_pipelines.lengths import overlong_reason
 
         run, patches = self.run, self.run.patches_at([self.pair], self.frame_shift_ms)
 

@@ -6,9 +6,10 @@ import tensorflow as tf
 
 from tf_data_pipelines.draws import TOKENS, subset
 from tf_data_pipelines.dropout import kept_counts
+from tf_data_pipelines.lengths import batches_per_epoch, mean_tokens
 from tf_data_pipelines.ordering import training_places
 from tf_data_pipelines.packing import pack
-from tf_data_pipelines.pipeline import batches_per_epoch, mean_tokens, training_clips
+from tf_data_pipelines.pipeline import training_clips
 from tf_data_pipelines.settings import AugmentSettings, FbankSettings, PackSettings, PatchSettings
 from tf_data_pipelines.sources import WaveformSource
 from tf_data_pipelines.stages import drawn_tokens, make_tokens

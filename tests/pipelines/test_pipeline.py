@@ -16,25 +16,28 @@ from tf_data_pipelines import pipeline
 from tf_data_pipelines.audio import read_audio
 from tf_data_pipelines.draws import PATCH, choice
 from tf_data_pipelines.fbank import features
+from tf_data_pipelines.lengths import (
+    batches_per_epoch,
+    clip_tokens,
+    lengths_warning,
+    packing_for,
+    training_packing,
+)
 from tf_data_pipelines.packing import batch_rows, pack
 from tf_data_pipelines.patches import patch_tokens
 from tf_data_pipelines.pipeline import (
-    batches_per_epoch,
-    clip_tokens,
     evaluation_batches,
     extract_features,
     load_waveforms,
     make_tokens,
-    packing_for,
-    round_row_length,
     training_batches,
-    training_packing,
 )
 from tf_data_pipelines.settings import (
     AugmentSettings,
     FbankSettings,
     PackSettings,
     PatchSettings,
+    round_row_length,
 )
 from tf_data_pipelines.sources import WaveformSource, load_source, scan_source
 
@@ -272,21 +275,21 @@ def test_a_long_clip_draws_from_the_sizes_at_which_it_fits_a_row(fbank):
         assert len(found) == tokens[fits[:, clip_id], clip_id][draw]
     endless = training_batches(data, fbank, patches=fine, packing=packing)
     assert all((inputs["segment_ids"] > 0).any() for inputs, _, _ in take(endless, 9))
-    message = pipeline.lengths_warning([data], fbank, patches=DRAWN, packing=packing)
+    message = lengths_warning([data], fbank, patches=DRAWN, packing=packing)
     assert "16 of 24 clips are too long for a row of 50 tokens at some patch sizes" in message
     assert "(16 not from 8, 8 not from 16)" in message and "--row-length" in message
     roomy = dataclasses.replace(packing, row_length=999, segments=99)
-    assert pipeline.lengths_warning([data], fbank, patches=DRAWN, packing=roomy) is None
+    assert lengths_warning([data], fbank, patches=DRAWN, packing=roomy) is None
     small = dataclasses.replace(packing, row_length=15, overlong="crop")
-    message = pipeline.lengths_warning([data], fbank, patches=DRAWN, packing=small)
+    message = lengths_warning([data], fbank, patches=DRAWN, packing=small)
     assert "16 of 24 clips" in message and "lose their end" in message
     wide = dataclasses.replace(packing, row_length=4000, segments=16)
-    message = pipeline.lengths_warning([data], fbank, patches=DRAWN, packing=wide)
+    message = lengths_warning([data], fbank, patches=DRAWN, packing=wide)
     assert "A row of 4,000 tokens has room for 16 clips" in message and "--segments" in message
     crop = AugmentSettings(crop_ms=1000.0 * min(lengths) / 16000)
     how = {"patches": DRAWN, "packing": packing, "augment": crop}
-    assert pipeline.lengths_warning([data], fbank, **how) is None
-    assert "16 of 48 clips" in pipeline.lengths_warning([data, data], fbank, **how)
+    assert lengths_warning([data], fbank, **how) is None
+    assert "16 of 48 clips" in lengths_warning([data, data], fbank, **how)
 
 
 def test_the_number_of_batches_is_known_when_they_are_counted(tmp_path, fbank):

@@ -5,13 +5,9 @@ import pytest
 import tensorflow as tf
 
 from tf_data_pipelines.fbank import features
+from tf_data_pipelines.lengths import check_lengths, clip_tokens
 from tf_data_pipelines.patches import patch_tokens
-from tf_data_pipelines.pipeline import (
-    check_lengths,
-    clip_tokens,
-    evaluation_batches,
-    training_clips,
-)
+from tf_data_pipelines.pipeline import evaluation_batches, training_clips
 from tf_data_pipelines.settings import AugmentSettings, FbankSettings, PackSettings, PatchSettings
 from tf_data_pipelines.sources import WaveformSource
 from tf_data_pipelines.stages import extract_features, make_tokens

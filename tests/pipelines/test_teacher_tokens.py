@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 
 from tf_data_pipelines.distillation import TeacherTokens
+from tf_data_pipelines.lengths import batches_per_epoch
 from tf_data_pipelines.packing import pack
-from tf_data_pipelines.pipeline import batches_per_epoch, training_batches
+from tf_data_pipelines.pipeline import training_batches
 from tf_data_pipelines.settings import (
     AugmentSettings,
     FbankSettings,
