@@ -71,11 +71,13 @@ def test_a_batch_of_clips_gives_way_to_one_of_tokens():
     assert chosen({"batch_clips": 5}, recipe="flexiast-esc50").train.batch_clips == 5
 
 
-def test_another_optimizer_has_its_own_weight_decay():
+def test_another_optimizer_has_its_own_weight_decay(mine):
     assert chosen({"optimizer": "adam"}).train.weight_decay == 5e-7
     assert chosen({"optimizer": "adam", "weight_decay": 0.1}).train.weight_decay == 0.1
     assert chosen({"optimizer": "adamw"}).train == chosen({}).train
     assert chosen({"optimizer": "adamw"}, recipe="flexiast-esc50").train.weight_decay == 0.05
+    mine.write_text(MINE.replace("epochs=_doubled", "weight_decay=0.0"))
+    assert chosen({"optimizer": "adamw"}, recipe=mine).train.weight_decay == 0  # its own
 
 
 def test_an_average_over_epochs_gives_way_to_what_was_typed():

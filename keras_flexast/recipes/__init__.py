@@ -103,9 +103,8 @@ def chosen(typed, *, recipe=None, resumed=None):
         train.setdefault("batch_clips", None)
     mean = min(base.train.average_epochs, train.get("epochs") or base.train.epochs)
     train["average_epochs"] = 1 if {"ema", "patience"} & train.keys() else mean
-    optimizer = train.get("optimizer", base.train.optimizer)
-    if optimizer != base.train.optimizer:
-        train.setdefault("weight_decay", WEIGHT_DECAYS[optimizer])
+    if "optimizer" in train and base.train.weight_decay == WEIGHT_DECAYS[base.train.optimizer]:
+        train.setdefault("weight_decay", WEIGHT_DECAYS[train["optimizer"]])
     model = {name: typed[name] for name in MODEL_OPTIONS if name in typed}
     distill = {name: typed[option] for option, name in DISTILL_OPTIONS.items() if option in typed}
     if "init" in typed:  # it has these itself
