@@ -353,6 +353,7 @@ def test_multi_label_manifests_train_and_score_by_map(sounds, tmp_path):
         (["train", "{sounds}", "--out", "{run}", "--resume"], "run is whole already"),
         (["train", "{sounds}", "--out", "{tmp}/o", "--resume"], "finds nothing to go on with"),
         (["train", "{sounds}", "--out", "{tmp}/o", "--recipe", "ast"], "'ast' is unknown"),
+        (["train", ".", "--out", "o", "--batch-tokens", "9", "--batch-clips", "9"], "not both"),
         (["predict", "{run}", "{tmp}/absent.wav"], "does not exist"),
         (["predict", "{tmp}", "{tmp}/absent.wav"], "is not a run"),
         (["evaluate", "{run}", "{sounds}", "--split", "dev"], "'dev'"),
