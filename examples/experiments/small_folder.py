@@ -175,7 +175,7 @@ def before(place, name, seed):
     return path
 
 
-def run_all(work, names, places, seeds, init):
+def run_all(work, *, names, places, seeds, init):
     for seed in range(seeds):
         for name in names:
             for place in places:
@@ -260,5 +260,5 @@ if __name__ == "__main__":
         elif not given.init:
             names.remove("from RUN")
         places = given.sets.split(",") if given.sets else list(SETS)
-        run_all(given.work, names, places, given.seeds, given.init)
+        run_all(given.work, names=names, places=places, seeds=given.seeds, init=given.init)
     report()
