@@ -101,6 +101,18 @@ EXPORT = FolderKind(
     (("serving",), ("mobile",), ("onnx",), ("mediapipe",)),
     ("README.md", "card.json", "points.png"),
 )
+PRESET = FolderKind(
+    "KerasHub preset",
+    (("config.json", "task.json"),),
+    (
+        "README.md",
+        "audio_converter.json",
+        "metadata.json",
+        "model.weights.h5",
+        "preprocessor.json",
+        "task.weights.h5",
+    ),
+)
 SAVED_MODEL = FolderKind(
     "SavedModel",
     (("saved_model.pb",),),

@@ -35,7 +35,7 @@ class PackedLoss(keras.losses.Loss):
 
     def __init__(
         self, multi_label=False, *, kind="auto", label_smoothing=0.0, class_weights=None,
-        name="packed_loss",
+        from_logits=True, name="packed_loss",
     ):  # fmt: skip
         super().__init__(name=name, reduction="sum")
         check_choice("kind", kind, LOSSES)
@@ -44,9 +44,12 @@ class PackedLoss(keras.losses.Loss):
         self.kind = kind
         self.label_smoothing = label_smoothing
         self.class_weights = None if class_weights is None else tuple(map(float, class_weights))
+        self.from_logits = from_logits
 
     def call(self, labels, logits):
         binary = self.kind == "binary" or (self.kind == "auto" and self.multi_label)
+        if not self.from_logits:
+            logits = self._logits_of(logits)
         hard = len(labels.shape) < len(logits.shape)
         if hard and not (binary or self.label_smoothing or self.class_weights):
             return keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
@@ -60,6 +63,11 @@ class PackedLoss(keras.losses.Loss):
         else:
             loss = -ops.sum(targets * ops.log_softmax(logits), -1)
         return loss if self.class_weights is None else loss * self._weights_of(shares)
+
+    def _logits_of(self, scores):
+        """Logits of scores, which are sigmoid of multi-label models, else softmax."""
+        scores = ops.clip(scores, keras.config.epsilon(), 1 - keras.config.epsilon())
+        return ops.log(scores) - (ops.log(1 - scores) if self.multi_label else 0)
 
     def _weights_of(self, shares):
         """Factor on each clip (rows, segments), from the classes that it has; 1 without any."""
@@ -84,6 +92,7 @@ class PackedLoss(keras.losses.Loss):
             "kind": self.kind,
             "label_smoothing": self.label_smoothing,
             "class_weights": self.class_weights,
+            "from_logits": self.from_logits,
             "name": self.name,
         }
 

@@ -201,21 +201,14 @@ class PackedAST(_PackedModel):
         # === Layers ===
         head = keras.layers.Dense(num_classes, dtype="float32", name="head")
         backbone = PackedBackbone(**backbone, dtype=dtype, name="backbone")
-        if pooling == "attention":
-            heads, scale = backbone.num_heads, backbone.attention_scale
-            pool = MaskAttentionPooling(heads, segments, scale, dtype=dtype, name="pooling")
-        else:
-            kind = MeanPooling if pooling == "mean" else PrefixPooling
-            pool = kind(prefix_tokens, segments, dtype=dtype, name="pooling")
+        pool = pooling_layer(backbone, pooling, segments, dtype=dtype)
         head_norm = keras.layers.LayerNormalization(
             epsilon=head_norm_epsilon, dtype=dtype, name="head_norm"
         )
 
         # === Functional model ===
         inputs = backbone.input
-        keys = ["segment_ids"] if pooling == "attention" else ["positions", "segment_ids"]
-        pooled = pool(backbone(inputs), *(inputs[key] for key in keys))
-        logits = head(head_norm(pooled))
+        logits = head(head_norm(pooled_clips(pool, backbone(inputs), inputs)))
         super().__init__(inputs=inputs, outputs=logits, name=name, trainable=trainable)
         self.backbone, self.pooling, self.head_norm, self.head = backbone, pool, head_norm, head
 
@@ -249,6 +242,23 @@ class PackedAST(_PackedModel):
         own = arguments_of(self, leave_out=["pooling", "dtype", *of_backbone])
         own.update(pooling=self.pooling_name, dtype=_dtype(self, self.backbone))
         return {**self.backbone.get_config(), **own}
+
+
+def pooling_layer(backbone, pooling, segments, dtype=None):
+    """The layer that makes one vector of each clip's tokens; arguments as in PackedAST."""
+    if pooling == "attention":
+        heads, scale = backbone.num_heads, backbone.attention_scale
+        return MaskAttentionPooling(heads, segments, scale, dtype=dtype, name="pooling")
+    kind = MeanPooling if pooling == "mean" else PrefixPooling
+    return kind(backbone.prefix_tokens, segments, dtype=dtype, name="pooling")
+
+
+def pooled_clips(pool, tokens, inputs):
+    """One vector per slot (rows, segments, dim), from tokens of packed inputs."""
+    keys = ["segment_ids"]
+    if not isinstance(pool, MaskAttentionPooling):
+        keys = ["positions", *keys]
+    return pool(tokens, *(inputs[key] for key in keys))
 
 
 def FlexiAST(num_classes, size="base", pooling="cls", **kwargs):

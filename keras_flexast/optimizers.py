@@ -21,7 +21,7 @@ BLOCK, BELOW = re.compile(r"\bblock_(\d+)/"), re.compile(r"\b(patch_embed|positi
 def compile_packed(
     model, learning_rate, *, multi_label=False, row_length=None, class_weights=None, **settings
 ):
-    """Compile a packed model: Adam, PackedLoss, accuracy of single-label clips, XLA.
+    """Compile a packed model: optimizer, PackedLoss, accuracy of single-label clips, XLA.
 
     Args:
         model: PackedAST, or another model on packed batches.
@@ -56,7 +56,7 @@ def compile_packed(
         optimizer,
         loss,
         weighted_metrics=[] if multi_label else [PackedAccuracy()],
-        jit_compile=_jit_compile(model, row_length),
+        jit_compile=jit_compile(model, row_length),
     )
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice
 
@@ -78,21 +78,23 @@ def _check_devices(settings):
 
 
 def _optimizer(learning_rate, settings):
-    beta_1, beta_2 = settings.betas
-    averaged = {} if settings.ema is None else {"use_ema": True, "ema_momentum": settings.ema}
-    return PackedAdam(
-        learning_rate, beta_1, beta_2,
+    kind, options = PackedMuon, {}
+    if settings.optimizer != "muon":
+        kind, options = PackedAdam, {"decoupled": settings.optimizer == "adamw"}
+    if settings.ema is not None:
+        options |= {"use_ema": True, "ema_momentum": settings.ema}
+    return kind(
+        learning_rate, *settings.betas,
         weight_decay=settings.weight_decay,
-        decoupled=settings.optimizer == "adamw",
         decay_all=settings.decay_all,
         layer_decay=settings.layer_decay,
         global_clipnorm=settings.clip_norm,
         gradient_accumulation_steps=settings.accumulate if settings.accumulate > 1 else None,
-        **averaged,
+        **options,
     )  # fmt: skip
 
 
-def _jit_compile(model, row_length):
+def jit_compile(model, row_length):
     """Whether XLA compiles the step. Keras's "auto" leaves it out on a CPU, where it is faster."""
     site = current_site(row_length)
     if row_length is None or site.device != "cpu" or site.distributed:
@@ -101,29 +103,22 @@ def _jit_compile(model, row_length):
     return all(choose_kernel(layer.attention, site).supports_jit for layer in layers)
 
 
-@keras.saving.register_keras_serializable(package="keras_flexast")
-class PackedAdam(keras.optimizers.Adam):
-    """Adam whose learning rate falls from block to block, and whose decay may spare weights.
+class _ByLayer:
+    """An optimizer whose learning rate falls from block to block, and whose decay spares weights.
 
     Args:
-        learning_rate, beta_1, beta_2: as in keras.optimizers.Adam.
-        weight_decay: weight decay, added to the gradient.
-        decoupled: whether it is decoupled from the gradient instead, as in AdamW.
+        weight_decay: weight decay.
+        decoupled: whether it is decoupled from the gradient, as in AdamW, or added to it.
         decay_all: whether biases, norms, position tables, prefix tokens and the query of the
             pooling decay, too.
         layer_decay: factor on the learning rate from each block to the one below it. Pooling and
-            head have the factor 1, the last block layer_decay, and so on; the
-            embeddings are below the first block.
-        **kwargs: as in keras.optimizers.Adam.
-
-    Reference: Loshchilov and Hutter 2019 (arXiv:1711.05101) for the decoupled decay.
+            head have the factor 1, the last block layer_decay, and so on; the embeddings are
+            below the first block.
+        **kwargs: arguments of the optimizer.
     """
 
-    def __init__(
-        self, learning_rate=1e-3, beta_1=0.95, beta_2=0.999, *, weight_decay=0.0, decoupled=False,
-        decay_all=True, layer_decay=1.0, **kwargs,
-    ):  # fmt: skip
-        super().__init__(learning_rate, beta_1, beta_2, **kwargs)
+    def __init__(self, *, weight_decay, decoupled, decay_all, layer_decay, **kwargs):
+        super().__init__(weight_decay=None, **kwargs)  # Keras's own cannot spare weights by layer
         self.decay = weight_decay
         self.decoupled = decoupled
         self.decay_all = decay_all
@@ -154,10 +149,70 @@ class PackedAdam(keras.optimizers.Adam):
         return {
             **super().get_config(),
             "weight_decay": self.decay,
-            "decoupled": self.decoupled,
             "decay_all": self.decay_all,
             "layer_decay": self.layer_decay,
         }
+
+
+@keras.saving.register_keras_serializable(package="keras_flexast")
+class PackedAdam(_ByLayer, keras.optimizers.Adam):
+    """Adam whose learning rate falls from block to block, and whose decay may spare weights.
+
+    Args:
+        learning_rate, beta_1, beta_2: as in keras.optimizers.Adam.
+        weight_decay: weight decay, added to the gradient.
+        decoupled: whether it is decoupled from the gradient instead, as in AdamW.
+        decay_all: whether biases, norms, position tables, prefix tokens and the query of the
+            pooling decay, too.
+        layer_decay: factor on the learning rate from each block to the one below it. Pooling and
+            head have the factor 1, the last block layer_decay, and so on; the
+            embeddings are below the first block.
+        **kwargs: as in keras.optimizers.Adam.
+
+    Reference: Loshchilov and Hutter 2019 (arXiv:1711.05101) for the decoupled decay.
+    """
+
+    def __init__(
+        self, learning_rate=1e-3, beta_1=0.95, beta_2=0.999, *, weight_decay=0.0, decoupled=False,
+        decay_all=True, layer_decay=1.0, **kwargs,
+    ):  # fmt: skip
+        super().__init__(
+            learning_rate=learning_rate, beta_1=beta_1, beta_2=beta_2, weight_decay=weight_decay,
+            decoupled=decoupled, decay_all=decay_all, layer_decay=layer_decay, **kwargs,
+        )  # fmt: skip
+
+    def get_config(self):
+        return {**super().get_config(), "decoupled": self.decoupled}
+
+
+@keras.saving.register_keras_serializable(package="keras_flexast")
+class PackedMuon(_ByLayer, keras.optimizers.Muon):
+    """Muon for the matrices of the encoder's blocks, AdamW for all other weights.
+
+    Muon makes the momentum of a matrix nearly orthogonal before it is subtracted, so that every
+    direction moves alike; scaled so that the learning rates and decays of AdamW suit it.
+
+    Args:
+        learning_rate: as in keras.optimizers.Muon.
+        adam_beta_1, adam_beta_2: decay rates of AdamW's two moments.
+        weight_decay, decay_all, layer_decay: as in PackedAdam; the decay is decoupled.
+        **kwargs: as in keras.optimizers.Muon.
+
+    Reference: Liu et al. 2025 (arXiv:2502.16982).
+    """
+
+    def __init__(
+        self, learning_rate=1e-3, adam_beta_1=0.9, adam_beta_2=0.999, *, weight_decay=0.0,
+        decay_all=True, layer_decay=1.0, **kwargs,
+    ):  # fmt: skip
+        super().__init__(
+            learning_rate=learning_rate, adam_beta_1=adam_beta_1, adam_beta_2=adam_beta_2,
+            weight_decay=weight_decay, decoupled=True, decay_all=decay_all,
+            layer_decay=layer_decay, **{**kwargs, "adam_weight_decay": None},
+        )  # fmt: skip
+
+    def _should_use_adamw(self, variable):
+        return not (BLOCK.search(variable.path) and variable.name == "kernel")
 
 
 def _layers_above(path, depth):

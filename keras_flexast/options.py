@@ -391,7 +391,10 @@ RecipeOption = Annotated[
 ]
 Optimizer = Annotated[
     Optimizers,
-    typer.Option(help="Optimizer: adam adds weight decay to the gradient, adamw decouples it."),
+    typer.Option(
+        help="Optimizer: adam adds weight decay to the gradient, adamw decouples it, muon is adamw "
+        "with orthogonal steps inside the encoder."
+    ),
 ]
 Schedule = Annotated[
     Schedules, typer.Option(help="Learning rate after the warm-up: cosine to zero, step, constant.")

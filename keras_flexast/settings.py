@@ -35,8 +35,9 @@ FIXED_BY_INIT = (  # arguments of a model for which the weights that it starts f
     "size", "dim", "depth", "num_heads", "mlp_ratio", "pooling", "prefix_tokens", "table", "grid",
     "base_patch", "stride", "mel_bins",
 )  # fmt: skip
+PATCH_OPTIONS = ("patch_weights", "clips_per_draw", "pool_frames", "pooling")
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
-WEIGHT_DECAYS = {"adam": 5e-7, "adamw": 0.05}  # of each optimizer, where none is given
+WEIGHT_DECAYS = {"adam": 5e-7, "adamw": 0.05, "muon": 0.05}  # where none is given
 OPTIMIZERS = tuple(WEIGHT_DECAYS)
 SCHEDULES = ("cosine", "step", "constant")
 LOSSES = ("auto", "cross_entropy", "binary")
@@ -99,9 +100,10 @@ class TrainSettings(Settings):
         warmup: share of the steps in which the learning rate rises.
         warmup_steps: number of these steps; None for the share.
         decay_start, decay_every, decay_factor: of the schedule "step", in epochs.
-        optimizer: "adam", whose weight decay is added to the gradient (the papers), or "adamw",
-            whose weight decay is decoupled from it.
-        betas: decay rates of the two moments.
+        optimizer: "adam", whose weight decay is added to the gradient (the papers), "adamw",
+            whose weight decay is decoupled from it, or "muon": AdamW, but Muon for the matrices of
+            the encoder's blocks, which learns in fewer steps.
+        betas: decay rates of the two moments of Adam and AdamW.
         weight_decay: weight decay.
         decay_all: whether biases, norms, position tables and prefix tokens decay, too.
         clip_norm: largest norm of the gradient of all weights; a larger one is scaled down. None
@@ -257,6 +259,8 @@ class Recipe(Settings):
         patch_sizes: ints or (frequency, time) pairs; each clip draws one of them.
         frame_shifts_ms: frame shifts in milliseconds; each clip draws one of them. Empty for
             the filterbank's own.
+        patches: dictionary of how they are drawn, and of the frames before that: the settings
+            patch_weights, clips_per_draw, pool_frames and pooling of PatchSettings.
         fbank: FbankSettings; None for the defaults, or for those of init.
         model: dictionary of arguments of PackedAST, such as size, pooling or dropout.
         init: folder of the run to start from; None starts from scratch.
@@ -269,6 +273,7 @@ class Recipe(Settings):
     _: dataclasses.KW_ONLY
     patch_sizes: tuple = PATCH_SIZES
     frame_shifts_ms: tuple = ()
+    patches: dict = dataclasses.field(default_factory=dict)
     fbank: FbankSettings | None = None
     model: dict = dataclasses.field(default_factory=dict)
     init: str | None = None
@@ -279,12 +284,20 @@ class Recipe(Settings):
         for name, kind in (
             ("train", TrainSettings), ("augment", AugmentSettings), ("model", dict),
             ("fbank", FbankSettings | None), ("patch_sizes", tuple | list),
-            ("frame_shifts_ms", tuple | list), ("distill", DistillSettings),
+            ("frame_shifts_ms", tuple | list), ("patches", dict),
+            ("distill", DistillSettings),
         ):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, kind):
                 expected = getattr(kind, "__name__", kind)
                 raise ValueError(f"{name}={value!r} must be of the kind {expected}.")
+        unknown = sorted(set(self.patches) - set(PATCH_OPTIONS))
+        if unknown:
+            raise ValueError(
+                f"patches has no setting {', '.join(unknown)}; it has {', '.join(PATCH_OPTIONS)}."
+            )
+        patches = {k: tuple(v) if isinstance(v, list) else v for k, v in self.patches.items()}
+        object.__setattr__(self, "patches", patches)
         sizes = tuple(patch_pair(size, "patch_sizes") for size in self.patch_sizes)
         object.__setattr__(self, "patch_sizes", sizes)
         object.__setattr__(self, "frame_shifts_ms", tuple(self.frame_shifts_ms))
@@ -306,7 +319,8 @@ class Recipe(Settings):
     def arguments(self):
         """What `train_run` takes by name: train_run(data, out, **recipe.arguments())."""
         others = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {"settings": others.pop("train"), "model_options": others.pop("model"), **others}
+        renamed = {"settings": "train", "model_options": "model", "patch_options": "patches"}
+        return {name: others.pop(own) for name, own in renamed.items()} | others
 
     def replaced(self, **choices):
         """This recipe with other choices; None leaves a choice as it is."""

@@ -58,8 +58,8 @@ from tf_data_pipelines.settings import (
 
 def train_run(
     data, out, *, settings=None, patch_sizes=None, frame_shifts_ms=None, augment=None, fbank=None,
-    model_options=None, init=None, teacher=None, distill=None, resume=False, overwrite=False,
-    progress=False, command_line=None,
+    patch_options=None, model_options=None, init=None, teacher=None, distill=None, resume=False,
+    overwrite=False, progress=False, command_line=None,
 ):  # fmt: skip
     """Train a model on sounds and write the run to `out`.
 
@@ -80,6 +80,9 @@ def train_run(
         augment: AugmentSettings; None for no augmentation.
         fbank: FbankSettings; its mean and std are measured on the data. None for the defaults, or
             for those of `init`, which no others can replace.
+        patch_options: dictionary of how patch sizes are drawn, and of the pooling of frames
+            before that: settings of PatchSettings, such as patch_weights, clips_per_draw or
+            pool_frames. None draws all sizes equally often, one for each clip.
         model_options: dictionary of arguments of PackedAST, such as size, pooling, remainder
             or dropout.
         init: Run, or its folder, to start from, such as a converted checkpoint: its weights,
@@ -118,7 +121,8 @@ def train_run(
         refuse_partial(out)
     recipe = (Recipe.from_dict(facts["recipe"]) if facts else Recipe()).replaced(
         train=settings, patch_sizes=patch_sizes, frame_shifts_ms=frame_shifts_ms, augment=augment,
-        fbank=fbank, model=model_options and dict(model_options), init=_path_of(init),
+        patches=patch_options and dict(patch_options), fbank=fbank,
+        model=model_options and dict(model_options), init=_path_of(init),
         teacher=_path_of(teacher), distill=distill,
     )  # fmt: skip
     teacher = teacher_of(recipe.teacher if teacher is None else teacher)
@@ -195,7 +199,9 @@ def _new_run(data, front_end, *, recipe, init, names):
         )
     fbank = dataclasses.replace(front_end, mean=data.mean, std=data.std)
     model = _new_model(train, fbank, settings=settings, options=recipe.model, init=init)
-    patches = model.patch_settings(recipe.patch_sizes, frame_shifts_ms=recipe.frame_shifts_ms)
+    patches = model.patch_settings(
+        recipe.patch_sizes, frame_shifts_ms=recipe.frame_shifts_ms, **recipe.patches
+    )
     packing = _packing(data, fbank, recipe, patches=patches, segments=model.segments)
     return Run(
         model,

@@ -12,7 +12,7 @@ from keras_flexast import PackedAST
 from keras_flexast.callbacks import Averages, KeepBest, StopDiverged
 from keras_flexast.fine_tuning import tune_part
 from keras_flexast.losses import PackedLoss, class_factors, packed_accuracy, packed_loss
-from keras_flexast.optimizers import PackedAdam, compile_packed
+from keras_flexast.optimizers import PackedAdam, PackedMuon, compile_packed
 from keras_flexast.schedules import WarmupCosine, WarmupStep, schedule_of
 from keras_flexast.settings import TrainSettings
 from tf_data_pipelines.clips import Clip, Source
@@ -125,7 +125,7 @@ def test_schedules_by_hand():
 
 
 def steps_of(model, gradient, **options):
-    """{path: change of the weights} in one step of PackedAdam on equal gradients."""
+    """{path: change of the weights, and they before} in one step of PackedAdam."""
     variables = model.trainable_variables
     before = [keras.ops.convert_to_numpy(one) + 0.0 for one in variables]
     optimizer = PackedAdam(0.1, **options)
@@ -138,6 +138,41 @@ def steps_of(model, gradient, **options):
     for one, old in zip(variables, before, strict=True):
         one.assign(old)
     return changes
+
+
+def test_muon_moves_every_direction_of_the_encoders_matrices_alike():
+    model, _ = build(depth=2)
+    gradients = [np.random.default_rng(0).normal(size=one.shape) for one in model.trainable_weights]
+    gradients = [one + np.sign(one) for one in gradients]
+    before = [keras.ops.convert_to_numpy(one) + 0.0 for one in model.trainable_weights]
+    optimizer = PackedMuon(0.1, layer_decay=0.5, weight_decay=0.2, decay_all=False)
+    optimizer.build(model.trainable_variables)
+    optimizer.apply([keras.ops.convert_to_tensor(one, "float32") for one in gradients])
+    matrices, above = 0, {"block_1": 1, "block_0": 2, "embed": 3}
+    for weight, old, gradient in zip(model.trainable_weights, before, gradients, strict=True):
+        rate = 0.1 * 0.5 ** next((n for name, n in above.items() if name in weight.path), 0)
+        change = keras.ops.convert_to_numpy(weight) - old
+        if weight.name == "kernel" and "position" not in weight.path:
+            change = change + 0.2 * rate * old
+        if "block" in weight.path and weight.name == "kernel":
+            matrices += 1
+            values = np.linalg.svd(change, compute_uv=False) / rate
+            values /= 0.2 * max(change.shape) ** 0.5
+            assert values.min() > 0.4 and values.max() < 1.3, weight.path
+            assert np.sum(change * gradient) < 0
+        else:  # as AdamW
+            np.testing.assert_allclose(change, -rate * np.sign(gradient), rtol=1e-3, atol=1e-5)
+    assert matrices == 12
+    again = PackedMuon.from_config(optimizer.get_config())
+    assert again.get_config() == optimizer.get_config()
+    found = compiled_optimizer(model, optimizer="muon", betas=(0.8, 0.9), weight_decay=0.3, ema=0.9)
+    assert isinstance(found, PackedMuon) and found.use_ema
+    assert (found.adam_beta_1, found.adam_beta_2, found.decay) == (0.8, 0.9, 0.3)
+
+
+def compiled_optimizer(model, **settings):
+    compile_packed(model, 0.1, **settings)
+    return model.optimizer
 
 
 def test_the_learning_rate_falls_from_block_to_block():

@@ -40,8 +40,9 @@ def test_a_recipe_gives_train_run_all_that_it_has(mine):
     assert set(arguments) <= set(inspect.signature(train_run).parameters)
     assert arguments.pop("settings") == recipe.train
     assert arguments.pop("model_options") == recipe.model
+    assert arguments.pop("patch_options") == recipe.patches
     assert arguments == {name: getattr(recipe, name) for name in arguments}
-    assert len(arguments) == len(dataclasses.fields(Recipe)) - 2
+    assert len(arguments) == len(dataclasses.fields(Recipe)) - 3
 
 
 def test_the_papers_numbers_are_in_their_recipes():
@@ -49,6 +50,10 @@ def test_the_papers_numbers_are_in_their_recipes():
     assert (train.learning_rate, train.epochs, train.loss) == (1e-5, 5, "binary")
     train = load_recipe("elasticast-voxceleb").train
     assert (train.decay_start, train.decay_every, train.decay_factor) == (5, 1, 0.75)
+    for name in recipe_names():  # one size for a batch
+        recipe = load_recipe(name)
+        drawn = recipe.patches.get("clips_per_draw", 1)
+        assert drawn == (recipe.train.batch_clips if name.startswith("flexiast") else 1)
     augment = load_recipe("flexiast-esc50").augment
     assert augment == AugmentSettings(freq_mask=24, time_mask_ms=960.0)
 
@@ -58,6 +63,10 @@ def test_what_was_typed_wins_over_the_recipe_and_this_over_the_defaults(mine):
     assert recipe.train == TrainSettings(9, betas=(0.9, 0.98))
     assert recipe.model == {"size": "tiny", "dropout": 0.1}
     assert recipe.patch_sizes == ((8, 8), (16, 24))
+    mine.write_text(MINE + "patches = {'patch_weights': [1, 2], 'clips_per_draw': 4}\n")
+    assert chosen({}, recipe=mine).patches == {"patch_weights": (1, 2), "clips_per_draw": 4}
+    typed = chosen({"patch_sizes": (8, 16, 32)}, recipe=mine)
+    assert typed.patches == {"clips_per_draw": 4}  # the weights are those of other sizes
     assert chosen({}, recipe=mine) == load_recipe(mine)
     assert chosen({}) == load_recipe("small-folder")
     assert chosen({"init": "run"}).train == load_recipe("small-folder-init").train
@@ -93,6 +102,8 @@ def test_an_average_over_epochs_gives_way_to_what_was_typed():
         (MINE + "train = TrainSettings(lr=1)", "unexpected keyword argument 'lr'"),
         (MINE + "train = TrainSettings(epochs=0)", "epochs=0 must be a positive"),
         ("patch_sizes = (0,)", "patch_sizes=0 must be one whole number"),
+        ("patches = {'grid': 3}", "patches has no setting grid; it has patch_weights, clips_per"),
+        ("patches = [1]", r"patches=\[1\] must be of the kind dict"),
         ("train = (", "was never closed"),
     ],
 )

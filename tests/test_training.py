@@ -112,7 +112,10 @@ def test_a_run_trained_with_every_option_is_float32(sounds, tmp_path):
         run, history = train_run(
             sounds, tmp_path / "run", patch_sizes=(8, 16, 32), settings=settings,
             model_options=NANO, fbank=FbankSettings(noise_floor_dbfs=-50.0),
+            patch_options={"patch_weights": (1, 1, 2), "clips_per_draw": 2, "pool_frames": (1, 2)},
         )  # fmt: skip
+    assert (run.patches.patch_weights, run.patches.clips_per_draw) == ((1, 1, 2), 2)
+    assert load_run(tmp_path / "run").patches == run.patches and run.patches.pool_frames == (1, 2)
     assert history.params["steps"] % 3 == 0
     assert load_run(tmp_path / "run").fbank == run.fbank and run.fbank.noise_floor_dbfs == -50
     assert -8 < run.fbank.mean < 0  # measured with the floor

@@ -22,7 +22,7 @@ def load_waveforms(data, sample_rate):
     Returns:
         Dataset of dictionaries: `waveform` float32 (samples,); `label` int32 () or, for
         multi-label data, float32 (classes,); `clip_id` int64 (), the place of the clip in
-        the source.
+        the source; of arrays with weights also `weight` float32 ().
 
     Raises:
         ValueError: arrays have another sample rate.
@@ -97,7 +97,9 @@ def _from_arrays(data, sample_rate):
         waveform = samples[clip.pop("start") : clip.pop("end")]
         return {**clip, "waveform": waveform}
 
-    columns = {"start": np.r_[0, ends[:-1]], "end": ends, "label": np.zeros(len(ends), "int32")}
+    columns = {"start": np.r_[0, ends[:-1]], "end": ends, "label": data.labels}
+    if data.weights is not None:
+        columns["weight"] = data.weights
     return columns, load
 
 

@@ -89,7 +89,8 @@ def ordered_waveforms(data, sample_rate, *, augment, seed, start, prepare, cache
 
 def _with_partner(clip, at, load, *, augment, data, seed):
     """The clip with its partner, which is read only where the clip draws a mixture."""
-    classes = len(data.source.classes) if isinstance(data, ScannedSource) else 1
+    in_files = isinstance(data, ScannedSource)
+    classes = len(data.source.classes) if in_files else data.label_width
 
     def soft(label):
         return label if label.dtype.is_floating else tf.one_hot(label, classes)

@@ -32,8 +32,11 @@ from tf_data_pipelines.stages import drawn_frames, drawn_tokens, extract_feature
 
 MAX_START = 2**40  # batches
 CACHE_SECONDS = 4 * 3600  # decoded clips up to 4 hours (0.9 GB of float32) stay in memory
+# The stages are graph code already; AutoGraph would read and rewrite the source of all of them.
+graph_code = tf.autograph.experimental.do_not_convert
 
 
+@graph_code
 def training_batches(
     data, fbank, *, patches, packing, seed=1337, augment=None, start=0, teacher=None,
     progress=False,
@@ -87,9 +90,10 @@ def training_batches(
     clips = training_clips(data, fbank, start=waiting, **how)
     rows = pack(clips, packing, teacher and teacher.beside)
     batches = batch_rows(rows, packing, partial=False)
-    return batches.map(_split_batch).prefetch(tf.data.AUTOTUNE)
+    return batches.map(split_batch).prefetch(tf.data.AUTOTUNE)
 
 
+@graph_code
 def training_clips(
     data, fbank, *, patches, packing=None, seed=1337, augment=None, start=(0,), teacher=None
 ):
@@ -174,6 +178,7 @@ def _waiting(data, fbank, *, patches, packing, seed, augment, start, teacher, pr
     return (*waiting, following)
 
 
+@graph_code
 def evaluation_batches(data, fbank, *, patches, packing, seed=0, cache=False):
     """Packed batches that hold every clip exactly once, also in the last partial batch.
 
@@ -207,6 +212,7 @@ def evaluation_batches(data, fbank, *, patches, packing, seed=0, cache=False):
     return _every_clip_once(clips, fbank, patches=patches, packing=packing, seed=seed, cache=cache)
 
 
+@graph_code
 def counted(batches):
     """The same batches with a known number of them; they are all read once to count them.
 
@@ -220,6 +226,7 @@ def counted(batches):
     return batches.apply(tf.data.experimental.assert_cardinality(count))
 
 
+@graph_code
 def prediction_batches(waveforms, fbank, *, patches, packing):
     """`evaluation_batches` of clips in memory, which may be others in each iteration.
 
@@ -251,12 +258,13 @@ def _every_clip_once(clips, fbank, *, patches, packing, seed, cache=False):
         clips = clips.cache()
     clips = make_tokens(clips, patches, seed=seed, packing=packing)
     batches = batch_rows(pack(clips, packing), packing)
-    return batches.map(lambda batch: (*_split_batch(batch), batch["clip_ids"])).prefetch(
+    return batches.map(lambda batch: (*split_batch(batch), batch["clip_ids"])).prefetch(
         tf.data.AUTOTUNE
     )
 
 
-def _split_batch(batch):
+def split_batch(batch):
+    """(inputs, labels, weights) of a batch of rows."""
     ends = ("tokens", "positions", "segment_ids")
     inputs = {name: value for name, value in batch.items() if name.endswith(ends)}
     return inputs, batch["labels"], batch["weights"]

@@ -40,19 +40,25 @@ from tf_data_pipelines.shards import is_prepared, read_prepared
 class WaveformSource:
     """Clips in memory; the pipelines accept it in the place of a ScannedSource.
 
-    Every label is 0, and clip_id is the position in the list.
+    clip_id is the position in the list.
 
     Args:
         waveforms: list of float32 (samples,) arrays of any lengths, in [-1, 1].
         sample_rate: sample rate of the waveforms in Hz.
+        labels: integers (clips,), the class of each clip, or floats (clips, classes), its share of
+            each class; None for 0.
+        weights: numbers (clips,), the weight of each clip in the loss; None for 1.
 
     Raises:
-        ValueError: there are no waveforms, or one of them is not a 1-D array of finite floats,
-            or is beyond MAX_PEAK.
+        ValueError: there are no waveforms, one of them is not a 1-D array of finite floats, or is
+            beyond MAX_PEAK; or there are not as many labels or weights.
     """
 
     waveforms: tuple[np.ndarray, ...]
     sample_rate: int = 16000
+    _: dataclasses.KW_ONLY
+    labels: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     def __post_init__(self):
         waveforms = tuple(map(np.asarray, self.waveforms))
@@ -72,11 +78,31 @@ class WaveformSource:
                 )
         waveforms = tuple(waveform.astype("float32", copy=False) for waveform in waveforms)
         object.__setattr__(self, "waveforms", waveforms)
+        labels = np.zeros(len(waveforms), "int32") if self.labels is None else self.labels
+        labels = np.asarray(labels)
+        kind = "int32" if labels.ndim == 1 else "float32"
+        object.__setattr__(self, "labels", labels.astype(kind))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", np.asarray(self.weights, "float32"))
+        for name, ranks in (("labels", (1, 2)), ("weights", (1,))):
+            shape = np.shape(getattr(self, name))
+            if getattr(self, name) is None:
+                continue
+            if len(shape) not in ranks or shape[0] != len(waveforms):
+                raise ValueError(
+                    f"{name} has shape {shape} for {len(waveforms)} waveforms; expected one of "
+                    f"each clip."
+                )
 
     @property
     def durations(self):
         """float64 (clips,), length of each clip in seconds."""
         return np.array([len(waveform) for waveform in self.waveforms]) / self.sample_rate
+
+    @property
+    def label_width(self):
+        """Number of classes that soft labels need."""
+        return self.labels.shape[1] if self.labels.ndim == 2 else 1 + int(self.labels.max())
 
     def clip_name(self, clip_id):
         """Name of a clip in messages: its place in the list."""

@@ -5,7 +5,6 @@ import concurrent.futures
 import functools
 import os
 import pathlib
-import threading
 
 import numpy as np
 from rich.progress import Progress
@@ -20,7 +19,7 @@ from keras_flexast.inference.artifacts import (
     is_artifact,
     load_artifact,
 )
-from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
+from keras_flexast.inference.scoring import ClipPredictor, PackedPredictor
 from keras_flexast.inference.timeline import artifact_timeline, run_timeline
 from keras_flexast.models import embedding_model
 from keras_flexast.runs import Run, configured_run, is_cut, warn_of_cuts
@@ -163,7 +162,8 @@ class RunClassifier(Classifier):
         self.sample_rate = run.fbank.sample_rate
         self.multi_label = run.multi_label
         self.patch_size = patch_name(patch_size)
-        self._lock, self._waveforms, self._batches = threading.Lock(), (), {}
+        patches = run.patches_at([patch_size], frame_shift_ms)
+        self._outputs = ClipPredictor(run.fbank, patches, run.packing)
 
     @functools.cached_property
     def _logits(self):
@@ -194,23 +194,6 @@ class RunClassifier(Classifier):
             self.run, path, patch_size=self.pair, window=window, hop=hop,
             frame_shift_ms=self.frame_shift_ms, progress=progress,
         )  # fmt: skip
-
-    def _outputs(self, predictor, waveforms):
-        """Outputs of clips in memory, float32 (clips, width)."""
-        from tf_data_pipelines.lengths import packing_for
-        from tf_data_pipelines.pipeline import prediction_batches
-        from tf_data_pipelines.sources import WaveformSource
-
-        run, data = self.run, WaveformSource(waveforms, self.sample_rate)
-        patches = run.patches_at([self.pair], self.frame_shift_ms)
-        packing = packing_for(data, run.fbank, patches, run.packing)
-        with self._lock:  # one dataset for each shape of the rows, traced once
-            self._waveforms = data.waveforms
-            if packing not in self._batches:
-                self._batches[packing] = prediction_batches(
-                    lambda: self._waveforms, run.fbank, patches=patches, packing=packing
-                )
-            return packed_outputs(predictor, self._batches[packing], len(data.waveforms))[0]
 
     def _file_outputs(self, predictor, paths, description):
         """(outputs float32 (usable files, width), paths of the usable files, rejected)."""

@@ -1,5 +1,7 @@
 """Outputs of a model in memory: packed batches of any clips, and equally long waveforms."""
 
+import threading
+
 import keras
 import numpy as np
 from rich.markup import escape
@@ -33,6 +35,40 @@ class PackedPredictor:
         if length not in self._by_length:
             self._by_length[length] = keras.Model(self.model.input, self.model.output)
         return predict_rows(self._by_length[length], inputs)
+
+
+class ClipPredictor:
+    """Outputs of clips in memory, of any lengths, at one patch size.
+
+    Each shape of the rows has one dataset, traced once, so that later clips are served at once.
+
+    Args:
+        fbank: FbankSettings.
+        patches: PatchSettings of one patch size.
+        packing: PackSettings; rows get longer where a clip needs it.
+    """
+
+    def __init__(self, fbank, patches, packing):
+        self.fbank = fbank
+        self.patches = patches
+        self.packing = packing
+        self._lock, self._waveforms, self._batches = threading.Lock(), (), {}
+
+    def __call__(self, predictor, waveforms):
+        """float32 (clips, width) from a PackedPredictor and a list of float32 (samples,)."""
+        from tf_data_pipelines.lengths import packing_for
+        from tf_data_pipelines.pipeline import prediction_batches
+        from tf_data_pipelines.sources import WaveformSource
+
+        data = WaveformSource(waveforms, self.fbank.sample_rate)
+        packing = packing_for(data, self.fbank, self.patches, self.packing)
+        with self._lock:
+            self._waveforms = data.waveforms
+            if packing not in self._batches:
+                self._batches[packing] = prediction_batches(
+                    lambda: self._waveforms, self.fbank, patches=self.patches, packing=packing
+                )
+            return packed_outputs(predictor, self._batches[packing], len(data.waveforms))[0]
 
 
 def predict_rows(model, inputs):

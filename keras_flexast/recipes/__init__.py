@@ -110,6 +110,9 @@ def chosen(typed, *, recipe=None, resumed=None):
     if "init" in typed:  # it has these itself
         kept = {name: one for name, one in base.model.items() if name not in FIXED_BY_INIT}
         base = dataclasses.replace(base, model=kept, fbank=None)
+    if "patch_sizes" in typed:  # the recipe's weights are those of its own sizes
+        patches = {name: one for name, one in base.patches.items() if name != "patch_weights"}
+        base = dataclasses.replace(base, patches=patches)
     return base.replaced(
         train=dataclasses.replace(base.train, **train),
         model={**base.model, **model},

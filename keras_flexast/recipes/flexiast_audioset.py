@@ -31,6 +31,7 @@ augment = AugmentSettings(
     balanced=True,  # AST, on all 2 million clips
 )
 patch_sizes = PATCH_SIZES  # FlexiAST, drawn uniformly
+patches = {"clips_per_draw": 12}  # FlexiAST draws one size for a batch
 model = {
     "size": "base",  # FlexiAST
     "pooling": "cls",  # FlexiAST, from ViT or AST with one [CLS]

@@ -27,6 +27,7 @@ augment = AugmentSettings(
     time_mask_ms=960.0,  # AST: 96 frames of 10 ms
 )
 patch_sizes = PATCH_SIZES  # FlexiAST, drawn uniformly
+patches = {"clips_per_draw": 48}  # FlexiAST draws one size for a batch
 model = {
     "size": "base",  # FlexiAST
     "pooling": "cls",  # FlexiAST

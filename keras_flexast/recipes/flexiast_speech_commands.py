@@ -30,6 +30,7 @@ augment = AugmentSettings(
     noise_snr_db=(20.0, 60.0),  # AST: noise on the spectrogram; ours is on the waveform
 )
 patch_sizes = PATCH_SIZES  # FlexiAST, drawn uniformly
+patches = {"clips_per_draw": 128}  # FlexiAST draws one size for a batch
 model = {
     "size": "base",  # FlexiAST
     "pooling": "cls",  # FlexiAST, from ViT or AST with one [CLS]

@@ -26,6 +26,7 @@ augment = AugmentSettings(
     time_mask_ms=1920.0,  # FlexiAST: 192 frames of 10 ms
 )
 patch_sizes = PATCH_SIZES  # FlexiAST, drawn uniformly
+patches = {"clips_per_draw": 12}  # FlexiAST draws one size for a batch
 model = {
     "size": "base",  # FlexiAST
     "pooling": "cls",  # FlexiAST, from ViT or AST with one [CLS]

@@ -26,6 +26,7 @@ augment = AugmentSettings(
     crop_ms=10240.0,  # FlexiAST: 1,024 frames; theirs are the first, ours any
 )
 patch_sizes = patch_sizes_along("time", PATCH_SIZES)  # FlexiAST: 16 x p
+patches = {"clips_per_draw": 12}  # FlexiAST draws one size for a batch
 model = {
     "size": "base",  # FlexiAST
     "pooling": "cls",  # FlexiAST, from ViT or AST with one [CLS]

@@ -1,0 +1,477 @@
+"""The task: fit and predict on raw waveforms of any lengths."""
+
+import json
+import os
+import pathlib
+
+import keras
+import keras_hub
+import numpy as np
+import tensorflow as tf
+
+from keras_flexast.conversion import convert_run
+from keras_flexast.files import PRESET, RUN, atomic_folder
+from keras_flexast.hub.backbone import ASTBackbone
+from keras_flexast.hub.preprocessing import ASTAudioConverter, AudioClassifierPreprocessor
+from keras_flexast.hub.presets import PRESETS
+from keras_flexast.inference.scoring import ClipPredictor, PackedPredictor, check_finite
+from keras_flexast.losses import PackedAccuracy, PackedLoss
+from keras_flexast.models import ElasticAST, FlexiAST, PackedAST, pooled_clips, pooling_layer
+from keras_flexast.optimizers import jit_compile
+from keras_flexast.runs import Run, load_run, save_run, versions
+from keras_flexast.settings import POOLINGS
+from tf_data_pipelines.pipeline import counted
+from tf_data_pipelines.settings import PATCH_SIZES, check_choice
+
+ACTIVATIONS = ("softmax", "sigmoid", None)
+HUB = "hf://"
+LEARNING_RATE = 5e-5  # KerasHub's default, for weights that are trained already
+
+
+@keras.saving.register_keras_serializable(package="keras_flexast")
+class AudioClassifier(keras_hub.models.Task):
+    """Audio classification on raw waveforms of any lengths, in KerasHub's manner.
+
+    `fit`, `evaluate` and `predict` take a list of waveforms, one array of equally long ones, a
+    tf.RaggedTensor, or a tf.data.Dataset of clips or of batches of them. The preprocessor packs
+    the clips into rows; with `preprocessor=None` the model takes packed batches.
+
+    Args:
+        backbone: ASTBackbone.
+        num_classes: number of classes.
+        preprocessor: AudioClassifierPreprocessor, or None.
+        pooling: "attention", "cls", "cls_distillation" or "mean", as in PackedAST; it must fit the
+            backbone's prefix tokens.
+        activation: "softmax", "sigmoid" where clips may have several labels, or None for logits.
+        dropout: dropout rate before the last layer.
+        segments: clip slots in a row.
+        head_norm_epsilon: epsilon of the head's LayerNorm.
+        head_dtype: dtype policy of pooling and norm; None for the backbone's. The last layer
+            computes in float32.
+        classes: names of the classes; None for "0", "1", ...
+        **kwargs: as in keras_hub.models.Task.
+
+    Call arguments:
+        inputs: packed batch, as for PackedBackbone.
+
+    Output:
+        scores, or logits, float32 (rows, segments, num_classes).
+
+    Example:
+        classifier = AudioClassifier.from_preset("run", num_classes=3)
+        classifier.fit([waveform_1, waveform_2], [0, 2], epochs=3)
+        classifier.predict([waveform_3])  # (1, 3)
+
+    Reference: FlexiAST, Feng et al. 2023 (arXiv:2307.09286); ElasticAST, Feng et al. 2024
+    (arXiv:2407.08691).
+    """
+
+    backbone_cls = ASTBackbone
+    preprocessor_cls = AudioClassifierPreprocessor
+    presets = PRESETS
+
+    def __init__(
+        self, backbone, num_classes, preprocessor=None, *, pooling="attention",
+        activation="softmax", dropout=0.0, segments=16, head_norm_epsilon=1e-6, head_dtype=None,
+        classes=None, **kwargs,
+    ):  # fmt: skip
+        check_choice("pooling", pooling, tuple(POOLINGS))
+        check_choice("activation", activation, ACTIVATIONS)
+        if pooling.startswith("cls") and backbone.prefix_tokens != POOLINGS[pooling]:
+            raise ValueError(
+                f"pooling={pooling!r} needs a backbone of {POOLINGS[pooling]} prefix tokens; this "
+                f"one has {backbone.prefix_tokens}."
+            )
+        classes = tuple(map(str, range(num_classes) if classes is None else classes))
+        if len(classes) != num_classes:
+            raise ValueError(f"classes has {len(classes)} names for num_classes={num_classes}.")
+        head_dtype = head_dtype or backbone.patch_embed.dtype_policy
+
+        # === Layers ===
+        self.backbone = backbone
+        self.preprocessor = preprocessor
+        self.pooler = pooling_layer(backbone, pooling, segments, dtype=head_dtype)
+        self.head_norm = keras.layers.LayerNormalization(
+            epsilon=head_norm_epsilon, dtype=head_dtype, name="head_norm"
+        )
+        self.output_dropout = keras.layers.Dropout(dropout, dtype=head_dtype, name="output_dropout")
+        self.output_dense = keras.layers.Dense(
+            num_classes, activation=activation, dtype="float32", name="predictions"
+        )
+
+        # === Functional model ===
+        self.activation = activation  # `compile` asks for it
+        inputs = backbone.input
+        x = pooled_clips(self.pooler, backbone(inputs), inputs)
+        x = self.output_dropout(self.head_norm(x))
+        super().__init__(inputs=inputs, outputs=self.output_dense(x), **kwargs)
+
+        # === Config ===
+        self.num_classes = num_classes
+        self.pooling = pooling
+        self.dropout = dropout
+        self.segments = segments
+        self.head_norm_epsilon = head_norm_epsilon
+        self.head_dtype = head_dtype
+        self.classes = classes
+
+    def get_config(self):
+        names = ("num_classes", "pooling", "activation", "dropout", "segments")
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in (*names, "head_norm_epsilon")},
+            "head_dtype": keras.dtype_policies.serialize(keras.dtype_policies.get(self.head_dtype)),
+            "classes": list(self.classes),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        dtype = keras.dtype_policies.get(config.get("head_dtype"))
+        return super().from_config({**config, "head_dtype": config.get("head_dtype") and dtype})
+
+    # === Presets and runs ===
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True, **kwargs):
+        """A classifier from what is stored somewhere.
+
+        Args:
+            preset: folder of a run (`flexast train`, `flexast convert`), or of a preset that
+                `save_to_preset` wrote; "hf://..." or "kaggle://..." of such a preset; name of an
+                AST on the Hugging Face hub, such as MIT/ast-finetuned-audioset-10-10-0.4593, or
+                its folder; or a name of `PRESETS`, which have no weights.
+            load_weights: whether to load the weights, or else to draw new ones.
+            **kwargs: other arguments than the preset's, such as num_classes, which starts a new
+                head, dropout or dtype.
+
+        Returns:
+            AudioClassifier, compiled.
+
+        Raises:
+            FileNotFoundError, ImportError, OSError, ValueError: there is no such preset, or it
+                holds something else; the message says what was expected.
+        """
+        preset = os.fspath(preset)
+        if preset in PRESETS:
+            return _untrained(cls, preset, load_weights, kwargs)
+        folder = pathlib.Path(preset)
+        if RUN.is_whole(folder):
+            return cls.from_run(load_run(folder), load_weights=load_weights, **kwargs)
+        if _is_published(preset):
+            run = convert_run(preset.removeprefix(HUB)).run
+            return cls.from_run(run, load_weights=load_weights, **kwargs)
+        if folder.is_dir() and not PRESET.is_whole(folder):
+            raise ValueError(
+                f"{preset} is neither a run (model.keras, settings.json) nor a preset "
+                f"(config.json, task.json). `flexast train` writes a run, `save_to_preset` a "
+                f"preset."
+            )
+        if "num_classes" in kwargs:
+            kwargs.setdefault("classes", None)
+        return super().from_preset(preset, load_weights=load_weights, **kwargs)
+
+    @classmethod
+    def from_run(cls, run, load_weights=True, **kwargs):
+        """A classifier with the weights and settings of a Run.
+
+        Args:
+            run: Run.
+            load_weights, **kwargs: as in `from_preset`.
+        """
+        model, dtype = run.model, kwargs.pop("dtype", None)
+        config = model.backbone.get_config()
+        backbone = ASTBackbone.from_config({**config, "dtype": dtype} if dtype else config)
+        options = {
+            "preprocessor": AudioClassifierPreprocessor(
+                ASTAudioConverter(run.fbank), patches=run.patches, packing=run.packing
+            ),
+            "num_classes": model.num_classes,
+            "pooling": model.pooling_name,
+            "activation": "sigmoid" if run.multi_label else "softmax",
+            "segments": model.segments,
+            "head_norm_epsilon": model.head_norm_epsilon,
+            "classes": run.classes,
+        }
+        if "num_classes" in kwargs:
+            options["classes"] = None
+        classifier = cls(backbone, **{**options, **kwargs})
+        if load_weights:
+            for ours, theirs in classifier._parts(model, head="num_classes" not in kwargs):
+                ours.set_weights(theirs.get_weights())
+        return classifier
+
+    def to_run(self):
+        """The classifier as a Run, which `flexast` evaluates, exports and serves."""
+        preprocessor = self._own_preprocessor("to_run")
+        patches, fbank = preprocessor.patches, preprocessor.fbank
+        config = {**self.backbone.get_config(), "dtype": "float32", "name": None}
+        model = PackedAST(
+            self.num_classes, pooling=self.pooling, segments=self.segments,
+            head_norm_epsilon=self.head_norm_epsilon, mel_bins=fbank.mel_bins,
+            stride=patches.stride, remainder=patches.remainder, position=patches.position, **config,
+        )  # fmt: skip
+        for ours, theirs in self._parts(model):
+            theirs.set_weights(ours.get_weights())
+        return Run(
+            model,
+            fbank,
+            patches=patches,
+            packing=preprocessor.packing,
+            classes=self.classes,
+            multi_label=self.activation == "sigmoid",
+            made_by={"command": "AudioClassifier.to_run", "versions": versions()},
+        )
+
+    def save_to_run(self, folder, overwrite=False):
+        """Write the classifier as a run; the folder appears whole or not at all."""
+        run = self.to_run()
+        with atomic_folder(folder, overwrite, kind=RUN) as partial:
+            save_run(run, partial)
+
+    def save_to_preset(self, preset_dir, max_shard_size=10):
+        """Write the classifier as a KerasHub preset with a model card; a preset is replaced.
+
+        Args:
+            preset_dir: folder of the preset.
+            max_shard_size: largest file of weights in GB.
+        """
+        with atomic_folder(preset_dir, True, kind=PRESET) as partial:
+            super().save_to_preset(str(partial), max_shard_size=max_shard_size)
+            (partial / "README.md").write_text(self._card(), encoding="utf-8")
+
+    def _parts(self, model, head=True):
+        """Pairs of layers with the same weights: of this classifier, and of a PackedAST."""
+        pairs = [(self.backbone, model.backbone), (self.pooler, model.pooling)]
+        pairs.append((self.head_norm, model.head_norm))
+        return [*pairs, (self.output_dense, model.head)] if head else pairs
+
+    def _card(self):
+        """A model card for the Hugging Face hub."""
+        heard = ""
+        if self.preprocessor is not None:
+            sizes = ", ".join(f"{f}x{t}" for f, t in self.preprocessor.patches.patch_sizes)
+            rate = self.preprocessor.fbank.sample_rate
+            heard = f"Waveforms of {rate} Hz; patch sizes {sizes}.\n\n"
+        names = "".join(f"- {name}\n" for name in self.classes[:50])
+        more = f"- and {len(self.classes) - 50} more\n" if len(self.classes) > 50 else ""
+        return (
+            "---\nlibrary_name: keras-hub\npipeline_tag: audio-classification\ntags:\n- keras\n"
+            "- audio-classification\n---\n\n"
+            f"Audio classifier of {self.num_classes} classes, {self.count_params():,} weights, by "
+            f"keras-flexast.\n\n{heard}```python\nfrom keras_flexast.hub import AudioClassifier\n\n"
+            'classifier = AudioClassifier.from_preset("hf://USER/NAME")\n'
+            "scores = classifier.predict([waveform])\n```\n\n"
+            f"Classes:\n\n{names}{more}"
+        )
+
+    # === Training and prediction ===
+
+    def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **kwargs):
+        """Configure the classifier for training.
+
+        Args:
+            optimizer: as in keras.Model.compile; "auto" is Adam with a learning rate of 5e-5, for
+                weights that are trained already.
+            loss: as in keras.Model.compile, on (rows, segments) labels; "auto" is PackedLoss.
+            metrics: as in keras.Model.compile; empty slots do not count. "auto" is the accuracy
+                where clips have one label.
+            **kwargs: as in keras.Model.compile.
+        """
+        several = self.activation == "sigmoid"
+        if optimizer == "auto":
+            optimizer = keras.optimizers.Adam(LEARNING_RATE)
+        if loss == "auto":
+            loss = PackedLoss(several, from_logits=self.activation is None)
+        if metrics == "auto":
+            metrics = [] if several else [PackedAccuracy()]
+        if self.preprocessor is not None:
+            row_length = self.preprocessor.packing.row_length
+            kwargs.setdefault("jit_compile", jit_compile(self, row_length))
+        kwargs = {"weighted_metrics": metrics, **kwargs}
+        super().compile(optimizer=optimizer, loss=loss, metrics=None, **kwargs)
+
+    def fit(
+        self, x=None, y=None, batch_size=None, sample_weight=None, validation_data=None,
+        validation_split=None, **kwargs,
+    ):  # fmt: skip
+        """Train on clips; see keras.Model.fit.
+
+        Args:
+            x: clips, see the class.
+            y: int (clips,), or float (clips, classes) where clips have several labels; None where
+                x is a Dataset.
+            batch_size: number of clips in a batch, on average; None for 32.
+            sample_weight: float (clips,).
+            validation_data: (x, y) or (x, y, sample_weight) of clips in memory, or a Dataset.
+            validation_split: share of the clips in memory, the last ones, to validate on.
+            **kwargs: as in keras.Model.fit.
+
+        Returns:
+            keras.callbacks.History.
+
+        Raises:
+            ValueError: a clip cannot be used, or labels do not fit.
+        """
+        if self.preprocessor is None:
+            return super().fit(
+                x, y, batch_size=batch_size, sample_weight=sample_weight,
+                validation_data=validation_data, validation_split=validation_split, **kwargs,
+            )  # fmt: skip
+        own = self.preprocessor
+        if validation_split and validation_data is None:
+            x, y, sample_weight, validation_data = _split(x, y, sample_weight, validation_split)
+        if validation_data is not None:
+            if not isinstance(validation_data, tuple):
+                validation_data = (validation_data,)
+            self._check_labels(*validation_data)
+            validation_data = _scored(own.evaluation_batches(*validation_data))
+        self._check_labels(x, y)
+        epoch, given = kwargs.get("initial_epoch", 0), kwargs.pop("steps_per_epoch", None)
+        batches, steps = own.training_batches(x, y, sample_weight, batch_size=batch_size)
+        if epoch and steps:
+            start = epoch * (given or steps)
+            batches, _ = own.training_batches(
+                x, y, sample_weight, batch_size=batch_size, start=start
+            )
+        return keras.Model.fit(
+            self, batches, validation_data=validation_data, steps_per_epoch=given or steps,
+            **{**kwargs, "shuffle": False},
+        )  # fmt: skip
+
+    def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
+        """Loss and metrics of clips; arguments as in `fit` and keras.Model.evaluate."""
+        if self.preprocessor is None:
+            return super().evaluate(
+                x, y, batch_size=batch_size, sample_weight=sample_weight, **kwargs
+            )
+        if kwargs.get("_use_cached_eval_dataset"):  # `fit` validates on packed batches
+            return keras.Model.evaluate(self, x, **kwargs)
+        self._check_labels(x, y)
+        batches = self.preprocessor.evaluation_batches(x, y, sample_weight, batch_size=batch_size)
+        return keras.Model.evaluate(self, _scored(batches), **kwargs)
+
+    def predict(self, x=None, batch_size=None, **kwargs):
+        """Scores of every clip, float32 (clips, num_classes), in the order of the clips.
+
+        Args:
+            x: clips, see the class; labels of a Dataset are not used.
+            batch_size, **kwargs: as in keras.Model.predict, where `preprocessor` is None; else the
+                preprocessor's packing tells how many rows are in a batch.
+
+        Raises:
+            ValueError: a clip cannot be used, or the model gives NaN.
+        """
+        if self.preprocessor is None:
+            return super().predict(x, batch_size=batch_size, **kwargs)
+        if isinstance(x, tf.data.Dataset):
+            return _in_order(self._predictor(), self.preprocessor.evaluation_batches(x))
+        own = self.preprocessor
+        heard = own.fbank, own.heard, own.packing
+        if getattr(self, "_clips", (None,))[0] != heard:
+            self._clips = heard, ClipPredictor(*heard)
+        return self._clips[1](self._predictor(), own.waveforms(x))
+
+    def _predictor(self):
+        """The PackedPredictor of this model, made once."""
+        if not hasattr(self, "_packed"):
+            self._packed = PackedPredictor(self)
+        return self._packed
+
+    def _own_preprocessor(self, name):
+        if self.preprocessor is None:
+            raise ValueError(f"{name} needs a preprocessor, and this classifier has none.")
+        return self.preprocessor
+
+    def _check_labels(self, x, y=None, sample_weight=None):
+        """Raise a ValueError where labels do not fit the classes."""
+        if isinstance(x, tf.data.Dataset):
+            return
+        if y is None:
+            raise ValueError("y is None; give the label of each clip.")
+        labels, several = np.asarray(y), self.activation == "sigmoid"
+        if several and labels.ndim != 2:
+            raise ValueError(
+                f"y has shape {labels.shape}; where clips may have several labels, expected floats "
+                f"(clips, {self.num_classes})."
+            )
+        if labels.ndim == 2 and labels.shape[1] != self.num_classes:
+            raise ValueError(f"y has {labels.shape[1]} columns for {self.num_classes} classes.")
+        known = range(self.num_classes)
+        wrong = [one for one in labels.tolist() if labels.ndim == 1 and one not in known]
+        if labels.ndim not in (1, 2) or wrong or not np.issubdtype(labels.dtype, np.number):
+            raise ValueError(
+                f"y has dtype {labels.dtype}, shape {labels.shape} and values such as {wrong[:3]}; "
+                f"expected integers from 0 to {self.num_classes - 1}, one for each clip."
+            )
+
+
+def _scored(batches):
+    """Batches of a known number, without clip_ids, for `evaluate` and validation."""
+    return counted(batches).map(lambda *batch: batch[:3])
+
+
+def _in_order(predictor, batches):
+    """Outputs of batches whose number of clips is not known, float32 (clips, width)."""
+    outputs, ids = [np.zeros((0, predictor.width), "float32")], [np.zeros(0, "int64")]
+    for inputs, _, _, clip_ids in batches:
+        output, places = predictor(inputs), np.asarray(clip_ids)
+        outputs.append(output[places >= 0])
+        ids.append(places[places >= 0])
+    outputs = np.concatenate(outputs)[np.argsort(np.concatenate(ids))]
+    check_finite(outputs)
+    return outputs
+
+
+def _split(x, y, sample_weight, share):
+    """The first clips, and the last ones for validation: x, y, weights, (x, y, weights)."""
+    if isinstance(x, tf.data.Dataset):
+        raise ValueError("validation_split needs clips in memory; give validation_data.")
+    at = round(len(x) * (1 - share))
+    if not 0 < at < len(x):
+        raise ValueError(f"validation_split={share} leaves no clip of {len(x)} on one side.")
+    given = (x, y, sample_weight)
+    first, last = (
+        tuple(None if one is None else one[part] for one in given)
+        for part in (slice(None, at), slice(at, None))
+    )
+    return *first, last
+
+
+def _is_published(preset):
+    """Whether a preset is an AST as Hugging Face has them, in a folder or on the hub."""
+    path = pathlib.Path(preset, "config.json")
+    if path.is_file():
+        return "registered_name" not in json.loads(path.read_text(encoding="utf-8"))
+    if os.path.exists(preset):
+        return False
+    if not preset.startswith(HUB):
+        return "://" not in preset and preset.count("/") == 1
+    from huggingface_hub import hf_hub_download
+
+    try:
+        config = hf_hub_download(preset.removeprefix(HUB), "config.json")
+    except Exception as error:  # whatever the network, the hub or the name met
+        raise FileNotFoundError(f"the Hugging Face hub did not give {preset}: {error}") from error
+    return "registered_name" not in json.loads(pathlib.Path(config).read_text(encoding="utf-8"))
+
+
+def _untrained(cls, name, load_weights, kwargs):
+    """A classifier of PRESETS with new weights."""
+    if load_weights:
+        raise ValueError(
+            f"preset={name!r} has no published weights. Pass load_weights=False to train it from "
+            f"scratch, or give a run or the name of an AST on the Hugging Face hub."
+        )
+    if "num_classes" not in kwargs:
+        raise ValueError(f"preset={name!r} has no classes. Pass num_classes.")
+    found = PRESETS[name]
+    make = FlexiAST if found["family"] == "flexiast" else ElasticAST
+    num_classes = kwargs.pop("num_classes")
+    classes = kwargs.pop("classes", None) or tuple(map(str, range(num_classes)))
+    model = make(num_classes, found["size"])
+    fbank = ASTAudioConverter().fbank
+    packing = AudioClassifierPreprocessor(ASTAudioConverter()).packing
+    run = Run(
+        model, fbank, patches=model.patch_settings(PATCH_SIZES), packing=packing, classes=classes
+    )
+    return cls.from_run(run, classes=classes, **kwargs)

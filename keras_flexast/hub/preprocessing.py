@@ -1,0 +1,301 @@
+"""Waveforms to log-mel features, and to packed batches, as KerasHub's preprocessing layers."""
+
+import keras
+import keras_hub
+import numpy as np
+import tensorflow as tf
+
+from keras_flexast.hub.backbone import ASTBackbone
+from keras_flexast.inference.classifier import checked_waveforms
+from tf_data_pipelines.augment import augment_features, augment_waveforms
+from tf_data_pipelines.fbank import features
+from tf_data_pipelines.lengths import batches_per_epoch, packing_for, training_packing
+from tf_data_pipelines.loading import load_waveforms
+from tf_data_pipelines.packing import batch_rows, pack
+from tf_data_pipelines.pipeline import evaluation_batches, graph_code, split_batch, training_batches
+from tf_data_pipelines.settings import (
+    AugmentSettings,
+    FbankSettings,
+    PackSettings,
+    PatchSettings,
+    patch_pair,
+)
+from tf_data_pipelines.sources import WaveformSource
+from tf_data_pipelines.stages import extract_features, make_tokens
+
+BATCH_CLIPS = 32  # as Keras has samples in a batch
+MANY = 2**31 - 1  # rows: all of a batch of clips
+
+
+def _settings(kind, value):
+    """Settings of a kind, from themselves, their dictionary or None for the defaults."""
+    if value is None:
+        return kind()
+    return value if isinstance(value, kind) else kind.from_dict(value)
+
+
+@keras.saving.register_keras_serializable(package="keras_flexast")
+class ASTAudioConverter(keras_hub.layers.AudioConverter):
+    """Waveforms to normalized log-mel filterbank features.
+
+    Args:
+        fbank: FbankSettings, with the mean and std of the training data; or their dictionary.
+        **kwargs: as in keras.layers.Layer.
+
+    Call arguments:
+        waveforms: float (samples,) or (batch, samples), in [-1, 1], at fbank.sample_rate Hz.
+
+    Output:
+        float32 (frames, mel_bins) or (batch, frames, mel_bins).
+
+    Example:
+        converter = ASTAudioConverter(FbankSettings(mean=-4.3, std=4.6))
+        converter(np.zeros((2, 16000), "float32"))  # (2, 98, 128)
+    """
+
+    backbone_cls = ASTBackbone
+
+    def __init__(self, fbank=None, **kwargs):
+        super().__init__(**kwargs)
+        self.fbank = _settings(FbankSettings, fbank)
+
+    def audio_shape(self):
+        return (None, self.fbank.mel_bins)
+
+    def call(self, waveforms):
+        with tf.device("cpu"):
+            found = features(tf.cast(waveforms, tf.float32), self.fbank)
+        return found if not tf.executing_eagerly() else keras.ops.convert_to_tensor(found.numpy())
+
+    def get_config(self):
+        return {**super().get_config(), "fbank": self.fbank.to_dict()}
+
+
+@keras.saving.register_keras_serializable(package="keras_flexast")
+class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
+    """Clips of any lengths to packed batches.
+
+    In training each clip draws one of `patches.patch_sizes`, and is augmented; elsewhere every
+    clip is cut into patches of `patch_size`.
+
+    Args:
+        audio_converter: ASTAudioConverter.
+        patches: PatchSettings of the training, or their dictionary.
+        packing: PackSettings of rows where the clips' lengths are not known before, as of a
+            tf.data.Dataset; or their dictionary.
+        patch_size: int or (frequency, time), outside training; larger is faster. None for the
+            base patch. It may be changed at any time.
+        augment: AugmentSettings of the training, or their dictionary.
+        seed: random seed of the order of the clips and of all draws.
+        **kwargs: as in keras.layers.Layer.
+
+    Call arguments:
+        x: list of float waveforms (samples,) of any lengths, or (batch, samples), in [-1, 1].
+        y: int (batch,), or float (batch, classes).
+        sample_weight: float (batch,).
+
+    Output:
+        packed inputs of these clips, a dictionary of tensors (rows, row_length, ...); with labels
+        (inputs, labels, weights), in slots (rows, segments).
+    """
+
+    backbone_cls = ASTBackbone
+    audio_converter_cls = ASTAudioConverter
+
+    def __init__(
+        self, audio_converter, *, patches=None, packing=None, patch_size=None, augment=None,
+        seed=1337, **kwargs,
+    ):  # fmt: skip
+        super().__init__(**kwargs)
+        self.audio_converter = audio_converter
+        self.patches = _settings(PatchSettings, patches)
+        self.packing = _settings(PackSettings, packing)
+        self.patch_size = patch_size
+        self.augment = _settings(AugmentSettings, augment)
+        self.seed = seed
+
+    @property
+    def patch_size(self):
+        """(frequency, time) of patches outside training."""
+        return self._patch_size
+
+    @patch_size.setter
+    def patch_size(self, value):
+        self._patch_size = self.patches.base_patch if value is None else patch_pair(value)
+
+    @property
+    def fbank(self):
+        """FbankSettings of the audio converter."""
+        return self.audio_converter.fbank
+
+    @property
+    def heard(self):
+        """PatchSettings outside training."""
+        return self.patches.at([self.patch_size])
+
+    def call(self, x, y=None, sample_weight=None):
+        packing = self.packing
+        if tf.executing_eagerly():
+            data = self._source(x, y, sample_weight)
+            packing = packing_for(data, self.fbank, self.heard, packing)
+            clips = load_waveforms(data, data.sample_rate)
+        else:
+            clips = _numbered(tf.data.Dataset.from_tensor_slices(_element(x, y, sample_weight)))
+        rows = self._rows(clips, packing)
+        batch = split_batch(rows.batch(MANY).get_single_element())
+        inputs, labels, weights = _for_backend(batch) if tf.executing_eagerly() else batch
+        return inputs if y is None else (inputs, labels, weights)
+
+    def training_batches(self, x, y=None, sample_weight=None, *, batch_size=None, start=0):
+        """Packed batches to train on, and their number in an epoch (None where it is unknown).
+
+        Args:
+            x, y, sample_weight: clips in memory, as when called; or x is a tf.data.Dataset of
+                (waveform, label) or (waveform, label, weight), or of batches of them.
+            batch_size: number of clips in a batch, on average and rounded to whole rows; None for
+                32. A Dataset has `packing.rows` rows in a batch.
+            start: number of batches that an earlier training had; of clips in memory alone.
+        """
+        if isinstance(x, tf.data.Dataset):
+            _check_alone(y, sample_weight, batch_size)
+            _check_streamed(self.augment)
+            return self._streamed(_numbered(x)), None
+        data = self._source(x, y, sample_weight)
+        how = {"patches": self.patches, "augment": self.augment}
+        packing = training_packing(
+            [data], self.fbank, batch_clips=batch_size or BATCH_CLIPS,
+            segments=self.packing.segments, overlong=self.packing.overlong, **how,
+        )  # fmt: skip
+        how["packing"] = packing
+        batches = training_batches(data, self.fbank, seed=self.seed, start=start, **how)
+        return batches, batches_per_epoch(data, self.fbank, **how)
+
+    def evaluation_batches(self, x, y=None, sample_weight=None, *, batch_size=None):
+        """Packed batches of every clip once, without draws: (inputs, labels, weights, clip_ids).
+
+        Arguments are those of `training_batches`; clip_ids are places in x.
+        """
+        if isinstance(x, tf.data.Dataset):
+            _check_alone(y, sample_weight, batch_size)
+            rows = self._rows(_numbered(x), self.packing)
+            return _with_ids(batch_rows(rows, self.packing))
+        data = self._source(x, y, sample_weight)
+        packing = self.packing if batch_size is None else training_packing(
+            [data], self.fbank, patches=self.heard, batch_clips=batch_size,
+            segments=self.packing.segments,
+        )  # fmt: skip
+        packing = packing_for(data, self.fbank, self.heard, packing)
+        return evaluation_batches(data, self.fbank, patches=self.heard, packing=packing, cache=True)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "patches": self.patches.to_dict(),
+            "packing": self.packing.to_dict(),
+            "patch_size": self.patch_size,
+            "augment": self.augment.to_dict(),
+            "seed": self.seed,
+        }
+
+    def waveforms(self, x):
+        """Clips in memory as a list of float32 (samples,); an error names one that is of no use."""
+        x = x.to_list() if isinstance(x, tf.RaggedTensor) else x
+        x = [keras.ops.convert_to_numpy(one) if keras.ops.is_tensor(one) else one for one in x]
+        x = [np.asarray(one, "float32") if isinstance(one, list) else one for one in x]
+        return checked_waveforms(x, self.fbank.sample_rate)
+
+    def _source(self, x, y=None, sample_weight=None):
+        """The WaveformSource of clips in memory."""
+        rate = self.fbank.sample_rate
+        return WaveformSource(self.waveforms(x), rate, labels=y, weights=sample_weight)
+
+    def _rows(self, clips, packing):
+        """Rows of clips at `patch_size`."""
+        clips = extract_features(clips, self.fbank)
+        return pack(make_tokens(clips, self.heard, seed=self.seed, packing=packing), packing)
+
+    @graph_code
+    def _streamed(self, clips):
+        """Training batches of a Dataset of clips, drawn anew whenever it is read."""
+        draws = tf.data.Dataset.random(self.seed, rerandomize_each_iteration=True)
+        clips = tf.data.Dataset.zip(clips, draws)
+        clips = clips.map(lambda clip, draw: {**clip, "epoch": draw})
+        how = {"patches": self.patches, "packing": self.packing}
+        shifts = {"frame_shifts_ms": self.patches.frame_shifts_ms}
+        shifts["frame_shift_range_ms"] = self.augment.frame_shift_range_ms
+        clips = augment_waveforms(
+            clips, self.augment, self.seed, sample_rate=self.fbank.sample_rate, longest=0
+        )
+        clips = extract_features(clips, self.fbank, seed=self.seed, **shifts)
+        clips = augment_features(clips, self.augment, self.fbank, self.seed)
+        clips = make_tokens(clips, seed=self.seed, augment=self.augment, **how)
+        batches = batch_rows(pack(clips, self.packing), self.packing)
+        return batches.map(split_batch).prefetch(tf.data.AUTOTUNE)
+
+
+def _element(x, y, sample_weight):
+    return tuple(one for one in (x, y, sample_weight) if one is not None)
+
+
+@graph_code
+def _numbered(dataset):
+    """A Dataset of clips or of batches of them as dictionaries, with `clip_id` counted."""
+    spec = dataset.element_spec
+    spec = spec if isinstance(spec, tuple) else (spec,)
+    if spec[0].shape.rank == 2:
+        dataset = dataset.unbatch()
+    if spec[0].shape.rank not in (1, 2) or not spec[0].dtype.is_floating:
+        raise ValueError(
+            f"the Dataset gives {spec[0].dtype.name} of shape {spec[0].shape}; expected waveforms "
+            f"of floats in [-1, 1], (samples,) or (batch, samples). Divide 16-bit integers by "
+            f"32768."
+        )
+
+    def named(number, element):
+        element = element if isinstance(element, tuple) else (element,)
+        names = ("waveform", "label", "weight")
+        clip = {"label": tf.constant(0), **dict(zip(names, element, strict=False))}
+        clip["waveform"] = tf.cast(clip["waveform"], tf.float32)
+        integer = clip["label"].dtype.is_integer
+        clip["label"] = tf.cast(clip["label"], tf.int32 if integer else tf.float32)
+        if "weight" in clip:
+            clip["weight"] = tf.cast(clip["weight"], tf.float32)
+        some = tf.debugging.Assert(
+            tf.size(clip["waveform"]) > 0, ["clip", number, "of the Dataset is empty."]
+        )
+        with tf.control_dependencies([some]):
+            return {**clip, "clip_id": tf.identity(number)}
+
+    return dataset.enumerate().map(named, tf.data.AUTOTUNE)
+
+
+@graph_code
+def _with_ids(batches):
+    """Batches of rows as (inputs, labels, weights, clip_ids)."""
+    return batches.map(lambda batch: (*split_batch(batch), batch["clip_ids"]))
+
+
+def _for_backend(batch):
+    """A packed batch of TensorFlow's tensors as the backend's own."""
+    return keras.tree.map_structure(lambda one: keras.ops.convert_to_tensor(one.numpy()), batch)
+
+
+def _check_alone(y, sample_weight, batch_size):
+    """Raise where a Dataset comes with what it holds itself, as Keras does."""
+    given = {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}
+    given = [name for name, value in given.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"x is a tf.data.Dataset, so {', '.join(given)} cannot be given: put labels and "
+            f"weights into it; a batch has packing.rows rows of the preprocessor."
+        )
+
+
+def _check_streamed(augment):
+    """Raise where augmentation needs all clips, and a Dataset gives one after the other."""
+    used = [name for name in ("mixup", "fill_ms", "balanced") if getattr(augment, name)]
+    if used:
+        raise ValueError(
+            f"augment.{used[0]} needs clips in memory. Give lists of waveforms and labels, or "
+            f"leave it out."
+        )
