@@ -1,5 +1,6 @@
 """The task: fit and predict on raw waveforms of any lengths."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -236,8 +237,14 @@ class AudioClassifier(keras_hub.models.Task):
             max_shard_size: largest file of weights in GB.
         """
         with atomic_folder(preset_dir, True, kind=PRESET) as partial:
-            super().save_to_preset(str(partial), max_shard_size=max_shard_size)
+            with _without_optimizer(self):
+                super().save_to_preset(str(partial), max_shard_size=max_shard_size)
             (partial / "README.md").write_text(self._card(), encoding="utf-8")
+
+    def load_task_weights(self, filepath):
+        """Load the weights of pooling and head, see keras_hub.models.Task."""
+        with _without_optimizer(self):
+            super().load_task_weights(filepath)
 
     def _parts(self, model, head=True):
         """Pairs of layers with the same weights: of this classifier, and of a PackedAST."""
@@ -333,6 +340,8 @@ class AudioClassifier(keras_hub.models.Task):
             batches, _ = own.training_batches(
                 x, y, sample_weight, batch_size=batch_size, start=start
             )
+        if not (given or steps):
+            raise ValueError("x is a Dataset without an end; give steps_per_epoch.")
         return keras.Model.fit(
             self, batches, validation_data=validation_data, steps_per_epoch=given or steps,
             **{**kwargs, "shuffle": False},
@@ -403,6 +412,16 @@ class AudioClassifier(keras_hub.models.Task):
                 f"y has dtype {labels.dtype}, shape {labels.shape} and values such as {wrong[:3]}; "
                 f"expected integers from 0 to {self.num_classes - 1}, one for each clip."
             )
+
+
+@contextlib.contextmanager
+def _without_optimizer(model):
+    """Keras saves and loads the optimizer, of twice the size, with the weights of a task."""
+    optimizer, model.optimizer = model.optimizer, None
+    try:
+        yield
+    finally:
+        model.optimizer = optimizer
 
 
 def _scored(batches):

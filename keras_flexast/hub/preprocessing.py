@@ -1,5 +1,7 @@
 """Waveforms to log-mel features, and to packed batches, as KerasHub's preprocessing layers."""
 
+import dataclasses
+
 import keras
 import keras_hub
 import numpy as np
@@ -8,11 +10,17 @@ import tensorflow as tf
 from keras_flexast.hub.backbone import ASTBackbone
 from keras_flexast.inference.classifier import checked_waveforms
 from tf_data_pipelines.augment import augment_features, augment_waveforms
-from tf_data_pipelines.fbank import features
+from tf_data_pipelines.fbank import features, log_mel_sums, mean_and_std
 from tf_data_pipelines.lengths import batches_per_epoch, packing_for, training_packing
 from tf_data_pipelines.loading import load_waveforms
 from tf_data_pipelines.packing import batch_rows, pack
-from tf_data_pipelines.pipeline import evaluation_batches, graph_code, split_batch, training_batches
+from tf_data_pipelines.pipeline import (
+    counted,
+    evaluation_batches,
+    graph_code,
+    split_batch,
+    training_batches,
+)
 from tf_data_pipelines.settings import (
     AugmentSettings,
     FbankSettings,
@@ -24,7 +32,6 @@ from tf_data_pipelines.sources import WaveformSource
 from tf_data_pipelines.stages import extract_features, make_tokens
 
 BATCH_CLIPS = 32  # as Keras has samples in a batch
-MANY = 2**31 - 1  # rows: all of a batch of clips
 
 
 def _settings(kind, value):
@@ -58,6 +65,17 @@ class ASTAudioConverter(keras_hub.layers.AudioConverter):
     def __init__(self, fbank=None, **kwargs):
         super().__init__(**kwargs)
         self.fbank = _settings(FbankSettings, fbank)
+
+    def adapt(self, waveforms):
+        """Set mean and std of `fbank` to those of the log-mel values of training clips.
+
+        Args:
+            waveforms: list of float (samples,) of any lengths.
+        """
+        sums = log_mel_sums(self.fbank)
+        clips = checked_waveforms(waveforms, self.fbank.sample_rate)
+        mean, std = mean_and_std(sums(one) for one in clips)
+        self.fbank = dataclasses.replace(self.fbank, mean=mean, std=std)
 
     def audio_shape(self):
         return (None, self.fbank.mel_bins)
@@ -138,16 +156,19 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         if tf.executing_eagerly():
             data = self._source(x, y, sample_weight)
             packing = packing_for(data, self.fbank, self.heard, packing)
-            clips = load_waveforms(data, data.sample_rate)
+            clips, most = load_waveforms(data, data.sample_rate), len(data.waveforms)
         else:
             clips = _numbered(tf.data.Dataset.from_tensor_slices(_element(x, y, sample_weight)))
-        rows = self._rows(clips, packing)
-        batch = split_batch(rows.batch(MANY).get_single_element())
+            most = x.nrows() if isinstance(x, tf.RaggedTensor) else tf.shape(x, tf.int64)[0]
+        rows = self._rows(clips, packing).batch(most)  # each of them holds a clip
+        batch = split_batch(rows.get_single_element())
         inputs, labels, weights = _for_backend(batch) if tf.executing_eagerly() else batch
         return inputs if y is None else (inputs, labels, weights)
 
     def training_batches(self, x, y=None, sample_weight=None, *, batch_size=None, start=0):
-        """Packed batches to train on, and their number in an epoch (None where it is unknown).
+        """Endless packed batches to train on, and their number in an epoch.
+
+        A finite Dataset is read once to count them; of an endless one the number is None.
 
         Args:
             x, y, sample_weight: clips in memory, as when called; or x is a tf.data.Dataset of
@@ -159,7 +180,9 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         if isinstance(x, tf.data.Dataset):
             _check_alone(y, sample_weight, batch_size)
             _check_streamed(self.augment)
-            return self._streamed(_numbered(x)), None
+            endless = x.cardinality() == tf.data.INFINITE_CARDINALITY
+            steps = None if endless else counted(self._streamed(_numbered(x))).cardinality().numpy()
+            return self._streamed(_numbered(x if endless else x.repeat())), steps
         data = self._source(x, y, sample_weight)
         how = {"patches": self.patches, "augment": self.augment}
         packing = training_packing(
