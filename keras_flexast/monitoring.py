@@ -12,6 +12,7 @@ from keras_flexast.layers.attention import slot_mask
 from tf_data_pipelines.resize import axis_grid
 from tf_data_pipelines.settings import MAX_ROW_LENGTH, PackSettings
 
+PICTURE_SECONDS = 30.0  # between the pictures of two epochs: one takes as long as some steps
 PICTURES = 4  # clips that are shown,
 LONGEST = 30.0  # the first seconds of each
 SCALE = 2  # pixels for a mel bin or frame
@@ -58,7 +59,7 @@ class TrainingBoard(keras.callbacks.TensorBoard):
     Beside loss, metrics and learning rate it shows `row_fill`, the share of the places of the rows
     that held a token; `clips_per_second` and `tokens_per_second`, without validation and pictures;
     and of a few validation clips the spectrogram with the patch grid, over what the model attends
-    to, see `attention_map`.
+    to, see `attention_map`; these in the first and the last epoch, and every half minute between.
 
     Args:
         folder: folder of the logs.
@@ -72,6 +73,7 @@ class TrainingBoard(keras.callbacks.TensorBoard):
         self.meter = meter
         self.places = packing.rows * packing.row_length
         self.pictures = pictures
+        self.next_pictures = 0.0
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
@@ -84,7 +86,9 @@ class TrainingBoard(keras.callbacks.TensorBoard):
     def on_epoch_end(self, epoch, logs=None):
         self._stop()
         super().on_epoch_end(epoch, {**(logs or {}), **self._speed()})
-        if self.pictures is not None:
+        last = epoch + 1 == self.params["epochs"]
+        if self.pictures is not None and (last or time.monotonic() >= self.next_pictures):
+            self.next_pictures = time.monotonic() + PICTURE_SECONDS
             with self._val_writer.as_default():
                 for name, picture in self.pictures.draw(self.model).items():
                     self.summary.image(name, picture[None], step=epoch)

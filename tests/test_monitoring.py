@@ -1,5 +1,7 @@
 """What TensorBoard is given: exact counts, attention that is the model's own, readable pictures."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -8,7 +10,15 @@ from helpers import randomize, write_tones
 from keras import ops
 
 from keras_flexast import PackedAST, monitoring
-from keras_flexast.monitoring import GAP, SCALE, ClipPictures, Meter, _picture, attention_map
+from keras_flexast.monitoring import (
+    GAP,
+    SCALE,
+    ClipPictures,
+    Meter,
+    TrainingBoard,
+    _picture,
+    attention_map,
+)
 from keras_flexast.runs import Run
 from tf_data_pipelines import read_data
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
@@ -105,3 +115,21 @@ def test_pictures_are_of_the_beginning_of_long_clips(tmp_path, monkeypatch):
 def test_a_clip_shorter_than_a_patch_has_a_picture():
     patches = PatchSettings(((16, 48),), grid=(2, 8))
     assert _picture(np.zeros((9, 32), "float32"), np.ones(2), patches).shape[1] == 9 * SCALE
+
+
+def test_pictures_of_short_epochs_are_drawn_in_the_first_and_the_last(tmp_path):
+    line = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    line.compile("sgd", "mse")
+    drawn = []
+
+    def draw(model):
+        drawn.append(int(model.optimizer.iterations))
+        return {"clip": np.zeros((4, 4, 3), "uint8")}
+
+    board = TrainingBoard(
+        tmp_path, types.SimpleNamespace(read=lambda: None), packing=PackSettings(),
+        pictures=types.SimpleNamespace(draw=draw),
+    )  # fmt: skip
+    ones = np.ones((1, 1), "float32")
+    line.fit(ones, ones, epochs=5, validation_data=(ones, ones), callbacks=[board], verbose=0)
+    assert drawn == [1, 5]

@@ -83,7 +83,7 @@ def test_a_batch_of_clips_gives_way_to_one_of_tokens():
 def test_another_optimizer_has_its_own_weight_decay(mine):
     assert chosen({"optimizer": "adam"}).train.weight_decay == 5e-7
     assert chosen({"optimizer": "adam", "weight_decay": 0.1}).train.weight_decay == 0.1
-    assert chosen({"optimizer": "adamw"}).train == chosen({}).train
+    assert chosen({"optimizer": "muon"}).train == chosen({}).train
     assert chosen({"optimizer": "adamw"}, recipe="flexiast-esc50").train.weight_decay == 0.05
     mine.write_text(MINE.replace("epochs=_doubled", "weight_decay=0.0"))
     assert chosen({"optimizer": "adamw"}, recipe=mine).train.weight_decay == 0  # its own

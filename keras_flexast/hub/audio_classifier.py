@@ -333,17 +333,12 @@ class AudioClassifier(keras_hub.models.Task):
             self._check_labels(*validation_data)
             validation_data = _scored(own.evaluation_batches(*validation_data))
         self._check_labels(x, y)
-        epoch, given = kwargs.get("initial_epoch", 0), kwargs.pop("steps_per_epoch", None)
-        batches, steps = own.training_batches(x, y, sample_weight, batch_size=batch_size)
-        if epoch and steps:
-            start = epoch * (given or steps)
-            batches, _ = own.training_batches(
-                x, y, sample_weight, batch_size=batch_size, start=start
-            )
-        if not (given or steps):
-            raise ValueError("x is a Dataset without an end; give steps_per_epoch.")
+        batches, steps = own.training_batches(
+            x, y, sample_weight, batch_size=batch_size, epoch=kwargs.get("initial_epoch", 0),
+            steps=kwargs.pop("steps_per_epoch", None),
+        )  # fmt: skip
         return keras.Model.fit(
-            self, batches, validation_data=validation_data, steps_per_epoch=given or steps,
+            self, batches, validation_data=validation_data, steps_per_epoch=steps,
             **{**kwargs, "shuffle": False},
         )  # fmt: skip
 

@@ -165,33 +165,41 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         inputs, labels, weights = _for_backend(batch) if tf.executing_eagerly() else batch
         return inputs if y is None else (inputs, labels, weights)
 
-    def training_batches(self, x, y=None, sample_weight=None, *, batch_size=None, start=0):
+    def training_batches(
+        self, x, y=None, sample_weight=None, *, batch_size=None, epoch=0, steps=None
+    ):  # fmt: skip
         """Endless packed batches to train on, and their number in an epoch.
-
-        A finite Dataset is read once to count them; of an endless one the number is None.
 
         Args:
             x, y, sample_weight: clips in memory, as when called; or x is a tf.data.Dataset of
                 (waveform, label) or (waveform, label, weight), or of batches of them.
             batch_size: number of clips in a batch, on average and rounded to whole rows; None for
                 32. A Dataset has `packing.rows` rows in a batch.
-            start: number of batches that an earlier training had; of clips in memory alone.
+            epoch: first epoch, from whose first clip the batches go on; of clips in memory.
+            steps: number of batches in an epoch; None for what holds all clips once, for which a
+                Dataset is read once.
+
+        Raises:
+            ValueError: a clip cannot be used, or a Dataset has no end and steps is None.
         """
         if isinstance(x, tf.data.Dataset):
             _check_alone(y, sample_weight, batch_size)
             _check_streamed(self.augment)
             endless = x.cardinality() == tf.data.INFINITE_CARDINALITY
-            steps = None if endless else counted(self._streamed(_numbered(x))).cardinality().numpy()
+            if steps is None and endless:
+                raise ValueError("x is a Dataset without an end; give steps_per_epoch.")
+            if steps is None:
+                steps = int(counted(self._streamed(_numbered(x))).cardinality())
             return self._streamed(_numbered(x if endless else x.repeat())), steps
         data = self._source(x, y, sample_weight)
         how = {"patches": self.patches, "augment": self.augment}
-        packing = training_packing(
+        how["packing"] = training_packing(
             [data], self.fbank, batch_clips=batch_size or BATCH_CLIPS,
             segments=self.packing.segments, overlong=self.packing.overlong, **how,
         )  # fmt: skip
-        how["packing"] = packing
-        batches = training_batches(data, self.fbank, seed=self.seed, start=start, **how)
-        return batches, batches_per_epoch(data, self.fbank, **how)
+        steps = batches_per_epoch(data, self.fbank, **how) if steps is None else steps
+        how |= {"seed": self.seed, "start": epoch * steps}
+        return training_batches(data, self.fbank, **how), steps
 
     def evaluation_batches(self, x, y=None, sample_weight=None, *, batch_size=None):
         """Packed batches of every clip once, without draws: (inputs, labels, weights, clip_ids).
