@@ -109,6 +109,8 @@ PRESET = FolderKind(
         "audio_converter.json",
         "metadata.json",
         "model.weights.h5",
+        "model.weights.json",  # of large models, in parts
+        *(f"model_{number:05}.weights.h5" for number in range(100)),
         "preprocessor.json",
         "task.weights.h5",
     ),

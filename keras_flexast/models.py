@@ -135,6 +135,17 @@ class PackedBackbone(_PackedModel):
         self.attention = attention
         self.remat = remat
 
+    def patch_settings(self, patch_sizes=None, **options):
+        """PatchSettings of clips for this backbone.
+
+        Args:
+            patch_sizes: ints or (frequency, time) pairs to draw from; None for base_patch.
+            **options: other settings of PatchSettings.
+        """
+        names = ("resize", "prefix_tokens", "grid", "base_patch")
+        own = {name: getattr(self, name) for name in names}
+        return PatchSettings(patch_sizes or (self.base_patch,), **{**own, **options})
+
     def get_config(self):
         own = {"name": self.name, "trainable": self.trainable, "dtype": _dtype(self, self)}
         return {**own, **arguments_of(self, leave_out=["dtype"])}
@@ -233,9 +244,7 @@ class PackedAST(_PackedModel):
                 remainder, position or resize than the model was trained with.
         """
         own = {name: getattr(self, name) for name in ("remainder", "position", "stride")}
-        for name in ("resize", "prefix_tokens", "grid", "base_patch"):
-            own[name] = getattr(self.backbone, name)
-        return PatchSettings(patch_sizes or (own["base_patch"],), **{**own, **options})
+        return self.backbone.patch_settings(patch_sizes, **{**own, **options})
 
     def get_config(self):
         of_backbone = ("size", "prefix_tokens", "table", "backbone")

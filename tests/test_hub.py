@@ -119,19 +119,25 @@ def test_the_backbone_is_one_of_kerashubs(tmp_path):
 
 
 def test_lora_of_a_backbone_trains_few_weights(run, classifier):
+    before = classifier.predict(clips()[0])
     classifier.backbone.enable_lora(2)
+    np.testing.assert_allclose(classifier.predict(clips()[0]), before, atol=1e-6)
     trained = classifier.backbone.trainable_variables
     assert {one.name for one in trained} == {"lora_kernel_a", "lora_kernel_b", "bias"}
     assert {one.path.split("/")[-2] for one in trained} == {"query", "value"}
     trained = {one.path for one in trained}
-    before = classifier.backbone.get_weights()
+    weights = classifier.backbone.get_weights()
     waveforms, labels = clips()
     classifier.compile(optimizer=keras.optimizers.Adam(0.01))
     classifier.fit(waveforms, labels, epochs=1, verbose=0)
     after = classifier.backbone.get_weights()
-    for one, old, new in zip(classifier.backbone.variables, before, after, strict=True):
+    for one, old, new in zip(classifier.backbone.variables, weights, after, strict=True):
         moves = one.path in trained and one.name != "lora_kernel_a"  # b is 0, and so its gradient
         assert np.array_equal(old, new) != moves, one.path
+    after = classifier.predict(clips()[0])  # with the adapters
+    assert np.abs(after - before).max() > 1e-3
+    merged = load_classifier(classifier.to_run()).predict(clips()[0])
+    np.testing.assert_allclose(merged, after, atol=1e-5)
 
 
 # === The converter and the preprocessor ===
@@ -225,6 +231,12 @@ def test_several_labels_have_a_sigmoid(tmp_path):
     assert np.ravel(before)[0] == pytest.approx(loss, rel=0.2)
     with pytest.raises(ValueError, match=r"y has shape \(6,\); where clips may have several"):
         classifier.fit(waveforms, labels)
+    logits = AudioClassifier.from_run(run, activation=None)  # are of several labels still
+    found = logits.evaluate(waveforms, soft > 0, verbose=0)
+    np.testing.assert_allclose(np.ravel(found)[0], np.ravel(before)[0], rtol=1e-4)
+    assert logits.to_run().multi_label
+    with pytest.raises(ValueError, match="activation='softmax' contradicts multi_label=True"):
+        AudioClassifier.from_run(run, activation="softmax")
 
 
 def test_every_kind_of_input_gives_the_same(classifier):
@@ -263,7 +275,47 @@ def test_a_dataset_is_fitted_with_new_draws_in_each_epoch(classifier):
     classifier.preprocessor.augment = AugmentSettings(mixup=0.5)
     with pytest.raises(ValueError, match=r"augment\.mixup needs clips in memory"):
         classifier.fit(data)
-    classifier.fit(waveforms, np.eye(3, dtype="float32")[labels], verbose=0)
+    classifier.fit(waveforms, [0] * 6, verbose=0)  # integers become shares of all classes
+
+
+def test_shuffled_and_endless_datasets(classifier):
+    waveforms, labels = clips(12)
+    shuffled = dataset(waveforms, labels).shuffle(12)
+    expected = classifier.evaluate(waveforms, labels, verbose=0)
+    for _ in range(3):  # another order may need another number of rows
+        found = classifier.evaluate(shuffled, verbose=0)
+        np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
+    endless = dataset(waveforms, labels).repeat()
+    for door in (classifier.evaluate, classifier.predict):
+        with pytest.raises(ValueError, match=r"x is a Dataset without an end; give steps\."):
+            door(endless)
+    assert classifier.predict(endless, steps=1).shape[1] == 3
+    classifier.evaluate(endless, steps=2, verbose=0)
+
+
+def test_fit_goes_on_with_other_draws_and_weighs_classes(classifier, monkeypatch):
+    waveforms, labels = clips()
+    seen, make = [], AudioClassifierPreprocessor.training_batches
+
+    def spy(self, x, y=None, sample_weight=None, **options):
+        seen.append((options["epoch"], sample_weight))
+        return make(self, x, y, sample_weight, **options)
+
+    monkeypatch.setattr(AudioClassifierPreprocessor, "training_batches", spy)
+    classifier.fit(waveforms, labels, epochs=2, verbose=0)
+    factors = {0: 1.0, 1: 0.5}
+    classifier.fit(
+        waveforms, labels, class_weight=factors, sample_weight=[2.0] * 6, verbose=0,
+        validation_data=[waveforms, labels],
+    )  # fmt: skip
+    assert [epoch for epoch, _ in seen] == [0, 2]
+    np.testing.assert_allclose(seen[1][1], [2, 1, 2, 2, 1, 2])
+    with pytest.raises(ValueError, match="class_weight needs one label for each clip in memory"):
+        classifier.fit(dataset(waveforms, labels), class_weight=factors)
+    first, _ = make(classifier.preprocessor, waveforms, labels)
+    later, _ = make(classifier.preprocessor, waveforms, labels, epoch=1)
+    first, later = (next(one.as_numpy_iterator())[0]["tokens"] for one in (first, later))
+    assert (first != later).any()
 
 
 def test_without_a_preprocessor_it_takes_packed_batches(classifier):
@@ -309,7 +361,8 @@ def test_a_run_and_a_preset_turn_into_one_another(tmp_path, make, options):
 
 def test_a_new_head_keeps_the_encoder(folder, classifier, tmp_path):
     classifier.save_to_preset(tmp_path / "preset")
-    for preset in (folder, tmp_path / "preset"):
+    classifier.backbone.save_to_preset(str(tmp_path / "encoder"))
+    for preset in (folder, tmp_path / "preset", tmp_path / "encoder"):
         found = AudioClassifier.from_preset(preset, num_classes=7, dropout=0.2)
         assert (found.num_classes, found.dropout, len(found.classes)) == (7, 0.2, 7)
         for ours, theirs in zip(
@@ -317,12 +370,17 @@ def test_a_new_head_keeps_the_encoder(folder, classifier, tmp_path):
         ):
             np.testing.assert_array_equal(ours, theirs)
         assert found.predict(clips()[0]).shape == (6, 7)
+    with pytest.raises(ValueError, match="of an ASTBackbone alone, pass num_classes"):
+        AudioClassifier.from_preset(tmp_path / "encoder")
+    found = AudioClassifier.from_preset(folder, segments=2, pooling="mean")  # a new pooling
+    assert found.predict(clips()[0]).shape == (6, 3)
     half = AudioClassifier.from_preset(folder, dtype="mixed_bfloat16")
     assert half.backbone.blocks[0].dtype_policy.name == "mixed_bfloat16"
     assert np.abs(half.predict(clips()[0]) - classifier.predict(clips()[0])).max() < 0.05
 
 
-def test_presets_by_name_are_untrained(monkeypatch):
+@ONCE
+def test_presets_by_name_are_untrained():
     assert {name.partition("_")[2] for name in PRESETS} == {"nano", "tiny", "small", "base"}
     assert AudioClassifier.presets is PRESETS
     for name in ("flexiast_nano", "elasticast_nano"):
@@ -346,6 +404,7 @@ def test_a_published_ast_loads_through_the_same_door():
     assert classifier.classes == run.classes
 
 
+@ONCE
 def test_the_card_and_the_way_to_a_hub(classifier, tmp_path, monkeypatch):
     classifier.save_to_preset(tmp_path / "preset")
     card = (tmp_path / "preset" / "README.md").read_text()
@@ -385,13 +444,18 @@ def test_clips_and_labels_of_no_use_are_named(classifier, x, y, message):
 
 def test_datasets_of_no_use_are_named(classifier):
     integers = tf.data.Dataset.from_tensors(np.zeros(3000, "int16"))
-    with pytest.raises(ValueError, match=r"gives int16 of shape \(3000,\); expected waveforms"):
-        classifier.predict(integers)
+    named = tf.data.Dataset.from_tensors({"audio": np.zeros(3000, "float32")})
+    for wrong, text in ((integers, "int16"), (named, "audio")):
+        with pytest.raises(ValueError, match=rf"the Dataset gives .*{text}.*; expected waveforms"):
+            classifier.predict(wrong)
+    with pytest.raises(ValueError, match="waveforms is one array; give a list of arrays"):
+        classifier.predict(np.zeros(3000, "float32"))
     empty = dataset([np.zeros(0, "float32")])
     with pytest.raises(tf.errors.InvalidArgumentError, match="of the Dataset is empty"):
         classifier.predict(empty)
 
 
+@ONCE
 def test_other_folders_and_names_are_refused(tmp_path, folder, monkeypatch):
     with pytest.raises(ValueError, match=r"is neither a run .* nor a preset"):
         AudioClassifier.from_preset(tmp_path)
@@ -409,6 +473,11 @@ def test_other_folders_and_names_are_refused(tmp_path, folder, monkeypatch):
         AudioClassifier(ASTBackbone(16, 1, num_heads=1), 3, pooling="cls")
     with pytest.raises(ValueError, match="classes has 1 names for num_classes=3"):
         AudioClassifier(ASTBackbone(16, 1, num_heads=1), 3, classes=["one"])
+    wrong = AudioClassifierPreprocessor(ASTAudioConverter())
+    with pytest.raises(ValueError, match=r"preprocessor's patches\.prefix_tokens is 0, but the"):
+        AudioClassifier(ASTBackbone(16, 1, num_heads=1, prefix_tokens=1), 3, wrong, pooling="cls")
+    with pytest.raises(ValueError, match="AudioClassifier has no argument patch_size"):
+        AudioClassifier.from_preset(folder, patch_size=8)
     with pytest.raises(FileExistsError, match="is not replaced: it is no KerasHub preset"):
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "thesis.txt").write_text("mine")
@@ -431,6 +500,7 @@ def test_without_kerashub_one_sentence_says_what_to_install():
 # === The notebook ===
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it exports, too")
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     """At small scale; the pictures in it are of the full one."""
     import matplotlib.pyplot as plt

@@ -46,7 +46,7 @@ class WaveformSource:
         waveforms: list of float32 (samples,) arrays of any lengths, in [-1, 1].
         sample_rate: sample rate of the waveforms in Hz.
         labels: integers (clips,), the class of each clip, or floats (clips, classes), its share of
-            each class; None for 0.
+            each class, as mixup needs; None for 0.
         weights: numbers (clips,), the weight of each clip in the loss; None for 1.
 
     Raises:

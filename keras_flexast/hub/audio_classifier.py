@@ -1,6 +1,7 @@
 """The task: fit and predict on raw waveforms of any lengths."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -44,13 +45,14 @@ class AudioClassifier(keras_hub.models.Task):
         pooling: "attention", "cls", "cls_distillation" or "mean", as in PackedAST; it must fit the
             backbone's prefix tokens.
         activation: "softmax", "sigmoid" where clips may have several labels, or None for logits.
+        multi_label: whether clips may have several labels; None where activation is "sigmoid".
         dropout: dropout rate before the last layer.
         segments: clip slots in a row.
         head_norm_epsilon: epsilon of the head's LayerNorm.
         head_dtype: dtype policy of pooling and norm; None for the backbone's. The last layer
             computes in float32.
         classes: names of the classes; None for "0", "1", ...
-        **kwargs: as in keras_hub.models.Task.
+        **kwargs: name, trainable and compile, as in keras_hub.models.Task.
 
     Call arguments:
         inputs: packed batch, as for PackedBackbone.
@@ -73,8 +75,8 @@ class AudioClassifier(keras_hub.models.Task):
 
     def __init__(
         self, backbone, num_classes, preprocessor=None, *, pooling="attention",
-        activation="softmax", dropout=0.0, segments=16, head_norm_epsilon=1e-6, head_dtype=None,
-        classes=None, **kwargs,
+        activation="softmax", multi_label=None, dropout=0.0, segments=16, head_norm_epsilon=1e-6,
+        head_dtype=None, classes=None, **kwargs,
     ):  # fmt: skip
         check_choice("pooling", pooling, tuple(POOLINGS))
         check_choice("activation", activation, ACTIVATIONS)
@@ -83,6 +85,19 @@ class AudioClassifier(keras_hub.models.Task):
                 f"pooling={pooling!r} needs a backbone of {POOLINGS[pooling]} prefix tokens; this "
                 f"one has {backbone.prefix_tokens}."
             )
+        unknown = sorted(set(kwargs) - {"name", "trainable", "compile"})
+        if unknown:
+            raise ValueError(
+                f"AudioClassifier has no argument {', '.join(unknown)}. Patch size, features and "
+                f"augmentation belong to the preprocessor."
+            )
+        if multi_label is None:
+            multi_label = activation == "sigmoid"
+        if activation and multi_label != (activation == "sigmoid"):
+            raise ValueError(
+                f"activation={activation!r} contradicts multi_label={multi_label}: scores of "
+                f"several labels are sigmoid, of one label softmax."
+            )
         classes = tuple(map(str, range(num_classes) if classes is None else classes))
         if len(classes) != num_classes:
             raise ValueError(f"classes has {len(classes)} names for num_classes={num_classes}.")
@@ -90,6 +105,7 @@ class AudioClassifier(keras_hub.models.Task):
 
         # === Layers ===
         self.backbone = backbone
+        self.segments = segments
         self.preprocessor = preprocessor
         self.pooler = pooling_layer(backbone, pooling, segments, dtype=head_dtype)
         self.head_norm = keras.layers.LayerNormalization(
@@ -101,7 +117,7 @@ class AudioClassifier(keras_hub.models.Task):
         )
 
         # === Functional model ===
-        self.activation = activation  # `compile` asks for it
+        self.activation, self.multi_label = activation, multi_label  # `compile` asks for them
         inputs = backbone.input
         x = pooled_clips(self.pooler, backbone(inputs), inputs)
         x = self.output_dropout(self.head_norm(x))
@@ -111,13 +127,24 @@ class AudioClassifier(keras_hub.models.Task):
         self.num_classes = num_classes
         self.pooling = pooling
         self.dropout = dropout
-        self.segments = segments
         self.head_norm_epsilon = head_norm_epsilon
         self.head_dtype = head_dtype
         self.classes = classes
+        self._epochs = 0  # that `fit` has trained
+
+    @property
+    def preprocessor(self):
+        """AudioClassifierPreprocessor of raw waveforms; None for packed batches."""
+        return getattr(self, "_preprocessor", None)
+
+    @preprocessor.setter
+    def preprocessor(self, value):
+        if isinstance(value, AudioClassifierPreprocessor):
+            _check_fits(value, self.backbone, self.segments)
+        self._preprocessor = value
 
     def get_config(self):
-        names = ("num_classes", "pooling", "activation", "dropout", "segments")
+        names = ("num_classes", "pooling", "activation", "multi_label", "dropout", "segments")
         return {
             **super().get_config(),
             **{name: getattr(self, name) for name in (*names, "head_norm_epsilon")},
@@ -161,11 +188,19 @@ class AudioClassifier(keras_hub.models.Task):
         if _is_published(preset):
             run = convert_run(preset.removeprefix(HUB)).run
             return cls.from_run(run, load_weights=load_weights, **kwargs)
+        if _is_backbone(folder) and "num_classes" in kwargs:  # a new task on an encoder
+            backbone = ASTBackbone.from_preset(
+                preset, load_weights, dtype=kwargs.pop("dtype", None)
+            )
+            own = AudioClassifierPreprocessor(
+                ASTAudioConverter(), patches=backbone.patch_settings(PATCH_SIZES)
+            )
+            return cls(backbone, **{"preprocessor": own, **kwargs})
         if folder.is_dir() and not PRESET.is_whole(folder):
             raise ValueError(
                 f"{preset} is neither a run (model.keras, settings.json) nor a preset "
                 f"(config.json, task.json). `flexast train` writes a run, `save_to_preset` a "
-                f"preset."
+                f"preset; for the preset of an ASTBackbone alone, pass num_classes."
             )
         if "num_classes" in kwargs:
             kwargs.setdefault("classes", None)
@@ -182,13 +217,16 @@ class AudioClassifier(keras_hub.models.Task):
         model, dtype = run.model, kwargs.pop("dtype", None)
         config = model.backbone.get_config()
         backbone = ASTBackbone.from_config({**config, "dtype": dtype} if dtype else config)
+        segments = kwargs.get("segments", model.segments)
+        packing = dataclasses.replace(run.packing, segments=segments)
         options = {
             "preprocessor": AudioClassifierPreprocessor(
-                ASTAudioConverter(run.fbank), patches=run.patches, packing=run.packing
+                ASTAudioConverter(run.fbank), patches=run.patches, packing=packing
             ),
             "num_classes": model.num_classes,
             "pooling": model.pooling_name,
             "activation": "sigmoid" if run.multi_label else "softmax",
+            "multi_label": run.multi_label,
             "segments": model.segments,
             "head_norm_epsilon": model.head_norm_epsilon,
             "classes": run.classes,
@@ -197,8 +235,11 @@ class AudioClassifier(keras_hub.models.Task):
             options["classes"] = None
         classifier = cls(backbone, **{**options, **kwargs})
         if load_weights:
-            for ours, theirs in classifier._parts(model, head="num_classes" not in kwargs):
-                ours.set_weights(theirs.get_weights())
+            same_pooling = classifier.pooling == model.pooling_name  # another one starts anew
+            for ours, theirs in classifier._parts(
+                model, pooling=same_pooling, head=same_pooling and "num_classes" not in kwargs
+            ):
+                _copy_weights(theirs, ours)
         return classifier
 
     def to_run(self):
@@ -212,14 +253,14 @@ class AudioClassifier(keras_hub.models.Task):
             stride=patches.stride, remainder=patches.remainder, position=patches.position, **config,
         )  # fmt: skip
         for ours, theirs in self._parts(model):
-            theirs.set_weights(ours.get_weights())
+            _copy_weights(ours, theirs)  # of LoRA merged
         return Run(
             model,
             fbank,
             patches=patches,
             packing=preprocessor.packing,
             classes=self.classes,
-            multi_label=self.activation == "sigmoid",
+            multi_label=self.multi_label,
             made_by={"command": "AudioClassifier.to_run", "versions": versions()},
         )
 
@@ -246,10 +287,11 @@ class AudioClassifier(keras_hub.models.Task):
         with _without_optimizer(self):
             super().load_task_weights(filepath)
 
-    def _parts(self, model, head=True):
+    def _parts(self, model, pooling=True, head=True):
         """Pairs of layers with the same weights: of this classifier, and of a PackedAST."""
-        pairs = [(self.backbone, model.backbone), (self.pooler, model.pooling)]
-        pairs.append((self.head_norm, model.head_norm))
+        pairs = [(self.backbone, model.backbone)]
+        if pooling:
+            pairs += [(self.pooler, model.pooling), (self.head_norm, model.head_norm)]
         return [*pairs, (self.output_dense, model.head)] if head else pairs
 
     def _card(self):
@@ -284,7 +326,7 @@ class AudioClassifier(keras_hub.models.Task):
                 where clips have one label.
             **kwargs: as in keras.Model.compile.
         """
-        several = self.activation == "sigmoid"
+        several = self.multi_label
         if optimizer == "auto":
             optimizer = keras.optimizers.Adam(LEARNING_RATE)
         if loss == "auto":
@@ -301,7 +343,7 @@ class AudioClassifier(keras_hub.models.Task):
         self, x=None, y=None, batch_size=None, sample_weight=None, validation_data=None,
         validation_split=None, **kwargs,
     ):  # fmt: skip
-        """Train on clips; see keras.Model.fit.
+        """Train on clips; see keras.Model.fit. A later `fit` goes on with other draws.
 
         Args:
             x: clips, see the class.
@@ -311,7 +353,7 @@ class AudioClassifier(keras_hub.models.Task):
             sample_weight: float (clips,).
             validation_data: (x, y) or (x, y, sample_weight) of clips in memory, or a Dataset.
             validation_split: share of the clips in memory, the last ones, to validate on.
-            **kwargs: as in keras.Model.fit.
+            **kwargs: as in keras.Model.fit; class_weight needs one label for each clip in memory.
 
         Returns:
             keras.callbacks.History.
@@ -328,19 +370,29 @@ class AudioClassifier(keras_hub.models.Task):
         if validation_split and validation_data is None:
             x, y, sample_weight, validation_data = _split(x, y, sample_weight, validation_split)
         if validation_data is not None:
-            if not isinstance(validation_data, tuple):
+            if not isinstance(validation_data, tuple | list):
                 validation_data = (validation_data,)
-            self._check_labels(*validation_data)
-            validation_data = _scored(own.evaluation_batches(*validation_data))
-        self._check_labels(x, y)
+            held_out, *columns = validation_data
+            columns[:1] = [self._checked_labels(held_out, *columns[:1])]
+            steps = kwargs.pop("validation_steps", None)
+            validation_data = _scored(own.evaluation_batches(held_out, *columns, steps=steps))
+        y = self._checked_labels(x, y)
+        factors = kwargs.pop("class_weight", None)
+        if factors is not None:
+            sample_weight = _weighted(x, y, sample_weight, factors)
+        if own.augment.mixup and y is not None and y.ndim == 1:
+            y = np.eye(self.num_classes, dtype="float32")[y]
+        epoch = kwargs.get("initial_epoch", 0) or self._epochs
         batches, steps = own.training_batches(
-            x, y, sample_weight, batch_size=batch_size, epoch=kwargs.get("initial_epoch", 0),
+            x, y, sample_weight, batch_size=batch_size, epoch=epoch,
             steps=kwargs.pop("steps_per_epoch", None),
         )  # fmt: skip
-        return keras.Model.fit(
+        history = keras.Model.fit(
             self, batches, validation_data=validation_data, steps_per_epoch=steps,
             **{**kwargs, "shuffle": False},
         )  # fmt: skip
+        self._epochs = epoch + len(history.epoch)
+        return history
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """Loss and metrics of clips; arguments as in `fit` and keras.Model.evaluate."""
@@ -350,25 +402,33 @@ class AudioClassifier(keras_hub.models.Task):
             )
         if kwargs.get("_use_cached_eval_dataset"):  # `fit` validates on packed batches
             return keras.Model.evaluate(self, x, **kwargs)
-        self._check_labels(x, y)
-        batches = self.preprocessor.evaluation_batches(x, y, sample_weight, batch_size=batch_size)
+        y = self._checked_labels(x, y)
+        batches = self.preprocessor.evaluation_batches(
+            x, y, sample_weight, batch_size=batch_size, steps=kwargs.pop("steps", None)
+        )
         return keras.Model.evaluate(self, _scored(batches), **kwargs)
 
-    def predict(self, x=None, batch_size=None, **kwargs):
+    def predict(self, x=None, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """Scores of every clip, float32 (clips, num_classes), in the order of the clips.
 
         Args:
             x: clips, see the class; labels of a Dataset are not used.
-            batch_size, **kwargs: as in keras.Model.predict, where `preprocessor` is None; else the
-                preprocessor's packing tells how many rows are in a batch.
+            batch_size, verbose, callbacks: as in keras.Model.predict, where `preprocessor` is
+                None; else its packing tells how many rows are in a batch.
+            steps: number of batches of a Dataset to stop after; None for all.
 
         Raises:
             ValueError: a clip cannot be used, or the model gives NaN.
         """
         if self.preprocessor is None:
-            return super().predict(x, batch_size=batch_size, **kwargs)
+            return super().predict(
+                x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks
+            )
+        if callbacks:
+            raise ValueError("callbacks of predict need packed batches: set preprocessor to None.")
         if isinstance(x, tf.data.Dataset):
-            return _in_order(self._predictor(), self.preprocessor.evaluation_batches(x))
+            batches = self.preprocessor.evaluation_batches(x, steps=steps)
+            return _in_order(self._predictor(), batches)
         own = self.preprocessor
         heard = own.fbank, own.heard, own.packing
         if getattr(self, "_clips", (None,))[0] != heard:
@@ -376,24 +436,26 @@ class AudioClassifier(keras_hub.models.Task):
         return self._clips[1](self._predictor(), own.waveforms(x))
 
     def _predictor(self):
-        """The PackedPredictor of this model, made once."""
-        if not hasattr(self, "_packed"):
-            self._packed = PackedPredictor(self)
-        return self._packed
+        """The PackedPredictor of these weights; LoRA and quantization bring others."""
+        weights = tuple(id(one) for one in self.variables)
+        if getattr(self, "_packed", (None,))[0] != weights:
+            self._packed = weights, PackedPredictor(self)
+        return self._packed[1]
 
     def _own_preprocessor(self, name):
         if self.preprocessor is None:
             raise ValueError(f"{name} needs a preprocessor, and this classifier has none.")
         return self.preprocessor
 
-    def _check_labels(self, x, y=None, sample_weight=None):
-        """Raise a ValueError where labels do not fit the classes."""
+    def _checked_labels(self, x, y=None):
+        """Labels as an array that fits the classes, or a ValueError; None of a Dataset."""
         if isinstance(x, tf.data.Dataset):
-            return
+            return y
         if y is None:
             raise ValueError("y is None; give the label of each clip.")
-        labels, several = np.asarray(y), self.activation == "sigmoid"
-        if several and labels.ndim != 2:
+        labels = np.asarray(y)
+        labels = labels.astype("float32") if labels.dtype == bool else labels
+        if self.multi_label and labels.ndim != 2:
             raise ValueError(
                 f"y has shape {labels.shape}; where clips may have several labels, expected floats "
                 f"(clips, {self.num_classes})."
@@ -407,6 +469,45 @@ class AudioClassifier(keras_hub.models.Task):
                 f"y has dtype {labels.dtype}, shape {labels.shape} and values such as {wrong[:3]}; "
                 f"expected integers from 0 to {self.num_classes - 1}, one for each clip."
             )
+        return labels.astype("int32") if labels.ndim == 1 else labels.astype("float32")
+
+
+def _check_fits(preprocessor, backbone, segments):
+    """Raise a ValueError where a preprocessor makes other tokens than a model was made for."""
+    patches = preprocessor.patches
+    pairs = [
+        (f"patches.{name}", getattr(patches, name), getattr(backbone, name))
+        for name in ("prefix_tokens", "base_patch", "grid")
+    ]
+    pairs.append(("packing.segments", preprocessor.packing.segments, segments))
+    for name, came, expected in pairs:
+        if came != expected:
+            raise ValueError(
+                f"the preprocessor's {name} is {came}, but the model has {expected}. "
+                f"backbone.patch_settings(patch_sizes) gives patches that fit."
+            )
+
+
+def _copy_weights(source, target):
+    """Weights of one layer, with all layers in it, to another of the same structure."""
+    pairs = zip(source._flatten_layers(), target._flatten_layers(), strict=True)
+    for one, other in pairs:
+        store = {}
+        one.save_own_variables(store)
+        if store:  # a copy: JAX frees the arrays of a model that trains
+            copies = {name: np.array(keras.ops.convert_to_numpy(store[name])) for name in store}
+            other.load_own_variables(copies)
+
+
+def _weighted(x, y, sample_weight, factors):
+    """Weight of each clip in memory, times the factor of its class."""
+    if isinstance(x, tf.data.Dataset) or y.ndim != 1:
+        raise ValueError(
+            "class_weight needs one label for each clip in memory. Give sample_weight, or put "
+            "weights into the Dataset."
+        )
+    weights = np.array([factors.get(int(label), 1.0) for label in y], "float32")
+    return weights if sample_weight is None else weights * np.asarray(sample_weight, "float32")
 
 
 @contextlib.contextmanager
@@ -420,8 +521,11 @@ def _without_optimizer(model):
 
 
 def _scored(batches):
-    """Batches of a known number, without clip_ids, for `evaluate` and validation."""
-    return counted(batches).map(lambda *batch: batch[:3])
+    """Batches of a known number, without clip_ids, for `evaluate` and validation.
+
+    They stay in memory: a Dataset that is shuffled anew could pack into another number of them.
+    """
+    return counted(batches.cache()).map(lambda *batch: batch[:3])
 
 
 def _in_order(predictor, batches):
@@ -449,6 +553,15 @@ def _split(x, y, sample_weight, share):
         for part in (slice(None, at), slice(at, None))
     )
     return *first, last
+
+
+def _is_backbone(folder):
+    """Whether a folder holds the preset of an ASTBackbone, without a task."""
+    path = folder / "config.json"
+    if not path.is_file() or (folder / "task.json").exists():
+        return False
+    name = json.loads(path.read_text(encoding="utf-8")).get("registered_name")
+    return name == keras.saving.get_registered_name(ASTBackbone)
 
 
 def _is_published(preset):

@@ -175,7 +175,7 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
                 (waveform, label) or (waveform, label, weight), or of batches of them.
             batch_size: number of clips in a batch, on average and rounded to whole rows; None for
                 32. A Dataset has `packing.rows` rows in a batch.
-            epoch: first epoch, from whose first clip the batches go on; of clips in memory.
+            epoch: first epoch, with whose draws the batches begin.
             steps: number of batches in an epoch; None for what holds all clips once, for which a
                 Dataset is read once.
 
@@ -189,8 +189,8 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
             if steps is None and endless:
                 raise ValueError("x is a Dataset without an end; give steps_per_epoch.")
             if steps is None:
-                steps = int(counted(self._streamed(_numbered(x))).cardinality())
-            return self._streamed(_numbered(x if endless else x.repeat())), steps
+                steps = int(counted(self._streamed(_numbered(x), epoch)).cardinality())
+            return self._streamed(_numbered(x if endless else x.repeat()), epoch), steps
         data = self._source(x, y, sample_weight)
         how = {"patches": self.patches, "augment": self.augment}
         how["packing"] = training_packing(
@@ -201,15 +201,22 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         how |= {"seed": self.seed, "start": epoch * steps}
         return training_batches(data, self.fbank, **how), steps
 
-    def evaluation_batches(self, x, y=None, sample_weight=None, *, batch_size=None):
+    def evaluation_batches(self, x, y=None, sample_weight=None, *, batch_size=None, steps=None):
         """Packed batches of every clip once, without draws: (inputs, labels, weights, clip_ids).
 
-        Arguments are those of `training_batches`; clip_ids are places in x.
+        Args:
+            x, y, sample_weight, batch_size: as in `training_batches`; clip_ids are places in x.
+            steps: number of batches of a Dataset to stop after; None for all.
+
+        Raises:
+            ValueError: a clip cannot be used, or a Dataset has no end and steps is None.
         """
         if isinstance(x, tf.data.Dataset):
             _check_alone(y, sample_weight, batch_size)
+            if steps is None and x.cardinality() == tf.data.INFINITE_CARDINALITY:
+                raise ValueError("x is a Dataset without an end; give steps.")
             rows = self._rows(_numbered(x), self.packing)
-            return _with_ids(batch_rows(rows, self.packing))
+            return _with_ids(batch_rows(rows, self.packing)).take(-1 if steps is None else steps)
         data = self._source(x, y, sample_weight)
         packing = self.packing if batch_size is None else training_packing(
             [data], self.fbank, patches=self.heard, batch_clips=batch_size,
@@ -231,6 +238,8 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
     def waveforms(self, x):
         """Clips in memory as a list of float32 (samples,); an error names one that is of no use."""
         x = x.to_list() if isinstance(x, tf.RaggedTensor) else x
+        if getattr(x, "ndim", None) == 1:
+            return checked_waveforms(np.asarray(x), self.fbank.sample_rate)  # which refuses it
         x = [keras.ops.convert_to_numpy(one) if keras.ops.is_tensor(one) else one for one in x]
         x = [np.asarray(one, "float32") if isinstance(one, list) else one for one in x]
         return checked_waveforms(x, self.fbank.sample_rate)
@@ -246,9 +255,9 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         return pack(make_tokens(clips, self.heard, seed=self.seed, packing=packing), packing)
 
     @graph_code
-    def _streamed(self, clips):
-        """Training batches of a Dataset of clips, drawn anew whenever it is read."""
-        draws = tf.data.Dataset.random(self.seed, rerandomize_each_iteration=True)
+    def _streamed(self, clips, epoch):
+        """Training batches of a Dataset of clips, drawn anew for each clip that comes."""
+        draws = tf.data.Dataset.random((self.seed + epoch) % 2**31)
         clips = tf.data.Dataset.zip(clips, draws)
         clips = clips.map(lambda clip, draw: {**clip, "epoch": draw})
         how = {"patches": self.patches, "packing": self.packing}
@@ -273,14 +282,14 @@ def _numbered(dataset):
     """A Dataset of clips or of batches of them as dictionaries, with `clip_id` counted."""
     spec = dataset.element_spec
     spec = spec if isinstance(spec, tuple) else (spec,)
-    if spec[0].shape.rank == 2:
-        dataset = dataset.unbatch()
-    if spec[0].shape.rank not in (1, 2) or not spec[0].dtype.is_floating:
+    shape, dtype = getattr(spec[0], "shape", None), getattr(spec[0], "dtype", None)
+    if dtype is None or shape.rank not in (1, 2) or not dtype.is_floating:
         raise ValueError(
-            f"the Dataset gives {spec[0].dtype.name} of shape {spec[0].shape}; expected waveforms "
-            f"of floats in [-1, 1], (samples,) or (batch, samples). Divide 16-bit integers by "
-            f"32768."
+            f"the Dataset gives {spec[0]}; expected waveforms of floats in [-1, 1], (samples,) or "
+            f"(batch, samples), and labels beside them. Divide 16-bit integers by 32768."
         )
+    if shape.rank == 2:
+        dataset = dataset.unbatch()
 
     def named(number, element):
         element = element if isinstance(element, tuple) else (element,)
