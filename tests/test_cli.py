@@ -454,7 +454,7 @@ def test_help_is_there_within_a_second_and_shows_the_defaults():
         assert not heavy, heavy
     """
     out = run_python(code, program, backend=keras.backend.backend())
-    for text in ("8,10,12,16,20,24,30,32,40,48", "cover", "0.002", "mixed_bfloat16"):
+    for text in ("8,10,12,16,20,24,30,32,40,48", "cover", "0.004", "mixed_bfloat16"):
         assert text in out
 
 

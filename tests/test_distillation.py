@@ -144,7 +144,7 @@ def test_a_run_learns_from_a_teacher_and_is_an_ordinary_run(sounds, tmp_path):
 
 
 def check_logs(folder, *, epochs):
-    """TensorBoard has numbers and pictures of every epoch."""
+    """TensorBoard has numbers of every epoch, and pictures of the first and the last."""
     shown = {}
     for path in folder.rglob("events*"):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
@@ -157,7 +157,7 @@ def check_logs(folder, *, epochs):
     pictures = [values for name, values in shown.items() if name.startswith("clip_")]
     assert len(pictures) == 3  # validation clips
     for values in pictures:
-        assert len(values) == epochs and values[0].string_val[2].startswith(b"\x89PNG")
+        assert 2 <= len(values) <= epochs and values[0].string_val[2].startswith(b"\x89PNG")
         assert values[0] != values[-1]  # the attention has changed
 
 
