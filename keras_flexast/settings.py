@@ -102,7 +102,7 @@ class TrainSettings(Settings):
         decay_start, decay_every, decay_factor: of the schedule "step", in epochs.
         optimizer: "adam", whose weight decay is added to the gradient (the papers), "adamw",
             whose weight decay is decoupled from it, or "muon": AdamW, but Muon for the matrices of
-            the encoder's blocks, which learns in fewer steps.
+            the encoder's blocks, which learns more in as many steps.
         betas: decay rates of the two moments of Adam and AdamW.
         weight_decay: weight decay.
         decay_all: whether biases, norms, position tables and prefix tokens decay, too.
