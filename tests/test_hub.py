@@ -465,6 +465,24 @@ def test_other_folders_and_names_are_refused(tmp_path, folder, monkeypatch):
     other.save_to_preset(str(tmp_path / "vit"))
     with pytest.raises(ValueError, match="is neither a run"):
         AudioClassifier.from_preset(tmp_path / "vit")
+    with pytest.raises(FileNotFoundError, match="preset='mine' is no folder here, and no name of"):
+        AudioClassifier.from_preset("mine")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"broken.config\.json is not JSON"):
+        AudioClassifier.from_preset(tmp_path / "broken")
+    (tmp_path / "vit" / "task.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"subclass of AudioClassifier .* with ViTBackbone"):
+        AudioClassifier.from_preset(tmp_path / "vit")
+    with pytest.raises(ValueError, match="preprocessor is a Dense; expected an AudioClassifierPre"):
+        AudioClassifier.from_preset(folder, preprocessor=keras.layers.Dense(3))
+
+    def no_network(*_):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(keras_hub.src.utils.preset_utils.kagglehub, "model_download", no_network)
+    with pytest.raises(FileNotFoundError, match=r"no hub gave the preset kaggle://.*no route"):
+        AudioClassifier.from_preset("kaggle://someone/model/keras/small")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("someone/never-there", "hf://someone/never-there"):
         with pytest.raises(FileNotFoundError, match="hub did not give"):

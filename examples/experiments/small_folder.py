@@ -8,6 +8,7 @@ JSON for each run, are in results/small_folder/ beside this file; --report print
 
     plain         what train_run does without a recipe: the tiny model, no augmentation
     small-folder  the recipe
+    adamw         small-folder with AdamW at the learning rate that suited it
     cnn           a plain CNN of 0.3 M weights, for as many seconds as small-folder of the same seed
     all tokens    small-folder without token dropout, at as many passes
     one size      small-folder at patch 16 alone
@@ -45,6 +46,9 @@ OURS = load_recipe("small-folder")
 VARIANTS = {
     "plain": Recipe(),
     "small-folder": OURS,
+    "adamw": OURS.replaced(
+        train=dataclasses.replace(OURS.train, optimizer="adamw", learning_rate=2e-3)
+    ),
     "one size": OURS.replaced(patch_sizes=(16,)),
     "distilled": OURS,
     "from RUN": load_recipe("small-folder-init"),

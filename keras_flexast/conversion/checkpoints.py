@@ -71,7 +71,7 @@ def read_checkpoint(source):
 
 
 def _read_folder(folder):
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if "registered_name" in config:
         return _from_preset(str(folder))
     found = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
@@ -86,11 +86,12 @@ def _read_folder(folder):
         _read_file(found[0]),
         origin=str(folder),
         config=config,
-        features=_read_json(features) if features.is_file() else {},
+        features=read_json(features) if features.is_file() else {},
     )
 
 
-def _read_json(path):
+def read_json(path):
+    """The dictionary in a file; an error names the file that is missing, or is no JSON object."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; a checkpoint folder needs it.")
     return _json_object(path.read_bytes(), path)

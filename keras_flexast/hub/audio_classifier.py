@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 
@@ -15,10 +14,10 @@ from keras_flexast.conversion import convert_run
 from keras_flexast.files import PRESET, RUN, atomic_folder
 from keras_flexast.hub.backbone import ASTBackbone
 from keras_flexast.hub.preprocessing import ASTAudioConverter, AudioClassifierPreprocessor
-from keras_flexast.hub.presets import PRESETS
+from keras_flexast.hub.presets import HUB, PRESETS, is_backbone, is_published, untrained_run
 from keras_flexast.inference.scoring import ClipPredictor, PackedPredictor, check_finite
 from keras_flexast.losses import PackedAccuracy, PackedLoss
-from keras_flexast.models import ElasticAST, FlexiAST, PackedAST, pooled_clips, pooling_layer
+from keras_flexast.models import PackedAST, pooled_clips, pooling_layer
 from keras_flexast.optimizers import jit_compile
 from keras_flexast.runs import Run, load_run, save_run, versions
 from keras_flexast.settings import POOLINGS
@@ -26,7 +25,6 @@ from tf_data_pipelines.pipeline import counted
 from tf_data_pipelines.settings import PATCH_SIZES, check_choice
 
 ACTIVATIONS = ("softmax", "sigmoid", None)
-HUB = "hf://"
 LEARNING_RATE = 5e-5  # KerasHub's default, for weights that are trained already
 
 
@@ -139,7 +137,7 @@ class AudioClassifier(keras_hub.models.Task):
 
     @preprocessor.setter
     def preprocessor(self, value):
-        if isinstance(value, AudioClassifierPreprocessor):
+        if value is not None:
             _check_fits(value, self.backbone, self.segments)
         self._preprocessor = value
 
@@ -181,14 +179,16 @@ class AudioClassifier(keras_hub.models.Task):
         """
         preset = os.fspath(preset)
         if preset in PRESETS:
-            return _untrained(cls, preset, load_weights, kwargs)
+            _check_untrained(preset, load_weights, kwargs)
+            run = untrained_run(preset, kwargs["num_classes"], kwargs.get("classes"))
+            return cls.from_run(run, **{"classes": run.classes, **kwargs})
         folder = pathlib.Path(preset)
         if RUN.is_whole(folder):
             return cls.from_run(load_run(folder), load_weights=load_weights, **kwargs)
-        if _is_published(preset):
+        if is_published(preset):
             run = convert_run(preset.removeprefix(HUB)).run
             return cls.from_run(run, load_weights=load_weights, **kwargs)
-        if _is_backbone(folder) and "num_classes" in kwargs:  # a new task on an encoder
+        if is_backbone(folder) and "num_classes" in kwargs:  # a new task on an encoder
             backbone = ASTBackbone.from_preset(
                 preset, load_weights, dtype=kwargs.pop("dtype", None)
             )
@@ -202,9 +202,19 @@ class AudioClassifier(keras_hub.models.Task):
                 f"(config.json, task.json). `flexast train` writes a run, `save_to_preset` a "
                 f"preset; for the preset of an ASTBackbone alone, pass num_classes."
             )
+        remote = "://" in preset
+        if not remote and not folder.exists():
+            raise FileNotFoundError(
+                f"preset={preset!r} is no folder here, and no name of {', '.join(PRESETS)}."
+            )
         if "num_classes" in kwargs:
             kwargs.setdefault("classes", None)
-        return super().from_preset(preset, load_weights=load_weights, **kwargs)
+        try:
+            return super().from_preset(preset, load_weights=load_weights, **kwargs)
+        except Exception as error:  # whatever the network, the hub or the name met
+            if not remote:
+                raise
+            raise FileNotFoundError(f"no hub gave the preset {preset}: {error}") from error
 
     @classmethod
     def from_run(cls, run, load_weights=True, **kwargs):
@@ -244,7 +254,9 @@ class AudioClassifier(keras_hub.models.Task):
 
     def to_run(self):
         """The classifier as a Run, which `flexast` evaluates, exports and serves."""
-        preprocessor = self._own_preprocessor("to_run")
+        preprocessor = self.preprocessor
+        if preprocessor is None:
+            raise ValueError("to_run needs a preprocessor, and this classifier has none.")
         patches, fbank = preprocessor.patches, preprocessor.fbank
         config = {**self.backbone.get_config(), "dtype": "float32", "name": None}
         model = PackedAST(
@@ -442,11 +454,6 @@ class AudioClassifier(keras_hub.models.Task):
             self._packed = weights, PackedPredictor(self)
         return self._packed[1]
 
-    def _own_preprocessor(self, name):
-        if self.preprocessor is None:
-            raise ValueError(f"{name} needs a preprocessor, and this classifier has none.")
-        return self.preprocessor
-
     def _checked_labels(self, x, y=None):
         """Labels as an array that fits the classes, or a ValueError; None of a Dataset."""
         if isinstance(x, tf.data.Dataset):
@@ -472,8 +479,24 @@ class AudioClassifier(keras_hub.models.Task):
         return labels.astype("int32") if labels.ndim == 1 else labels.astype("float32")
 
 
+def _check_untrained(preset, load_weights, kwargs):
+    """Raise a ValueError where a model without weights is asked for them, or has no classes."""
+    if load_weights:
+        raise ValueError(
+            f"preset={preset!r} has no published weights. Pass load_weights=False to train it "
+            f"from scratch, or give a run or the name of an AST on the Hugging Face hub."
+        )
+    if "num_classes" not in kwargs:
+        raise ValueError(f"preset={preset!r} has no classes. Pass num_classes.")
+
+
 def _check_fits(preprocessor, backbone, segments):
     """Raise a ValueError where a preprocessor makes other tokens than a model was made for."""
+    if not isinstance(preprocessor, AudioClassifierPreprocessor):
+        raise ValueError(
+            f"preprocessor is a {type(preprocessor).__name__}; expected an "
+            f"AudioClassifierPreprocessor, or None for packed batches."
+        )
     patches = preprocessor.patches
     pairs = [
         (f"patches.{name}", getattr(patches, name), getattr(backbone, name))
@@ -553,52 +576,3 @@ def _split(x, y, sample_weight, share):
         for part in (slice(None, at), slice(at, None))
     )
     return *first, last
-
-
-def _is_backbone(folder):
-    """Whether a folder holds the preset of an ASTBackbone, without a task."""
-    path = folder / "config.json"
-    if not path.is_file() or (folder / "task.json").exists():
-        return False
-    name = json.loads(path.read_text(encoding="utf-8")).get("registered_name")
-    return name == keras.saving.get_registered_name(ASTBackbone)
-
-
-def _is_published(preset):
-    """Whether a preset is an AST as Hugging Face has them, in a folder or on the hub."""
-    path = pathlib.Path(preset, "config.json")
-    if path.is_file():
-        return "registered_name" not in json.loads(path.read_text(encoding="utf-8"))
-    if os.path.exists(preset):
-        return False
-    if not preset.startswith(HUB):
-        return "://" not in preset and preset.count("/") == 1
-    from huggingface_hub import hf_hub_download
-
-    try:
-        config = hf_hub_download(preset.removeprefix(HUB), "config.json")
-    except Exception as error:  # whatever the network, the hub or the name met
-        raise FileNotFoundError(f"the Hugging Face hub did not give {preset}: {error}") from error
-    return "registered_name" not in json.loads(pathlib.Path(config).read_text(encoding="utf-8"))
-
-
-def _untrained(cls, name, load_weights, kwargs):
-    """A classifier of PRESETS with new weights."""
-    if load_weights:
-        raise ValueError(
-            f"preset={name!r} has no published weights. Pass load_weights=False to train it from "
-            f"scratch, or give a run or the name of an AST on the Hugging Face hub."
-        )
-    if "num_classes" not in kwargs:
-        raise ValueError(f"preset={name!r} has no classes. Pass num_classes.")
-    found = PRESETS[name]
-    make = FlexiAST if found["family"] == "flexiast" else ElasticAST
-    num_classes = kwargs.pop("num_classes")
-    classes = kwargs.pop("classes", None) or tuple(map(str, range(num_classes)))
-    model = make(num_classes, found["size"])
-    fbank = ASTAudioConverter().fbank
-    packing = AudioClassifierPreprocessor(ASTAudioConverter()).packing
-    run = Run(
-        model, fbank, patches=model.patch_settings(PATCH_SIZES), packing=packing, classes=classes
-    )
-    return cls.from_run(run, classes=classes, **kwargs)
