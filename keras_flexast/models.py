@@ -24,18 +24,8 @@ from tf_data_pipelines.settings import (
 )
 
 
-class _PackedModel(keras.Model):
-    """How packed models are made from configs, quantized layers one by one, and exported."""
-
-    @classmethod
-    def from_config(cls, config):
-        policy = keras.dtype_policies.get(config.get("dtype"))
-        if not isinstance(policy, keras.dtype_policies.DTypePolicyMap):
-            return cls(**{**config, "dtype": policy})
-        model = cls(**{**config, "dtype": policy.default_policy})
-        for layer in [one for one in model._flatten_layers() if one.path in list(policy)]:
-            layer.dtype_policy = policy[layer.path]  # built as float, so Keras quantizes it
-        return model
+class PackedExport:
+    """How models on packed rows are exported, on either backend."""
 
     def export(self, filepath, format="tf_saved_model", verbose=None, **kwargs):
         if keras.backend.backend() == "jax" and "input_signature" not in kwargs:
@@ -43,6 +33,14 @@ class _PackedModel(keras.Model):
             shapes = [dict.fromkeys(self.input, "(rows, length, ...)")]
             kwargs = {"jax2tf_kwargs": {"polymorphic_shapes": shapes}, **kwargs}
         return super().export(filepath, format, verbose, **kwargs)
+
+
+class _PackedModel(PackedExport, keras.Model):
+    """How packed models are made from configs, quantized layers one by one."""
+
+    @classmethod
+    def from_config(cls, config):
+        return made_with_policy(cls, config, "dtype")
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
@@ -147,7 +145,8 @@ class PackedBackbone(_PackedModel):
         return PatchSettings(patch_sizes or (self.base_patch,), **{**own, **options})
 
     def get_config(self):
-        own = {"name": self.name, "trainable": self.trainable, "dtype": _dtype(self, self)}
+        policy = policy_of(self, self.patch_embed.dtype_policy)
+        own = {"name": self.name, "trainable": self.trainable, "dtype": policy}
         return {**own, **arguments_of(self, leave_out=["dtype"])}
 
 
@@ -249,7 +248,8 @@ class PackedAST(_PackedModel):
     def get_config(self):
         of_backbone = ("size", "prefix_tokens", "table", "backbone")
         own = arguments_of(self, leave_out=["pooling", "dtype", *of_backbone])
-        own.update(pooling=self.pooling_name, dtype=_dtype(self, self.backbone))
+        policy = policy_of(self, self.backbone.patch_embed.dtype_policy)
+        own.update(pooling=self.pooling_name, dtype=policy)
         return {**self.backbone.get_config(), **own}
 
 
@@ -384,11 +384,23 @@ def _with_dimensions(size, options):
     return options
 
 
-def _dtype(model, backbone):
-    """The dtype policy of a model's layers; of quantized layers one by one."""
-    policy = backbone.patch_embed.dtype_policy
+def policy_of(model, policy):
+    """The dtype policy of a model's layers, serialized; of quantized layers one by one."""
+    policy = keras.dtype_policies.get(policy)
     policies = keras.dtype_policies.DTypePolicyMap(policy)
     for layer in model._flatten_layers():
         if layer.quantization_mode is not None:
             policies[layer.path] = layer.dtype_policy
     return keras.dtype_policies.serialize(policies if len(policies) else policy)
+
+
+def made_with_policy(make, config, name):
+    """What `make` makes of a config whose entry of this name is what `policy_of` gave."""
+    policy = keras.dtype_policies.get(config.get(name))
+    if not isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        return make(**{**config, name: policy})
+    model = make(**{**config, name: policy.default_policy})
+    for layer in [one for one in model._flatten_layers() if one.path in list(policy)]:
+        if layer.quantization_mode is None:
+            layer.dtype_policy = policy[layer.path]  # built as float, so Keras quantizes it
+    return model

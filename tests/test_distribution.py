@@ -97,6 +97,30 @@ SPREAD = """
     assert len(split) == 2 * (2 * 4 + 2), sorted(split)
 """
 
+TASK = """
+    import keras, numpy as np
+    from keras_flexast.hub import AudioClassifier
+    from keras_flexast import ElasticAST, Run
+    from tf_data_pipelines import FbankSettings, PackSettings
+    rng = np.random.default_rng(0)
+    clips = [rng.normal(0, 0.1, 3000 + 500 * number).astype("float32") for number in range(7)]
+    labels = [0, 1, 2, 0, 1, 2, 0]
+
+    def losses():
+        keras.utils.set_random_seed(0)
+        fbank = FbankSettings(sample_rate=8000, mel_bins=64, mean=-6.0, std=3.0)
+        model = ElasticAST(3, dim=16, depth=1, num_heads=2, grid=(4, 64), segments=4)
+        classifier = AudioClassifier.from_run(Run(
+            model, fbank, patches=model.patch_settings((8, 16, 24)),
+            packing=PackSettings(2, 128, 4), classes=("a", "b", "c"),
+        ))
+        classifier.compile(keras.optimizers.Adam(1e-2), jit_compile=False)
+        history = classifier.fit(
+            clips, labels, validation_data=(clips, labels), epochs=2, batch_size=5, verbose=0
+        ).history
+        return [*history["loss"], *history["val_loss"], classifier.predict(clips)]
+"""
+
 
 def on_two_devices(monkeypatch):
     """Code that sets `one` to the losses on one device and `two` to those on two."""
@@ -125,6 +149,12 @@ def test_every_clip_counts_alike_on_two_devices(monkeypatch):
     """However many clips a device has: gradient, loss, accuracy and predictions."""
     code = on_two_devices(monkeypatch).replace("losses()", "steps()")
     run_python(COMMON + UNEQUAL + code + SAME, backend=keras.backend.backend())
+
+
+def test_the_task_of_kerashub_learns_the_same_on_two_devices(monkeypatch):
+    pytest.importorskip("keras_hub")
+    same = "\n    for a, b in zip(two, one, strict=True): np.testing.assert_allclose(a, b, atol=1e-5)\n"
+    run_python(TASK + on_two_devices(monkeypatch) + same, backend=keras.backend.backend())
 
 
 @ONCE

@@ -26,6 +26,7 @@ from keras_flexast.hub import (  # noqa: E402
     AudioClassifierPreprocessor,
     audio_classifier,
 )
+from keras_flexast.hub.preprocessing import labelled  # noqa: E402
 
 PUBLISHED = pathlib.Path(__file__).parent / "data" / "hf_ast_plain"
 RATE, CLASSES = 8000, ("low", "middle", "high")
@@ -138,6 +139,51 @@ def test_lora_of_a_backbone_trains_few_weights(run, classifier):
     assert np.abs(after - before).max() > 1e-3
     merged = load_classifier(classifier.to_run()).predict(clips()[0])
     np.testing.assert_allclose(merged, after, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+def test_a_quantized_classifier_comes_back(tmp_path, mode, classifier):
+    waveforms, _ = clips()
+    before = classifier.predict(waveforms)
+    classifier.quantize(mode)
+    scores = classifier.predict(waveforms)
+    assert 0 < np.abs(scores - before).max() < 0.05
+    classifier.save_to_preset(tmp_path / "preset")
+    classifier.save(tmp_path / "model.keras")
+    for again in (
+        AudioClassifier.from_preset(tmp_path / "preset"),
+        keras.saving.load_model(tmp_path / "model.keras"),
+    ):
+        assert again.output_dense.quantization_mode == mode
+        np.testing.assert_array_equal(again.predict(waveforms), scores)
+    with pytest.raises(ValueError, match="to_run needs the float weights, and this classifier"):
+        classifier.to_run()
+
+
+def test_an_exported_classifier_gives_the_same(tmp_path, classifier):
+    waveforms, _ = clips()
+    inputs = keras.tree.map_structure(
+        keras.ops.convert_to_numpy, classifier.preprocessor(waveforms)
+    )
+    classifier.export(tmp_path / "served", verbose=False)
+    for rows in (slice(None), slice(1)):
+        some = {name: value[rows] for name, value in inputs.items()}
+        served = tf.saved_model.load(str(tmp_path / "served")).serve(some)
+        np.testing.assert_allclose(served, classifier.predict_on_batch(some), atol=1e-5)
+
+
+def test_a_saved_training_goes_on(tmp_path, classifier):
+    waveforms, labels = clips()
+    classifier.compile(optimizer=keras.optimizers.AdamW(0.01), metrics=[])
+    classifier.fit(waveforms, labels, epochs=2, verbose=0)
+    classifier.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(again.optimizer, keras.optimizers.AdamW)
+    weights = [one.fit(waveforms, labels, initial_epoch=2, epochs=3, verbose=0)
+               and one.get_weights() for one in (classifier, again)]  # fmt: skip
+    for ours, theirs in zip(*weights, strict=True):
+        np.testing.assert_allclose(theirs, ours, atol=1e-6)
 
 
 # === The converter and the preprocessor ===
@@ -310,12 +356,23 @@ def test_fit_goes_on_with_other_draws_and_weighs_classes(classifier, monkeypatch
     )  # fmt: skip
     assert [epoch for epoch, _ in seen] == [0, 2]
     np.testing.assert_allclose(seen[1][1], [2, 1, 2, 2, 1, 2])
-    with pytest.raises(ValueError, match="class_weight needs one label for each clip in memory"):
-        classifier.fit(dataset(waveforms, labels), class_weight=factors)
+    soft = np.eye(3, dtype="float32")[labels]
+    with pytest.raises(ValueError, match="class_weight needs one label for each clip"):
+        classifier.fit(waveforms, soft, class_weight=factors)
     first, _ = make(classifier.preprocessor, waveforms, labels)
     later, _ = make(classifier.preprocessor, waveforms, labels, epoch=1)
     first, later = (next(one.as_numpy_iterator())[0]["tokens"] for one in (first, later))
     assert (first != later).any()
+
+
+def test_classes_of_a_dataset_have_their_weights():
+    waveforms, labels = clips()
+    equal = np.stack([one[:3000] for one in waveforms])
+    batched = tf.data.Dataset.from_tensor_slices((equal, labels, [2.0] * 6)).batch(4)
+    for data, share in ((dataset(waveforms, labels), 1.0), (batched, 2.0)):
+        weighted = labelled(data, 3, multi_label=False, factors={0: 1.0, 1: 0.5})
+        found = np.concatenate([np.ravel(weight) for *_, weight in weighted.as_numpy_iterator()])
+        np.testing.assert_allclose(found, np.array([1, 0.5, 1] * 2) * share)
 
 
 def test_without_a_preprocessor_it_takes_packed_batches(classifier):
@@ -453,6 +510,20 @@ def test_datasets_of_no_use_are_named(classifier):
     empty = dataset([np.zeros(0, "float32")])
     with pytest.raises(tf.errors.InvalidArgumentError, match="of the Dataset is empty"):
         classifier.predict(empty)
+    waveforms, labels = clips(3)
+    soft = tf.data.Dataset.from_tensors((waveforms[0], np.zeros(4, "float32")))
+    for wrong, text in (
+        (dataset(waveforms), r"expected \(waveform, label\) or"),
+        (soft, r"labels TensorSpec.*; expected integers \(\.\.\.\) or floats \(\.\.\., 3\)"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            classifier.fit(wrong, verbose=0)
+    for door in (classifier.fit, classifier.evaluate):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="of the Dataset; expected 0 to 2"):
+            door(dataset(waveforms, [0, 1, 3]), verbose=0)
+    several = AudioClassifier.from_run(make_run(multi_label=True))
+    with pytest.raises(ValueError, match=r"labels TensorSpec.*; expected floats \(\.\.\., 3\)"):
+        several.fit(dataset(waveforms, labels), verbose=0)
 
 
 @ONCE

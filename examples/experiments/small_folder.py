@@ -9,7 +9,7 @@ JSON for each run, are in results/small_folder/ beside this file; --report print
     plain         what train_run does without a recipe: the tiny model, no augmentation
     small-folder  the recipe
     adamw         small-folder with AdamW at the learning rate that suited it
-    cnn           a plain CNN of 0.3 M weights, for as many seconds as small-folder of the same seed
+    cnn           a plain CNN of 0.3 M weights, for the seconds of small-folder of the same seed
     all tokens    small-folder without token dropout, at as many passes
     one size      small-folder at patch 16 alone
     distilled     small-folder, half of whose loss is what "one size" of the same seed says
@@ -19,6 +19,7 @@ JSON for each run, are in results/small_folder/ beside this file; --report print
 import argparse
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import platform
@@ -74,39 +75,48 @@ def train_variant(recipe, data, out, seed, **more):
 FIXED_SECONDS = 2.0
 WIDTHS = (16, 32, 64, 128)  # 0.3 M weights
 CNN_RATE = 1e-3
+BATCH_NORM = 0.8  # momentum: the averages must follow within some 60 steps
 
 
 def plain_cnn(frames, mel_bins, classes):
-    """Four blocks of two 3x3 convolutions, batch norm and pooling; then the global average.
-
-    The momentum of 0.9 suits the few steps that a small folder gives.
-    """
+    """Four blocks of two 3x3 convolutions, batch norm and pooling; then the global average."""
     x = inputs = keras.Input((frames, mel_bins, 1))
     for width in WIDTHS:
         for _ in range(2):
             x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
-            x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
+            x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=BATCH_NORM)(x))
         x = keras.layers.MaxPooling2D(2)(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, keras.layers.Dense(classes)(x))
 
 
-class EpochSeconds(keras.callbacks.Callback):
-    """Notes how long each epoch takes."""
+class Clock(keras.callbacks.Callback):
+    """Ends a training after so many seconds; the learning rate falls with them as a cosine."""
+
+    def __init__(self, seconds, rate):
+        super().__init__()
+        self.seconds, self.rate = seconds, rate
 
     def on_train_begin(self, logs=None):
-        self.ends = [time.perf_counter()]
+        self.start = time.perf_counter()
 
-    def on_epoch_end(self, epoch, logs=None):
-        self.ends.append(time.perf_counter())
+    def on_train_batch_begin(self, batch, logs=None):
+        self.model.optimizer.learning_rate = self.rate * (1 + math.cos(math.pi * self.passed)) / 2
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = self.passed >= 1
 
     @property
-    def seconds(self):
-        return np.diff(self.ends)
+    def passed(self):
+        return min(1.0, (time.perf_counter() - self.start) / self.seconds)
 
 
 def train_cnn(folder, seconds, seed):
-    """{"2 s": test accuracy} of the CNN after so many seconds, its seconds and its epochs."""
+    """{"2 s": test accuracy} of the CNN after so many seconds, its seconds and its epochs.
+
+    The seconds are those of `fit`, as it compiles, trains and validates after each epoch; the last
+    epoch may be a part of one.
+    """
     rate, rng = FbankSettings.sample_rate, np.random.default_rng(seed)
     keras.utils.set_random_seed(seed)
     data = read_data(folder, FbankSettings())
@@ -138,27 +148,16 @@ def train_cnn(folder, seconds, seed):
         save_best_only=True, save_weights_only=True,
     )  # fmt: skip
 
-    def fit(epochs, callbacks=()):
-        """The CNN after so many epochs of a whole cosine, and its seconds."""
-        model = plain_cnn(*middles["test"].shape[1:3], len(data.source.classes))
-        schedule = keras.optimizers.schedules.CosineDecay(CNN_RATE, steps * epochs)
-        model.compile(
-            keras.optimizers.Adam(schedule),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
-        )
-        start = time.perf_counter()
-        model.fit(
-            batches(), steps_per_epoch=steps, epochs=epochs, verbose=2, callbacks=callbacks,
-            validation_data=(middles["validation"], labels["validation"]),
-        )  # fmt: skip
-        return model, time.perf_counter() - start
-
-    pace = EpochSeconds()
-    fit(3, [pace])
-    first, *others = pace.seconds  # the first one compiles
-    epochs = max(1, 1 + round((seconds - first) / np.mean(others)))
-    model, spent = fit(epochs, [best])
+    model = plain_cnn(*middles["test"].shape[1:3], len(data.source.classes))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(CNN_RATE), loss, metrics=["accuracy"])
+    start = time.perf_counter()
+    history = model.fit(
+        batches(), steps_per_epoch=steps, epochs=10**6, verbose=2,
+        callbacks=[Clock(seconds, CNN_RATE), best],
+        validation_data=(middles["validation"], labels["validation"]),
+    )  # fmt: skip
+    spent, epochs = time.perf_counter() - start, len(history.epoch)
     model.load_weights(best.filepath)
     found = np.argmax(model.predict(middles["test"], verbose=0), -1) == labels["test"]
     return {"2 s": float(found.mean())}, spent, epochs

@@ -13,11 +13,22 @@ import tensorflow as tf
 from keras_flexast.conversion import convert_run
 from keras_flexast.files import PRESET, RUN, atomic_folder
 from keras_flexast.hub.backbone import ASTBackbone
-from keras_flexast.hub.preprocessing import ASTAudioConverter, AudioClassifierPreprocessor
+from keras_flexast.hub.preprocessing import (
+    ASTAudioConverter,
+    AudioClassifierPreprocessor,
+    labelled,
+)
 from keras_flexast.hub.presets import HUB, PRESETS, is_backbone, is_published, untrained_run
 from keras_flexast.inference.scoring import ClipPredictor, PackedPredictor, check_finite
 from keras_flexast.losses import PackedAccuracy, PackedLoss
-from keras_flexast.models import PackedAST, pooled_clips, pooling_layer
+from keras_flexast.models import (
+    PackedAST,
+    PackedExport,
+    made_with_policy,
+    policy_of,
+    pooled_clips,
+    pooling_layer,
+)
 from keras_flexast.optimizers import jit_compile
 from keras_flexast.runs import Run, load_run, save_run, versions
 from keras_flexast.settings import POOLINGS
@@ -29,7 +40,7 @@ LEARNING_RATE = 5e-5  # KerasHub's default, for weights that are trained already
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
-class AudioClassifier(keras_hub.models.Task):
+class AudioClassifier(PackedExport, keras_hub.models.Task):
     """Audio classification on raw waveforms of any lengths, in KerasHub's manner.
 
     `fit`, `evaluate` and `predict` take a list of waveforms, one array of equally long ones, a
@@ -146,14 +157,14 @@ class AudioClassifier(keras_hub.models.Task):
         return {
             **super().get_config(),
             **{name: getattr(self, name) for name in (*names, "head_norm_epsilon")},
-            "head_dtype": keras.dtype_policies.serialize(keras.dtype_policies.get(self.head_dtype)),
+            "head_dtype": policy_of(self, self.head_dtype),
             "classes": list(self.classes),
         }
 
     @classmethod
     def from_config(cls, config):
-        dtype = keras.dtype_policies.get(config.get("head_dtype"))
-        return super().from_config({**config, "head_dtype": config.get("head_dtype") and dtype})
+        make = super().from_config
+        return made_with_policy(lambda **config: make(config), config, "head_dtype")
 
     # === Presets and runs ===
 
@@ -257,6 +268,11 @@ class AudioClassifier(keras_hub.models.Task):
         preprocessor = self.preprocessor
         if preprocessor is None:
             raise ValueError("to_run needs a preprocessor, and this classifier has none.")
+        if any(one.quantization_mode for one in self._flatten_layers()):
+            raise ValueError(
+                "to_run needs the float weights, and this classifier is quantized. Call it before "
+                "quantize; export_run(run, precisions=...) quantizes for phones."
+            )
         patches, fbank = preprocessor.patches, preprocessor.fbank
         config = {**self.backbone.get_config(), "dtype": "float32", "name": None}
         model = PackedAST(
@@ -351,6 +367,11 @@ class AudioClassifier(keras_hub.models.Task):
         kwargs = {"weighted_metrics": metrics, **kwargs}
         super().compile(optimizer=optimizer, loss=loss, metrics=None, **kwargs)
 
+    def compile_from_config(self, config):
+        """Compile as a saved classifier was, so that its training can go on."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
     def fit(
         self, x=None, y=None, batch_size=None, sample_weight=None, validation_data=None,
         validation_split=None, **kwargs,
@@ -365,7 +386,7 @@ class AudioClassifier(keras_hub.models.Task):
             sample_weight: float (clips,).
             validation_data: (x, y) or (x, y, sample_weight) of clips in memory, or a Dataset.
             validation_split: share of the clips in memory, the last ones, to validate on.
-            **kwargs: as in keras.Model.fit; class_weight needs one label for each clip in memory.
+            **kwargs: as in keras.Model.fit; class_weight needs one label for each clip.
 
         Returns:
             keras.callbacks.History.
@@ -385,13 +406,13 @@ class AudioClassifier(keras_hub.models.Task):
             if not isinstance(validation_data, tuple | list):
                 validation_data = (validation_data,)
             held_out, *columns = validation_data
-            columns[:1] = [self._checked_labels(held_out, *columns[:1])]
+            held_out, *columns[:1] = self._checked(held_out, *columns[:1])
             steps = kwargs.pop("validation_steps", None)
             validation_data = _scored(own.evaluation_batches(held_out, *columns, steps=steps))
-        y = self._checked_labels(x, y)
         factors = kwargs.pop("class_weight", None)
-        if factors is not None:
-            sample_weight = _weighted(x, y, sample_weight, factors)
+        x, y = self._checked(x, y, factors)
+        if factors is not None and y is not None:
+            sample_weight = _weighted(y, sample_weight, factors)
         if own.augment.mixup and y is not None and y.ndim == 1:
             y = np.eye(self.num_classes, dtype="float32")[y]
         epoch = kwargs.get("initial_epoch", 0) or self._epochs
@@ -414,7 +435,7 @@ class AudioClassifier(keras_hub.models.Task):
             )
         if kwargs.get("_use_cached_eval_dataset"):  # `fit` validates on packed batches
             return keras.Model.evaluate(self, x, **kwargs)
-        y = self._checked_labels(x, y)
+        x, y = self._checked(x, y)
         batches = self.preprocessor.evaluation_batches(
             x, y, sample_weight, batch_size=batch_size, steps=kwargs.pop("steps", None)
         )
@@ -454,10 +475,11 @@ class AudioClassifier(keras_hub.models.Task):
             self._packed = weights, PackedPredictor(self)
         return self._packed[1]
 
-    def _checked_labels(self, x, y=None):
-        """Labels as an array that fits the classes, or a ValueError; None of a Dataset."""
+    def _checked(self, x, y=None, factors=None):
+        """(x, y) of labels that fit the classes, or a ValueError; a Dataset has those in it."""
         if isinstance(x, tf.data.Dataset):
-            return y
+            how = {"multi_label": self.multi_label, "factors": factors}
+            return labelled(x, self.num_classes, **how), y
         if y is None:
             raise ValueError("y is None; give the label of each clip.")
         labels = np.asarray(y)
@@ -476,7 +498,7 @@ class AudioClassifier(keras_hub.models.Task):
                 f"y has dtype {labels.dtype}, shape {labels.shape} and values such as {wrong[:3]}; "
                 f"expected integers from 0 to {self.num_classes - 1}, one for each clip."
             )
-        return labels.astype("int32") if labels.ndim == 1 else labels.astype("float32")
+        return x, labels.astype("int32" if labels.ndim == 1 else "float32")
 
 
 def _check_untrained(preset, load_weights, kwargs):
@@ -522,13 +544,10 @@ def _copy_weights(source, target):
             other.load_own_variables(copies)
 
 
-def _weighted(x, y, sample_weight, factors):
+def _weighted(y, sample_weight, factors):
     """Weight of each clip in memory, times the factor of its class."""
-    if isinstance(x, tf.data.Dataset) or y.ndim != 1:
-        raise ValueError(
-            "class_weight needs one label for each clip in memory. Give sample_weight, or put "
-            "weights into the Dataset."
-        )
+    if y.ndim != 1:
+        raise ValueError("class_weight needs one label for each clip. Give sample_weight.")
     weights = np.array([factors.get(int(label), 1.0) for label in y], "float32")
     return weights if sample_weight is None else weights * np.asarray(sample_weight, "float32")
 

@@ -65,6 +65,7 @@ class ASTAudioConverter(keras_hub.layers.AudioConverter):
     def __init__(self, fbank=None, **kwargs):
         super().__init__(**kwargs)
         self.fbank = _settings(FbankSettings, fbank)
+        self.built = True  # it has no weights; Model.quantize asks
 
     def adapt(self, waveforms):
         """Set mean and std of `fbank` to those of the log-mel values of training clips.
@@ -125,6 +126,7 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         seed=1337, **kwargs,
     ):  # fmt: skip
         super().__init__(**kwargs)
+        self.built = True  # it has no weights; Model.quantize asks
         self.audio_converter = audio_converter
         self.patches = _settings(PatchSettings, patches)
         self.packing = _settings(PackSettings, packing)
@@ -278,17 +280,58 @@ def _element(x, y, sample_weight):
 
 
 @graph_code
+def labelled(dataset, num_classes, *, multi_label, factors=None):
+    """A Dataset whose labels are checked while it is read, in its form.
+
+    Args:
+        dataset: Dataset of (waveform, label) or (waveform, label, weight), or of batches.
+        num_classes: number of classes.
+        multi_label: whether clips may have several labels: floats (..., classes).
+        factors: {class: factor} on the weights of its clips; None for no factors.
+
+    Raises:
+        ValueError: the Dataset has no labels, or labels of another kind; the message says what
+            came and what was expected.
+    """
+    spec = dataset.element_spec
+    _check_waveforms(spec)
+    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
+        raise ValueError(
+            f"the Dataset gives {spec}; expected (waveform, label) or (waveform, label, weight)."
+        )
+    label, batch = spec[1], spec[0].shape.rank - 1
+    rank = label.shape.rank
+    soft = rank == batch + 1 and label.shape[-1] == num_classes
+    if not soft and (multi_label or rank != batch or not label.dtype.is_integer):
+        kinds = "" if multi_label else "integers (...) or "
+        raise ValueError(
+            f"the Dataset gives labels {label}; expected {kinds}floats (..., {num_classes}), one "
+            f"for each clip."
+        )
+    if soft and factors is not None:
+        raise ValueError(
+            "class_weight needs one label for each clip. Put weights into the Dataset."
+        )
+
+    def checked(waveform, label, weight=None):
+        if not soft:
+            good = tf.reduce_all((label >= 0) & (label < num_classes))
+            text = ["label", label, f"of the Dataset; expected 0 to {num_classes - 1}."]
+            with tf.control_dependencies([tf.debugging.Assert(good, text)]):
+                label = tf.identity(label)
+        if factors is not None:
+            table = tf.constant([float(factors.get(one, 1)) for one in range(num_classes)])
+            own = tf.gather(table, label)
+            weight = own if weight is None else own * tf.cast(weight, tf.float32)
+        return (waveform, label) if weight is None else (waveform, label, weight)
+
+    return dataset.map(checked, tf.data.AUTOTUNE)
+
+
+@graph_code
 def _numbered(dataset):
     """A Dataset of clips or of batches of them as dictionaries, with `clip_id` counted."""
-    spec = dataset.element_spec
-    spec = spec if isinstance(spec, tuple) else (spec,)
-    shape, dtype = getattr(spec[0], "shape", None), getattr(spec[0], "dtype", None)
-    if dtype is None or shape.rank not in (1, 2) or not dtype.is_floating:
-        raise ValueError(
-            f"the Dataset gives {spec[0]}; expected waveforms of floats in [-1, 1], (samples,) or "
-            f"(batch, samples), and labels beside them. Divide 16-bit integers by 32768."
-        )
-    if shape.rank == 2:
+    if _check_waveforms(dataset.element_spec) == 2:
         dataset = dataset.unbatch()
 
     def named(number, element):
@@ -307,6 +350,18 @@ def _numbered(dataset):
             return {**clip, "clip_id": tf.identity(number)}
 
     return dataset.enumerate().map(named, tf.data.AUTOTUNE)
+
+
+def _check_waveforms(spec):
+    """The rank of a Dataset's waveforms; a ValueError where it gives something else."""
+    first = spec[0] if isinstance(spec, tuple) else spec
+    shape, dtype = getattr(first, "shape", None), getattr(first, "dtype", None)
+    if dtype is None or shape.rank not in (1, 2) or not dtype.is_floating:
+        raise ValueError(
+            f"the Dataset gives {first}; expected waveforms of floats in [-1, 1], (samples,) or "
+            f"(batch, samples), and labels beside them. Divide 16-bit integers by 32768."
+        )
+    return shape.rank
 
 
 @graph_code
