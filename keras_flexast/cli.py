@@ -312,8 +312,8 @@ def predict(
         for place in range(1, len(answers[0]["top"]) + 1):
             table.add_column(f"{place}.")
         for answer in answers:
-            labels = (f"{one['label']} {one['score']:.3f}" for one in answer["top"])
-            table.add_row(answer["file"], *labels)
+            texts = (f"{one['label']} {one['score']:.3f}" for one in answer["top"])
+            table.add_row(answer["file"], *texts)
         print_tables(table)
         if timeline:
             typer.echo(f"Wrote {more['csv']} ({more['windows']} windows) and {more['png']}")

@@ -2,7 +2,10 @@
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
+import tf_data_pipelines
 from keras_flexast.inference.artifacts import (
     artifact_of_size,
     check_settled,
@@ -19,6 +22,7 @@ from keras_flexast.metrics import (
     standard_error,
 )
 from keras_flexast.runs import Run, configured_run, is_cut, warn_of_cuts
+from tf_data_pipelines.hints import PatchSize, PathLike
 from tf_data_pipelines.settings import (
     MAX_ROW_LENGTH,
     PATCH_SIZES,
@@ -29,9 +33,16 @@ from tf_data_pipelines.settings import (
 
 
 def evaluate_run(
-    run, data, *, patch_sizes=None, split="test", frame_shift_ms=None, resize=None,
-    full_length=False, progress=False,
-):  # fmt: skip
+    run: Run | PathLike,
+    data: "PathLike | tf_data_pipelines.ScannedSource",
+    *,
+    patch_sizes: Sequence[PatchSize] | None = None,
+    split: str = "test",
+    frame_shift_ms: float | None = None,
+    resize: str | None = None,
+    full_length: bool = False,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
     """Accuracy (mAP where clips have several labels) of one set of weights at several patch sizes.
 
     An exported artifact is run by its own runtime: the number is what the exported file scores.

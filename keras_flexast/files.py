@@ -124,8 +124,8 @@ PICTURE = FileKind("picture", ".png", _is_our_picture)
 EMBEDDINGS = FileKind("file of embeddings", ".npz", _are_our_embeddings)
 
 
-_partials = []  # (kind, path) of what `atomic_folder` keeps
-_unfinished = []  # paths of what it is writing, and does not keep
+_partials: list[tuple[FolderKind, pathlib.Path]] = []  # (kind, path) of what `atomic_folder` keeps
+_unfinished: list[pathlib.Path] = []  # paths of what it is writing, and does not keep
 
 
 @contextlib.contextmanager

@@ -1,5 +1,8 @@
 """One transformer, two faces: packed rows of mixed clips, and clips of one fixed shape."""
 
+from collections.abc import Sequence
+from typing import Any, Self
+
 import keras
 
 from keras_flexast.layers import (
@@ -14,6 +17,7 @@ from keras_flexast.layers import (
 )
 from keras_flexast.layers.configured import arguments_of
 from keras_flexast.settings import POOLINGS, SIZES
+from tf_data_pipelines.hints import PatchSize, PathLike
 from tf_data_pipelines.settings import (
     BASE_PATCH,
     POSITIONS,
@@ -24,10 +28,16 @@ from tf_data_pipelines.settings import (
 )
 
 
-class PackedExport:
+class PackedExport(keras.Model):
     """How models on packed rows are exported, on either backend."""
 
-    def export(self, filepath, format="tf_saved_model", verbose=None, **kwargs):
+    def export(
+        self,
+        filepath: PathLike,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
         if keras.backend.backend() == "jax" and "input_signature" not in kwargs:
             # Keras names the length of each input differently; JAX then knows of no relation.
             shapes = [dict.fromkeys(self.input, "(rows, length, ...)")]
@@ -35,11 +45,11 @@ class PackedExport:
         return super().export(filepath, format, verbose, **kwargs)
 
 
-class _PackedModel(PackedExport, keras.Model):
+class _PackedModel(PackedExport):
     """How packed models are made from configs, quantized layers one by one."""
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return made_with_policy(cls, config, "dtype")
 
 
@@ -78,10 +88,26 @@ class PackedBackbone(_PackedModel):
     """
 
     def __init__(
-        self, dim, depth, *, num_heads, mlp_ratio=4, prefix_tokens=0, table="factorized",
-        grid=(8, 64), base_patch=BASE_PATCH, resize="pi", dropout=0.0, attention_scale=None,
-        norm_epsilon=1e-6, attention="auto", remat=False, dtype=None, name=None, trainable=True,
-    ):  # fmt: skip
+        self,
+        dim: int,
+        depth: int,
+        *,
+        num_heads: int,
+        mlp_ratio: float = 4,
+        prefix_tokens: int = 0,
+        table: str = "factorized",
+        grid: tuple[int, int] = (8, 64),
+        base_patch: PatchSize = BASE_PATCH,
+        resize: str = "pi",
+        dropout: float = 0.0,
+        attention_scale: float | None = None,
+        norm_epsilon: float = 1e-6,
+        attention: str = "auto",
+        remat: bool = False,
+        dtype: str | keras.DTypePolicy | None = None,
+        name: str | None = None,
+        trainable: bool = True,
+    ) -> None:
         check_choice("prefix_tokens", prefix_tokens, (0, 1, 2))
         base_patch, _ = base_and_stride(base_patch, None)
 
@@ -109,7 +135,7 @@ class PackedBackbone(_PackedModel):
         }
         positions, segment_ids = inputs["positions"], inputs["segment_ids"]
         x = patch_embed(inputs["tokens"]) + position_embed(positions)
-        if prefix_tokens:
+        if prefix is not None:
             x = prefix(x, positions)
         for one in blocks:
             x = one(x, segment_ids)
@@ -133,7 +159,9 @@ class PackedBackbone(_PackedModel):
         self.attention = attention
         self.remat = remat
 
-    def patch_settings(self, patch_sizes=None, **options):
+    def patch_settings(
+        self, patch_sizes: Sequence[PatchSize] | None = None, **options: Any
+    ) -> PatchSettings:
         """PatchSettings of clips for this backbone.
 
         Args:
@@ -142,9 +170,9 @@ class PackedBackbone(_PackedModel):
         """
         names = ("resize", "prefix_tokens", "grid", "base_patch")
         own = {name: getattr(self, name) for name in names}
-        return PatchSettings(patch_sizes or (self.base_patch,), **{**own, **options})
+        return PatchSettings(tuple(patch_sizes or (self.base_patch,)), **{**own, **options})
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         policy = policy_of(self, self.patch_embed.dtype_policy)
         own = {"name": self.name, "trainable": self.trainable, "dtype": policy}
         return {**own, **arguments_of(self, leave_out=["dtype"])}
@@ -188,10 +216,24 @@ class PackedAST(_PackedModel):
     """
 
     def __init__(
-        self, num_classes, size=None, *, pooling="attention", prefix_tokens=None, table=None,
-        stride=None, mel_bins=None, segments=16, remainder="cover", position="physical",
-        head_norm_epsilon=1e-6, dtype=None, name=None, trainable=True, **backbone,
-    ):  # fmt: skip
+        self,
+        num_classes: int,
+        size: str | None = None,
+        *,
+        pooling: str = "attention",
+        prefix_tokens: int | None = None,
+        table: str | None = None,
+        stride: PatchSize | None = None,
+        mel_bins: int | None = None,
+        segments: int = 16,
+        remainder: str = "cover",
+        position: str = "physical",
+        head_norm_epsilon: float = 1e-6,
+        dtype: str | keras.DTypePolicy | None = None,
+        name: str | None = None,
+        trainable: bool = True,
+        **backbone: Any,
+    ) -> None:
         check_choice("pooling", pooling, tuple(POOLINGS))
         check_choice("remainder", remainder, REMAINDERS)
         check_choice("position", position, POSITIONS)
@@ -201,26 +243,26 @@ class PackedAST(_PackedModel):
             raise ValueError(
                 f"prefix_tokens={prefix_tokens} does not fit pooling={pooling!r}; leave it out."
             )
-        backbone = {
+        options = {
             **_with_dimensions(size, backbone),
             "prefix_tokens": prefix_tokens,
             "table": table or ("factorized" if pooling == "attention" else "joint"),
         }
-        base_patch, stride = base_and_stride(backbone.get("base_patch", BASE_PATCH), stride)
+        base_patch, stride = base_and_stride(options.get("base_patch", BASE_PATCH), stride)
 
         # === Layers ===
         head = keras.layers.Dense(num_classes, dtype="float32", name="head")
-        backbone = PackedBackbone(**backbone, dtype=dtype, name="backbone")
-        pool = pooling_layer(backbone, pooling, segments, dtype=dtype)
+        encoder = PackedBackbone(**options, dtype=dtype, name="backbone")
+        pool = pooling_layer(encoder, pooling, segments, dtype=dtype)
         head_norm = keras.layers.LayerNormalization(
             epsilon=head_norm_epsilon, dtype=dtype, name="head_norm"
         )
 
         # === Functional model ===
-        inputs = backbone.input
-        logits = head(head_norm(pooled_clips(pool, backbone(inputs), inputs)))
+        inputs = encoder.input
+        logits = head(head_norm(pooled_clips(pool, encoder(inputs), inputs)))
         super().__init__(inputs=inputs, outputs=logits, name=name, trainable=trainable)
-        self.backbone, self.pooling, self.head_norm, self.head = backbone, pool, head_norm, head
+        self.backbone, self.pooling, self.head_norm, self.head = encoder, pool, head_norm, head
 
         # === Config ===
         self.num_classes = num_classes
@@ -234,7 +276,9 @@ class PackedAST(_PackedModel):
         self.position = position
         self.head_norm_epsilon = head_norm_epsilon
 
-    def patch_settings(self, patch_sizes=None, **options):
+    def patch_settings(
+        self, patch_sizes: Sequence[PatchSize] | None = None, **options: Any
+    ) -> PatchSettings:
         """PatchSettings of clips for this model.
 
         Args:
@@ -245,7 +289,7 @@ class PackedAST(_PackedModel):
         own = {name: getattr(self, name) for name in ("remainder", "position", "stride")}
         return self.backbone.patch_settings(patch_sizes, **{**own, **options})
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         of_backbone = ("size", "prefix_tokens", "table", "backbone")
         own = arguments_of(self, leave_out=["pooling", "dtype", *of_backbone])
         policy = policy_of(self, self.backbone.patch_embed.dtype_policy)
@@ -270,7 +314,9 @@ def pooled_clips(pool, tokens, inputs):
     return pool(tokens, *(inputs[key] for key in keys))
 
 
-def FlexiAST(num_classes, size="base", pooling="cls", **kwargs):
+def FlexiAST(
+    num_classes: int, size: str | None = "base", pooling: str = "cls", **kwargs: Any
+) -> PackedAST:
     """FlexiAST: [CLS] (or [CLS] and distillation) pooling, joint position table.
 
     Args: as in PackedAST; pooling is "cls" or "cls_distillation".
@@ -284,7 +330,7 @@ def FlexiAST(num_classes, size="base", pooling="cls", **kwargs):
     return PackedAST(num_classes, size, pooling=pooling, **kwargs)
 
 
-def ElasticAST(num_classes, size="base", **kwargs):
+def ElasticAST(num_classes: int, size: str | None = "base", **kwargs: Any) -> PackedAST:
     """ElasticAST: mask attention pooling, one position table per axis.
 
     Args: as in PackedAST.
@@ -298,9 +344,16 @@ def ElasticAST(num_classes, size="base", **kwargs):
 
 
 def fixed_model(
-    model, patch_size, frames, *, remainder=None, position=None, resize=None,
-    frame_shift_scale=1.0, output="logits",
-):  # fmt: skip
+    model: PackedAST,
+    patch_size: PatchSize,
+    frames: int,
+    *,
+    remainder: str | None = None,
+    position: str | None = None,
+    resize: str | None = None,
+    frame_shift_scale: float = 1.0,
+    output: str = "logits",
+) -> keras.Model:
     """The fixed face of a packed model: one patch size, one length, ready to export.
 
     It shares the model's layers: what one learns the other knows. Patch kernel and position

@@ -1,8 +1,11 @@
 """A packed model made ready for `fit`: optimizer, loss, metrics, XLA."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_flexast.distribution import batch_devices
@@ -19,8 +22,14 @@ BLOCK, BELOW = re.compile(r"\bblock_(\d+)/"), re.compile(r"\b(patch_embed|positi
 
 
 def compile_packed(
-    model, learning_rate, *, multi_label=False, row_length=None, class_weights=None, **settings
-):
+    model: keras.Model,
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+    *,
+    multi_label: bool = False,
+    row_length: int | None = None,
+    class_weights: Sequence[float] | np.ndarray | None = None,
+    **settings: Any,
+) -> None:
     """Compile a packed model: optimizer, PackedLoss, accuracy of single-label clips, XLA.
 
     Args:
@@ -41,15 +50,15 @@ def compile_packed(
         raise ValueError(
             f"compile_packed has no setting {', '.join(unknown)}; it has {', '.join(COMPILED)}."
         )
-    settings = TrainSettings(**settings)
-    _check_devices(settings)
-    optimizer = _optimizer(learning_rate, settings)
+    checked = TrainSettings(**settings)
+    _check_devices(checked)
+    optimizer = _optimizer(learning_rate, checked)
     if any(layer.compute_dtype == "float16" for layer in model._flatten_layers()):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)  # its gradients underflow
     loss = packed_loss(
         multi_label,
-        kind=settings.loss,
-        label_smoothing=settings.label_smoothing,
+        kind=checked.loss,
+        label_smoothing=checked.label_smoothing,
         class_weights=class_weights,
     )
     model.compile(

@@ -14,13 +14,17 @@ import platform
 import sys
 import warnings
 import zipfile
+from collections.abc import Sequence
+from typing import Self
 
 import keras
 import numpy as np
 
+from keras_flexast.hints import Tensor
 from keras_flexast.models import PackedAST
 from keras_flexast.settings import VERSION
 from tf_data_pipelines.atomic import PARTIAL, atomic_write, hidden
+from tf_data_pipelines.hints import PatchSize, PathLike
 from tf_data_pipelines.settings import (
     SHARES,
     DataWarning,
@@ -61,7 +65,7 @@ class Run:
     _: dataclasses.KW_ONLY
     patches: PatchSettings
     packing: PackSettings
-    classes: tuple
+    classes: Sequence[str]
     multi_label: bool = False
     clip_seconds: float = 10.0
     shares: tuple = SHARES
@@ -93,20 +97,22 @@ class Run:
             if came != expected:
                 raise ValueError(f"{name} is {came}, but the model has {expected}.")
 
-    def scores(self, logits):
+    def scores(self, logits: Tensor) -> np.ndarray:
         """Logits (..., classes) as scores in [0, 1], NumPy float32: softmax, or sigmoid."""
         activation = keras.ops.sigmoid if self.multi_label else keras.ops.softmax
         return keras.ops.convert_to_numpy(activation(logits))
 
-    def full_length(self):
+    def full_length(self) -> Self:
         """This run, hearing every clip at its full length (a converted AST cuts or fills up)."""
         return dataclasses.replace(self, fbank=dataclasses.replace(self.fbank, clip_ms=None))
 
-    def resized(self, resize):
+    def resized(self, resize: str) -> Self:
         """This run with "pi" or "bilinear" for patch sizes other than the base patch."""
         return dataclasses.replace(self, patches=dataclasses.replace(self.patches, resize=resize))
 
-    def patches_at(self, patch_sizes, frame_shift_ms=None):
+    def patches_at(
+        self, patch_sizes: Sequence[PatchSize], frame_shift_ms: float | None = None
+    ) -> PatchSettings:
         """The run's PatchSettings at other patch sizes and one frame shift.
 
         Args:
@@ -115,7 +121,7 @@ class Run:
         """
         return self.patches.at(patch_sizes, frame_shift_ms)
 
-    def front_end(self, frame_shift_ms=None):
+    def front_end(self, frame_shift_ms: float | None = None) -> tuple[FbankSettings, float]:
         """The run's FbankSettings at a frame shift, and that shift over the one of training."""
         fbank = self.fbank.with_frame_shift(frame_shift_ms)
         return fbank, fbank.frame_shift_ms / self.fbank.frame_shift_ms
@@ -159,7 +165,7 @@ def save_model(model, path):
         partial.unlink(missing_ok=True)
 
 
-def load_run(folder):
+def load_run(folder: PathLike) -> Run:
     """Read a run written on any backend.
 
     Raises:
@@ -240,7 +246,7 @@ def _check_model(model, path):
         )
 
 
-def as_run(run):
+def as_run(run: Run | PathLike) -> Run:
     """A Run as it is, or the one in a folder."""
     return run if isinstance(run, Run) else load_run(run)
 
@@ -267,7 +273,9 @@ def versions():
     }
 
 
-def configured_run(run, *, resize=None, full_length=False):
+def configured_run(
+    run: Run | PathLike, *, resize: str | None = None, full_length: bool = False
+) -> Run:
     """A Run or the run in a folder, with another resize or at the clips' full lengths."""
     run = as_run(run)
     run = run.resized(resize) if resize else run

@@ -5,9 +5,12 @@ import math
 import os
 import pathlib
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 
+import tf_data_pipelines
 from keras_flexast.callbacks import Averages, KeepBest, MeanAveragePrecision, StopDiverged
 from keras_flexast.checkpoints import (
     Checkpoint,
@@ -44,10 +47,20 @@ from keras_flexast.runs import (
     versions,
 )
 from keras_flexast.schedules import schedule_of
-from keras_flexast.settings import DEFAULT_SIZE, DTYPES, FIXED_BY_INIT, MAX_DROPOUT, Recipe
+from keras_flexast.settings import (
+    DEFAULT_SIZE,
+    DTYPES,
+    FIXED_BY_INIT,
+    MAX_DROPOUT,
+    DistillSettings,
+    Recipe,
+    TrainSettings,
+)
+from tf_data_pipelines.hints import PatchSize, PathLike
 from tf_data_pipelines.resize import patch_count
 from tf_data_pipelines.settings import (
     BASE_PATCH,
+    AugmentSettings,
     DataWarning,
     FbankSettings,
     base_and_stride,
@@ -57,10 +70,24 @@ from tf_data_pipelines.settings import (
 
 
 def train_run(
-    data, out, *, settings=None, patch_sizes=None, frame_shifts_ms=None, augment=None, fbank=None,
-    patch_options=None, model_options=None, init=None, teacher=None, distill=None, resume=False,
-    overwrite=False, progress=False, command_line=None,
-):  # fmt: skip
+    data: "PathLike | tf_data_pipelines.ScannedSource",
+    out: PathLike,
+    *,
+    settings: TrainSettings | None = None,
+    patch_sizes: Sequence[PatchSize] | None = None,
+    frame_shifts_ms: Sequence[float] | None = None,
+    augment: AugmentSettings | None = None,
+    fbank: FbankSettings | None = None,
+    patch_options: Mapping[str, Any] | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    init: Run | PathLike | None = None,
+    teacher: Run | PathLike | None = None,
+    distill: DistillSettings | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+    command_line: str | None = None,
+) -> tuple[Run, keras.callbacks.History]:
     """Train a model on sounds and write the run to `out`.
 
     The best epoch on the validation clips is kept. While it trains, `OUT.partial` is a run of
@@ -125,13 +152,13 @@ def train_run(
         model=model_options and dict(model_options), init=_path_of(init),
         teacher=_path_of(teacher), distill=distill,
     )  # fmt: skip
-    teacher = teacher_of(recipe.teacher if teacher is None else teacher)
+    tutor = teacher_of(recipe.teacher if teacher is None else teacher)
     if facts:
         check_recipe(facts, recipe.to_dict())
-        check_teacher(facts, teacher)
+        check_teacher(facts, tutor)
         init, front_end = None, FbankSettings.from_dict(facts["run"]["fbank"])
     else:
-        init, front_end = _beginning(init, recipe, teacher)
+        init, front_end = _beginning(init, recipe, tutor)
     names = {"data": _name_of(data), "init": _name_of(recipe.init)}
     shares = recipe.train.validation, recipe.train.test
     data = read_data(data, front_end, shares=shares, progress=progress)
@@ -145,8 +172,8 @@ def train_run(
         run = _new_run(data, front_end, recipe=recipe, init=init, names=names)
         if command_line:
             run.made_by["command_line"] = command_line
-        if teacher:
-            run.made_by["teacher"] = {"name": _name_of(recipe.teacher), **teacher.made_by}
+        if tutor:
+            run.made_by["teacher"] = {"name": _name_of(recipe.teacher), **tutor.made_by}
             run.made_by["distill"] = recipe.distill.to_dict()
         facts = {
             "recipe": recipe.to_dict(),
@@ -158,7 +185,7 @@ def train_run(
         }
     train = data.split("train")
     with damage_named(train):  # the validation clips are counted
-        taught = teacher and Distillation(run, teacher, recipe.distill, recipe.augment)
+        taught = tutor and Distillation(run, tutor, recipe.distill, recipe.augment)
         fit = _prepare(run, recipe, data=data, facts=facts, taught=taught, progress=progress)
     with atomic_folder(
         out, overwrite, kind=RUN, inputs=inputs, keep_partial=True, resume=resume

@@ -83,6 +83,10 @@ SAME = """
         for here, there in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(here, there, rtol=0, atol=1e-5)
 """
+TOGETHER = """
+    for ours, theirs in zip(two, one, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+"""
 SPREAD = """
     from keras_flexast.distribution import layout_map
     one = losses()
@@ -153,8 +157,8 @@ def test_every_clip_counts_alike_on_two_devices(monkeypatch):
 
 def test_the_task_of_kerashub_learns_the_same_on_two_devices(monkeypatch):
     pytest.importorskip("keras_hub")
-    same = "\n    for a, b in zip(two, one, strict=True): np.testing.assert_allclose(a, b, atol=1e-5)\n"
-    run_python(TASK + on_two_devices(monkeypatch) + same, backend=keras.backend.backend())
+    code = TASK + on_two_devices(monkeypatch) + TOGETHER
+    run_python(code, backend=keras.backend.backend())
 
 
 @ONCE

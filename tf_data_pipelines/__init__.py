@@ -5,6 +5,7 @@ anything else is first used.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from tf_data_pipelines.settings import (
     PATCH_SIZES,
@@ -13,6 +14,28 @@ from tf_data_pipelines.settings import (
     PackSettings,
     PatchSettings,
 )
+
+if TYPE_CHECKING:  # what `_LAZY` loads, for those who check hints
+    from tf_data_pipelines.audio import pad_waveforms, read_audio, read_waveforms, stream_audio
+    from tf_data_pipelines.augment import augment_features, augment_waveforms
+    from tf_data_pipelines.clips import Clip, ScannedSource, Source
+    from tf_data_pipelines.decode import decode_audio
+    from tf_data_pipelines.distillation import TeacherTokens
+    from tf_data_pipelines.fbank import features, log_mel, normalize
+    from tf_data_pipelines.lengths import packing_for, training_packing
+    from tf_data_pipelines.loading import load_waveforms
+    from tf_data_pipelines.packing import batch_rows, pack
+    from tf_data_pipelines.parts import AudioError
+    from tf_data_pipelines.patches import patch_tokens
+    from tf_data_pipelines.pipeline import (
+        counted,
+        evaluation_batches,
+        training_batches,
+        training_clips,
+    )
+    from tf_data_pipelines.prepare import prepare_data
+    from tf_data_pipelines.sources import WaveformSource, load_source, read_data, scan_source
+    from tf_data_pipelines.stages import extract_features, make_tokens
 
 _LAZY = {
     "AudioError": "audio",
@@ -51,15 +74,46 @@ _LAZY = {
 
 __all__ = [
     "PATCH_SIZES",
+    "AudioError",
     "AugmentSettings",
+    "Clip",
     "FbankSettings",
     "PackSettings",
     "PatchSettings",
-    *_LAZY,
+    "ScannedSource",
+    "Source",
+    "TeacherTokens",
+    "WaveformSource",
+    "augment_features",
+    "augment_waveforms",
+    "batch_rows",
+    "counted",
+    "decode_audio",
+    "evaluation_batches",
+    "extract_features",
+    "features",
+    "load_source",
+    "load_waveforms",
+    "log_mel",
+    "make_tokens",
+    "normalize",
+    "pack",
+    "packing_for",
+    "pad_waveforms",
+    "patch_tokens",
+    "prepare_data",
+    "read_audio",
+    "read_data",
+    "read_waveforms",
+    "scan_source",
+    "stream_audio",
+    "training_batches",
+    "training_clips",
+    "training_packing",
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'tf_data_pipelines' has no attribute {name!r}")
     return getattr(importlib.import_module(f"tf_data_pipelines.{_LAZY[name]}"), name)

@@ -11,12 +11,14 @@ import io
 import mmap
 import os
 import struct
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import soundfile
 import soxr
 
 from tf_data_pipelines.hdf5 import read_recording, recording_length
+from tf_data_pipelines.hints import PathLike
 from tf_data_pipelines.parts import HDF5, AudioError, is_whole, part_frames, part_name
 from tf_data_pipelines.settings import MAX_PEAK
 
@@ -30,7 +32,14 @@ OGG_HEADER = 27  # bytes before the lengths in the header of a page; the last is
 MAX_CHUNKS = 256  # chunks of a WAV that are searched; a file of empty ones would take minutes
 
 
-def read_audio(path, sample_rate=16000, *, min_samples=MIN_SAMPLES, start=0.0, stop=None):
+def read_audio(
+    path: PathLike,
+    sample_rate: int = 16000,
+    *,
+    min_samples: int = MIN_SAMPLES,
+    start: float = 0.0,
+    stop: float | None = None,
+) -> np.ndarray:
     """Decode one sound file, or a part of it, to mono at `sample_rate`.
 
     The content of a file decides its format. Of a part only the part is decoded, except in an
@@ -68,7 +77,7 @@ def read_audio(path, sample_rate=16000, *, min_samples=MIN_SAMPLES, start=0.0, s
     return _finished(name, samples, rate, sample_rate=sample_rate, min_samples=min_samples)
 
 
-def read_waveforms(paths, samples, sample_rate=16000):
+def read_waveforms(paths: Iterable[PathLike], samples: int, sample_rate: int = 16000) -> np.ndarray:
     """Decode sound files to one array: longer ones are cut, shorter ones end in zeros.
 
     Args:
@@ -85,7 +94,7 @@ def read_waveforms(paths, samples, sample_rate=16000):
     return pad_waveforms([read_audio(path, sample_rate)[:samples] for path in paths], samples)
 
 
-def pad_waveforms(waveforms, samples=None):
+def pad_waveforms(waveforms: Sequence[np.ndarray], samples: int | None = None) -> np.ndarray:
     """One array of waveforms of any lengths: longer ones are cut, shorter ones end in zeros.
 
     Args:
@@ -103,7 +112,7 @@ def pad_waveforms(waveforms, samples=None):
     return padded
 
 
-def stream_audio(path, sample_rate=16000):
+def stream_audio(path: PathLike, sample_rate: int = 16000) -> tuple[float, Iterator[np.ndarray]]:
     """`read_audio` in blocks, in memory that does not grow with the recording.
 
     Only a WAV whose header has no length, as a pipe writes it, is read as a whole.

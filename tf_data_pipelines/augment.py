@@ -20,9 +20,17 @@ from tf_data_pipelines.draws import (
     key,
     uniform,
 )
+from tf_data_pipelines.settings import AugmentSettings, FbankSettings
 
 
-def augment_waveforms(clips, settings, seed, *, sample_rate=16000, longest=None):
+def augment_waveforms(
+    clips: tf.data.Dataset,
+    settings: AugmentSettings,
+    seed: int,
+    *,
+    sample_rate: int = 16000,
+    longest: int | None = None,
+) -> tf.data.Dataset:
     """Change each waveform: crop, mixup, roll, gain, silence around it, noise over all of it.
 
     Args:
@@ -180,7 +188,9 @@ def drawn_length(clip, samples, settings, *, seed, sample_rate=16000, longest=No
     return samples + tf.reduce_sum(silence)
 
 
-def augment_features(clips, settings, fbank, seed):
+def augment_features(
+    clips: tf.data.Dataset, settings: AugmentSettings, fbank: FbankSettings, seed: int
+) -> tf.data.Dataset:
     """Set one band of mel bins and one stretch of time of each spectrogram to 0, the mean.
 
     The width of each mask is uniform from 0 to its largest width, and never more than half of

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any, Self
 
 
 def check_choice(name, value, choices):
@@ -60,15 +61,16 @@ def checked_range(name, given, hint, *, least=-math.inf, most=math.inf):
     return pair
 
 
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """Base class of the frozen dataclasses of settings: to and from plain dictionaries."""
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """A dictionary that `json.dump` takes and `from_dict` reads back."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """The settings with these values; an unknown name raises and lists the known ones."""
         if not isinstance(values, dict):
             raise ValueError(f"{cls.__name__} is a {type(values).__name__}; expected a dictionary.")

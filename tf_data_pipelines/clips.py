@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 import itertools
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 
@@ -35,21 +37,22 @@ class Clip:
     weight: float = 1.0
 
     @property
-    def name(self):
+    def name(self) -> str:
         """Name in messages: the path, and the part if the clip is one."""
         return part_name(self.path, self.start, self.stop)
 
     @property
-    def whole(self):
+    def whole(self) -> bool:
         """Whether the clip is all of a sound file."""
         return is_whole(self.path, self.start, self.stop)
 
-    def read(self, sample_rate=16000, *, min_samples=MIN_SAMPLES):
+    def read(self, sample_rate: int = 16000, *, min_samples: int = MIN_SAMPLES) -> np.ndarray:
         """`read_audio` of the clip: float32 (samples,); AudioError if it cannot be used."""
-        part = {"start": self.start, "stop": self.stop}
-        return read_audio(self.path, sample_rate, min_samples=min_samples, **part)
+        return read_audio(
+            self.path, sample_rate, min_samples=min_samples, start=self.start, stop=self.stop
+        )
 
-    def announced_seconds(self):
+    def announced_seconds(self) -> float:
         """`announced_seconds` of the clip: what the file says; nothing is decoded."""
         return announced_seconds(self.path, self.start, self.stop)
 
@@ -67,7 +70,7 @@ class Source:
             and the disk lacks.
     """
 
-    clips: tuple[Clip, ...]
+    clips: Sequence[Clip]
     classes: tuple[str, ...]
     multi_label: bool
     missing: tuple[str, ...] = ()
@@ -75,7 +78,7 @@ class Source:
     def __len__(self):
         return len(self.clips)
 
-    def targets(self):
+    def targets(self) -> np.ndarray:
         """Labels as training needs them.
 
         Returns:
@@ -89,7 +92,7 @@ class Source:
             row[list(clip.labels)] = 1
         return targets
 
-    def label_counts(self):
+    def label_counts(self) -> dict[tuple[int, str], int]:
         """{(label, split): number of clips}, without those that have none."""
         counts = getattr(self.clips, "label_counts", None)  # of Records
         if counts:
@@ -97,12 +100,12 @@ class Source:
         return collections.Counter((label, c.split) for c in self.clips for label in c.labels)
 
     @property
-    def split_names(self):
+    def split_names(self) -> np.ndarray:
         """Split of every clip, str (clips,)."""
         names = getattr(self.clips, "split_names", None)  # of Records
         return np.array([clip.split for clip in self.clips]) if names is None else names
 
-    def split(self, name):
+    def split(self, name: str) -> Self:
         """The source with the clips of one split only.
 
         Raises:
@@ -119,7 +122,7 @@ class Source:
             )
         return self.select(keep)
 
-    def select(self, keep):
+    def select(self, keep: np.ndarray) -> Self:
         """The source with some of its clips, those where `keep`, bool (clips,), is True."""
         select = getattr(self.clips, "select", None)  # of Records
         clips = select(keep) if select else tuple(itertools.compress(self.clips, keep))
@@ -151,21 +154,21 @@ class ScannedSource:
     std: float
     graph_only: bool = False
 
-    def split(self, name):
+    def split(self, name: str) -> Self:
         """The clips of one split, with the same mean and std; ValueError if it has none."""
         source, keep = self.source.split(name), self.source.split_names == name
         return dataclasses.replace(self, source=source, durations=self.durations[keep])
 
-    def clip_name(self, clip_id):
+    def clip_name(self, clip_id: int) -> str:
         """Name of a clip in messages: its path, and which part of the file it is."""
         return self.source.clips[clip_id].name
 
-    def splits(self):
+    def splits(self) -> list[Self]:
         """The parts of all splits that have clips, a list of ScannedSource; "train" is first."""
         names = sorted(set(self.source.split_names), key=lambda name: (name != "train", name))
         return [self.split(str(name)) for name in names]
 
-    def warning(self):
+    def warning(self) -> str | None:
         """A message that counts and names the rejected and the missing clips; None without any.
 
         It also names the classes of which no clip is left for validation or test.
@@ -189,7 +192,7 @@ class ScannedSource:
             )
         return "\n".join(parts) or None
 
-    def summary(self):
+    def summary(self) -> dict[str, Any]:
         """Facts of the data as a dictionary for JSON.
 
         Returns:

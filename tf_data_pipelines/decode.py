@@ -19,7 +19,14 @@ from tf_data_pipelines.wav import has_at, number_at, pcm16_or_empty
 IN_HDF5 = f"(?s).*{re.escape(HDF5)}.*"  # paths of recordings in HDF5 files
 
 
-def decode_audio(path, sample_rate=16000, *, scanned=False, start=0.0, stop=None):
+def decode_audio(
+    path: str | tf.Tensor,
+    sample_rate: int = 16000,
+    *,
+    scanned: bool = False,
+    start: float | tf.Tensor = 0.0,
+    stop: float | tf.Tensor | None = None,
+) -> tf.Tensor:
     """`read_audio` for eager code and for tf.data's `map`, with the same samples.
 
     `decode_wav` decodes 16-bit PCM WAV at `sample_rate`. tensorflow-io decodes scanned FLAC

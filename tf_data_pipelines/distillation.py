@@ -40,11 +40,11 @@ class TeacherTokens:
         check_patches(self.patches, self.fbank.mel_bins)
 
     @property
-    def beside(self):
+    def beside(self) -> dict[str, int]:
         """What `pack` packs beside the student's tokens."""
         return {TEACHER: self.row_length}
 
-    def empty(self, frames):
+    def empty(self, frames: tf.Tensor) -> dict[str, tf.Tensor]:
         """The columns of a clip of so many frames, int32 (), as long as they are, without width."""
         count = token_counts(frames, self.fbank.mel_bins, self.patches, self.row_length)[0]
         return {f"{TEACHER}_{name}": tf.zeros([count, 0]) for name in ("tokens", "positions")}

@@ -3,17 +3,21 @@
 import dataclasses
 import functools
 import math
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from tf_data_pipelines.banded import band_product, split_bands
+from tf_data_pipelines.settings import FbankSettings
+
+Spectrogram = TypeVar("Spectrogram", tf.Tensor, np.ndarray)
 
 LOG_FLOOR = 1.1920928955078125e-07  # float32 epsilon, Kaldi's floor before the logarithm
 FRAME_SHIFT_STEP = 8  # samples; frame shifts to the sample would cost half as much time again
 
 
-def features(waveform, settings):
+def features(waveform: tf.Tensor | np.ndarray, settings: FbankSettings) -> tf.Tensor:
     """Normalized log-mel filterbank of a clip: what every model here hears.
 
     Args:
@@ -64,7 +68,7 @@ def _before(length, size):
     return tf.reshape(inside, [-1, len(starts) * block])[:, :size]
 
 
-def log_mel(waveform, settings):
+def log_mel(waveform: tf.Tensor | np.ndarray, settings: FbankSettings) -> tf.Tensor:
     """Log-mel filterbank of a clip, as Kaldi computes it (without dither).
 
     Args:
@@ -146,7 +150,7 @@ def _fit(mel, frames):
     return tf.pad(mel, padding)[..., :frames, :]
 
 
-def normalize(spectrogram, settings):
+def normalize(spectrogram: Spectrogram, settings: FbankSettings) -> Spectrogram:
     """(x - mean) / (2 std), as AST does; the result has a standard deviation near 0.5."""
     return (spectrogram - settings.mean) / (2 * settings.std)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,11 +14,14 @@ from tf_data_pipelines.settings import (
     MAX_ROW_LENGTH,
     TRAINING_ROW_LENGTHS,
     AugmentSettings,
+    FbankSettings,
     PackSettings,
+    PatchSettings,
     patch_name,
     round_row_length,
     training_row_length,
 )
+from tf_data_pipelines.sources import ScannedSource, WaveformSource
 
 LEAST_FILL = 0.3  # of a row, below which a warning is due
 RANGE_PARTS = 8  # frame shifts that stand for a range of them
@@ -212,17 +216,17 @@ def lengths_warning(splits, fbank, *, patches, packing, augment=None):
 
 
 def training_packing(
-    splits,
-    fbank,
+    splits: Sequence[ScannedSource | WaveformSource],
+    fbank: FbankSettings,
     *,
-    patches,
-    batch_tokens=None,
-    batch_clips=None,
-    row_length=None,
-    segments=PackSettings.segments,
-    overlong=PackSettings.overlong,
-    augment=None,
-):
+    patches: PatchSettings,
+    batch_tokens: int | None = None,
+    batch_clips: int | None = None,
+    row_length: int | None = None,
+    segments: int = PackSettings.segments,
+    overlong: str = PackSettings.overlong,
+    augment: AugmentSettings | None = None,
+) -> PackSettings:
     """Pack settings for training on these clips, with rows that the other splits fit as well.
 
     Args:
@@ -258,16 +262,22 @@ def training_packing(
             max(int(clip_tokens(split, fbank, patches).max()) for split in splits)
         )
     packing = PackSettings(1, row_length, segments, overlong=overlong)
-    if batch_clips is None:
+    if batch_tokens is not None:
         rows = batch_tokens // row_length
-    else:
+    elif batch_clips is not None:  # one of the two is given
         train, *_ = splits
         tokens = _drawn_tokens(train, fbank, patches=patches, packing=packing, augment=augment)
         rows = max(round(batch_clips * tokens / row_length), math.ceil(batch_clips / segments))
     return dataclasses.replace(packing, rows=max(1, rows))
 
 
-def packing_for(data, fbank, patches, packing, crop=False):
+def packing_for(
+    data: ScannedSource | WaveformSource,
+    fbank: FbankSettings,
+    patches: PatchSettings,
+    packing: PackSettings,
+    crop: bool = False,
+) -> PackSettings:
     """Pack settings for evaluation, with rows long enough for every clip at every patch size.
 
     The given rows are kept if every clip fits, so that the model compiles once. A few clips

@@ -12,7 +12,7 @@ from tf_data_pipelines.sources import ScannedSource, WaveformSource
 from tf_data_pipelines.wav import decode_wav
 
 
-def load_waveforms(data, sample_rate):
+def load_waveforms(data: ScannedSource | WaveformSource, sample_rate: int) -> tf.data.Dataset:
     """Every clip of a source once.
 
     Args:

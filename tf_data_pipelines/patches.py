@@ -13,9 +13,17 @@ from tf_data_pipelines.resize import (
     patch_start,
     patch_step,
 )
+from tf_data_pipelines.settings import PatchSettings
 
 
-def patch_tokens(spectrogram, settings, *, choice=0, frame_shift_scale=1.0, max_tokens=None):
+def patch_tokens(
+    spectrogram: tf.Tensor | np.ndarray,
+    settings: PatchSettings,
+    *,
+    choice: int | tf.Tensor = 0,
+    frame_shift_scale: float | tf.Tensor = 1.0,
+    max_tokens: int | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Cut a clip into patches and resize every patch to the base patch size.
 
     A patch x of p_f x p_t becomes `R_f^T x R_t`; R_f and R_t are the matrices that would

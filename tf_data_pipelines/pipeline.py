@@ -14,33 +14,49 @@ replaces the columns that it uses and passes every other column along:
 `training_batches` and `evaluation_batches` put them together.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
 import numpy as np
 import tensorflow as tf
 from rich.progress import track
 
 from tf_data_pipelines.augment import augment_features, augment_waveforms
-from tf_data_pipelines.distillation import add_teacher_tokens
+from tf_data_pipelines.distillation import TeacherTokens, add_teacher_tokens
 from tf_data_pipelines.lengths import check_lengths, longest_training, sample_counts
 from tf_data_pipelines.loading import load_waveforms
 from tf_data_pipelines.ordering import ordered_waveforms, training_places
 from tf_data_pipelines.packing import ARRIVALS, batch_rows, pack
 from tf_data_pipelines.settings import (
     AugmentSettings,
+    FbankSettings,
+    PackSettings,
+    PatchSettings,
     check_between,
 )
+from tf_data_pipelines.sources import ScannedSource, WaveformSource
 from tf_data_pipelines.stages import drawn_frames, drawn_tokens, extract_features, make_tokens
 
 MAX_START = 2**40  # batches
 CACHE_SECONDS = 4 * 3600  # decoded clips up to 4 hours (0.9 GB of float32) stay in memory
+Function = TypeVar("Function", bound=Callable[..., Any])
 # The stages are graph code already; AutoGraph would read and rewrite the source of all of them.
-graph_code = tf.autograph.experimental.do_not_convert
+graph_code: Callable[[Function], Function] = tf.autograph.experimental.do_not_convert
 
 
 @graph_code
 def training_batches(
-    data, fbank, *, patches, packing, seed=1337, augment=None, start=0, teacher=None,
-    progress=False,
-):  # fmt: skip
+    data: ScannedSource | WaveformSource,
+    fbank: FbankSettings,
+    *,
+    patches: PatchSettings,
+    packing: PackSettings,
+    seed: int = 1337,
+    augment: AugmentSettings | None = None,
+    start: int = 0,
+    teacher: TeacherTokens | None = None,
+    progress: bool = False,
+) -> tf.data.Dataset:
     """Endless packed batches in a new random order in each epoch, for `model.fit`.
 
     Each clip draws a patch size and a frame shift from the settings; a long clip only one of
@@ -84,19 +100,27 @@ def training_batches(
     """
     check_between("start", start, 0, MAX_START, kind=int)
     check_lengths(data, fbank, patches, packing, augment=augment)
-    how = {"patches": patches, "packing": packing, "seed": seed, "augment": augment}
-    how["teacher"] = teacher
+    how: dict[str, Any] = {"patches": patches, "packing": packing, "seed": seed}
+    how |= {"augment": augment, "teacher": teacher}
     waiting = _waiting(data, fbank, start=start, progress=progress, **how) if start else (0,)
     clips = training_clips(data, fbank, start=waiting, **how)
-    rows = pack(clips, packing, teacher and teacher.beside)
+    rows = pack(clips, packing, None if teacher is None else teacher.beside)
     batches = batch_rows(rows, packing, partial=False)
     return batches.map(split_batch).prefetch(tf.data.AUTOTUNE)
 
 
 @graph_code
 def training_clips(
-    data, fbank, *, patches, packing=None, seed=1337, augment=None, start=(0,), teacher=None
-):
+    data: ScannedSource | WaveformSource,
+    fbank: FbankSettings,
+    *,
+    patches: PatchSettings,
+    packing: PackSettings | None = None,
+    seed: int = 1337,
+    augment: AugmentSettings | None = None,
+    start: Sequence[int] = (0,),
+    teacher: TeacherTokens | None = None,
+) -> tf.data.Dataset:
     """The clips of `training_batches` before they are packed, where columns can be added.
 
     Args:
@@ -179,7 +203,15 @@ def _waiting(data, fbank, *, patches, packing, seed, augment, start, teacher, pr
 
 
 @graph_code
-def evaluation_batches(data, fbank, *, patches, packing, seed=0, cache=False):
+def evaluation_batches(
+    data: ScannedSource | WaveformSource,
+    fbank: FbankSettings,
+    *,
+    patches: PatchSettings,
+    packing: PackSettings,
+    seed: int = 0,
+    cache: bool = False,
+) -> tf.data.Dataset:
     """Packed batches that hold every clip exactly once, also in the last partial batch.
 
     How many they are shows only when they are read; `counted` gives `model.fit` and
@@ -213,7 +245,7 @@ def evaluation_batches(data, fbank, *, patches, packing, seed=0, cache=False):
 
 
 @graph_code
-def counted(batches):
+def counted(batches: tf.data.Dataset) -> tf.data.Dataset:
     """The same batches with a known number of them; they are all read once to count them.
 
     TensorFlow's `model.evaluate` counts the fetch that finds no more batches as a batch of

@@ -8,11 +8,13 @@ import json
 import os
 import pathlib
 import threading
+from typing import Any
 
 import numpy as np
 
 from tf_data_pipelines.atomic import PARTIAL, atomic_write
 from tf_data_pipelines.clips import check_usable, measured_splits
+from tf_data_pipelines.hints import PathLike
 from tf_data_pipelines.listing import SPLITS
 from tf_data_pipelines.parts import HDF5, AudioError
 from tf_data_pipelines.settings import SHARES, FbankSettings, check_positive
@@ -44,16 +46,16 @@ KEPT = (  # of what a shard's own JSON holds, in dataset.json
 
 
 def prepare_data(
-    data,
-    out,
+    data: PathLike,
+    out: PathLike,
     *,
-    layout=None,
-    sample_rate=16000,
-    clips_per_shard=None,
-    shares=SHARES,
-    seed=1337,
-    progress=False,
-):
+    layout: str | None = None,
+    sample_rate: int = 16000,
+    clips_per_shard: int | None = None,
+    shares: tuple[float, float] = SHARES,
+    seed: int = 1337,
+    progress: bool = False,
+) -> dict[str, Any]:
     """Write a data set as shards, which are DATA wherever data is asked for.
 
     Every clip is decoded, mixed to mono, resampled and stored as 16-bit PCM, in a random order

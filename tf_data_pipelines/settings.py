@@ -6,7 +6,8 @@ the standard library only.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from tf_data_pipelines.checks import (
     check_positive,
     checked_range,
 )
+from tf_data_pipelines.hints import PatchSize
 
 REMAINDERS = ("crop", "pad", "cover")
 POSITIONS = ("grid", "physical")
@@ -85,7 +87,9 @@ def _is_surrogate(character):
     return "\ud800" <= character <= "\udfff"
 
 
-def patch_pair(patch_size, name="patch_size", most=MAX_PATCH):
+def patch_pair(
+    patch_size: PatchSize, name: str = "patch_size", most: int = MAX_PATCH
+) -> tuple[int, int]:
     """`24` -> (24, 24); `(16, 24)` -> (16, 24): frequency first, then time.
 
     Raises:
@@ -127,7 +131,9 @@ def patch_name(pair):
     return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
 
 
-def base_and_stride(base_patch, stride):
+def base_and_stride(
+    base_patch: PatchSize, stride: PatchSize | None
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """Both as (frequency, time) pairs; a stride of None means the base patch.
 
     Raises:
@@ -221,33 +227,33 @@ class FbankSettings(Settings):
         if self.window < 2:
             raise ValueError(f"window_ms={self.window_ms} is under two samples.")
 
-    def with_frame_shift(self, frame_shift_ms):
+    def with_frame_shift(self, frame_shift_ms: float | None) -> Self:
         """The same settings at another frame shift in milliseconds; None gives these."""
         if frame_shift_ms is None:
             return self
         return dataclasses.replace(self, frame_shift_ms=frame_shift_ms)
 
     @property
-    def window(self):
+    def window(self) -> int:
         """Samples in one frame."""
         return round(self.sample_rate * self.window_ms / 1000)
 
     @property
-    def shift(self):
+    def shift(self) -> int:
         """Samples from one frame to the next."""
         return round(self.sample_rate * self.frame_shift_ms / 1000)
 
     @property
-    def fft_length(self):
+    def fft_length(self) -> int:
         """Window rounded up to a power of two, as Kaldi does."""
         return 1 << (self.window - 1).bit_length()
 
     @property
-    def clip_frames(self):
+    def clip_frames(self) -> int | None:
         """Frames that every spectrogram is brought to; None if it stays as it is."""
         return None if self.clip_ms is None else max(1, round(self.clip_ms / self.frame_shift_ms))
 
-    def frames(self, samples):
+    def frames(self, samples: int | np.ndarray) -> np.integer | np.ndarray:
         """Number of frames of clips with `samples` samples, an int or an array of ints.
 
         Without `clip_ms`, a clip shorter than one window has none.
@@ -340,7 +346,12 @@ class PatchSettings(Settings):
             check_between("pool_frames", factor, 1, MAX_POOL_FRAMES, kind=int)
         check_choice("pooling", self.pooling, POOLINGS)
 
-    def at(self, patch_sizes, frame_shift_ms=None, pool_frames=1):
+    def at(
+        self,
+        patch_sizes: Sequence[PatchSize],
+        frame_shift_ms: float | None = None,
+        pool_frames: int = 1,
+    ) -> Self:
         """These settings for patch sizes and one time resolution that are not drawn by weight.
 
         Args:
@@ -357,12 +368,12 @@ class PatchSettings(Settings):
         )
 
     @property
-    def axes(self):
+    def axes(self) -> tuple[Axis, Axis]:
         """The (frequency, time) Axis of the base grid."""
         return base_axes(self.base_patch, self.stride, self.grid)
 
     @property
-    def patch_shares(self):
+    def patch_shares(self) -> np.ndarray:
         """How often each patch size is drawn, float64 (patch sizes,); they sum to 1."""
         weights = np.array(self.patch_weights or [1.0] * len(self.patch_sizes), "float64")
         return weights / weights.sum()
@@ -488,17 +499,17 @@ class AugmentSettings(Settings):
         object.__setattr__(self, "frame_shift_range_ms", shifts)
 
     @property
-    def changes_waveforms(self):
+    def changes_waveforms(self) -> bool:
         """Whether any setting acts on waveforms, so that features cannot be cached."""
         changes = self.gain_db or self.fill_ms or self.noise_snr_db or self.roll or self.mixup
         return bool(changes or self.crop_ms)
 
     @property
-    def changes_features(self):
+    def changes_features(self) -> bool:
         """Whether any mask is set."""
         return bool(self.freq_mask or self.time_mask_ms or self.time_mask_share)
 
     @property
-    def drops_tokens(self):
+    def drops_tokens(self) -> bool:
         """Whether any tokens are left out."""
         return bool(self.token_dropout or self.drop_freq or self.drop_time)

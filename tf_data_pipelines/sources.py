@@ -10,10 +10,11 @@ import dataclasses
 import os
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from tf_data_pipelines.audio import MIN_SAMPLES, AudioError
 from tf_data_pipelines.clips import (
@@ -25,6 +26,7 @@ from tf_data_pipelines.clips import (
     reasons,
 )
 from tf_data_pipelines.datasets import layout_of, read_layout
+from tf_data_pipelines.hints import PathLike
 from tf_data_pipelines.listing import (
     EXPECTED,
     draw_splits,
@@ -32,8 +34,17 @@ from tf_data_pipelines.listing import (
     read_manifest,
     some_of,
 )
-from tf_data_pipelines.settings import MAX_PEAK, SHARES, DataWarning, check_names, checked_shares
+from tf_data_pipelines.settings import (
+    MAX_PEAK,
+    SHARES,
+    DataWarning,
+    FbankSettings,
+    check_names,
+    checked_shares,
+)
 from tf_data_pipelines.shards import is_prepared, read_prepared
+
+Refuse = Callable[[str, float], str | None]  # a clip's name and seconds to why it is left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +65,11 @@ class WaveformSource:
             beyond MAX_PEAK; or there are not as many labels or weights.
     """
 
-    waveforms: tuple[np.ndarray, ...]
+    waveforms: Sequence[np.ndarray]
     sample_rate: int = 16000
     _: dataclasses.KW_ONLY
-    labels: np.ndarray | None = None
-    weights: np.ndarray | None = None
+    labels: ArrayLike | None = None
+    weights: ArrayLike | None = None
 
     def __post_init__(self):
         waveforms = tuple(map(np.asarray, self.waveforms))
@@ -95,31 +106,32 @@ class WaveformSource:
                 )
 
     @property
-    def durations(self):
+    def durations(self) -> np.ndarray:
         """float64 (clips,), length of each clip in seconds."""
         return np.array([len(waveform) for waveform in self.waveforms]) / self.sample_rate
 
     @property
-    def label_width(self):
+    def label_width(self) -> int:
         """Number of classes that soft labels need."""
-        return self.labels.shape[1] if self.labels.ndim == 2 else 1 + int(self.labels.max())
+        labels = np.asarray(self.labels)  # no longer None
+        return labels.shape[1] if labels.ndim == 2 else 1 + int(labels.max())
 
-    def clip_name(self, clip_id):
+    def clip_name(self, clip_id: int) -> str:
         """Name of a clip in messages: its place in the list."""
         return f"waveforms[{clip_id}]"
 
 
 def read_data(
-    data,
-    settings,
+    data: PathLike | ScannedSource,
+    settings: FbankSettings,
     *,
-    classes=None,
-    layout=None,
-    split=None,
-    shares=SHARES,
-    refuse=None,
-    progress=False,
-):
+    classes: Sequence[str] | None = None,
+    layout: str | None = None,
+    split: str | None = None,
+    shares: tuple[float, float] = SHARES,
+    refuse: Refuse | None = None,
+    progress: bool = False,
+) -> ScannedSource:
     """The usable clips of a folder or manifest, measured; a warning names those left out.
 
     Args:
@@ -140,24 +152,25 @@ def read_data(
     Raises:
         FileNotFoundError, ValueError: as in `load_source` and `scan_source`.
     """
-    everything = split in (None, "all")
+    part = None if split == "all" else split
     if isinstance(data, ScannedSource):
         if classes is not None and tuple(classes) != data.source.classes:
             raise ValueError(
                 f"data has the classes {some_of(data.source.classes)}, expected "
                 f"{some_of(classes)} in this order. Load it with classes= of the model."
             )
-        return data if everything else data.split(split)
+        return data if part is None else data.split(part)
     if is_prepared(data):
         scanned = read_prepared(data, settings, classes)
-        return _accepted(scanned if everything else scanned.split(split), refuse)
+        return _accepted(scanned if part is None else scanned.split(part), refuse)
     validation, test = shares
     source = load_source(data, classes, layout=layout, validation=validation, test=test)
-    if not everything:
-        source = source.split(split)
+    if part is not None:
+        source = source.split(part)
     scanned = scan_source(source, settings, progress, refuse=refuse)
-    if scanned.warning():
-        warnings.warn(scanned.warning(), DataWarning, stacklevel=2)
+    message = scanned.warning()
+    if message:
+        warnings.warn(message, DataWarning, stacklevel=2)
     return scanned
 
 
@@ -180,8 +193,14 @@ def _accepted(scanned, refuse):
 
 
 def load_source(
-    data, classes=None, *, layout=None, validation=SHARES[0], test=SHARES[1], seed=1337
-):
+    data: PathLike,
+    classes: Sequence[str] | None = None,
+    *,
+    layout: str | None = None,
+    validation: float = SHARES[0],
+    test: float = SHARES[1],
+    seed: int = 1337,
+) -> Source:
     """Clips, labels and splits of a folder or of a manifest; it opens no sound file.
 
     A folder holds one folder per class, or first split folders (train, validation, test; val,
@@ -279,7 +298,14 @@ def _in_order(data, source, classes, present):
     return dataclasses.replace(source, clips=tuple(clips), classes=classes)
 
 
-def scan_source(source, settings, progress=False, max_rejected=0.5, *, refuse=None):
+def scan_source(
+    source: Source,
+    settings: FbankSettings,
+    progress: bool = False,
+    max_rejected: float = 0.5,
+    *,
+    refuse: Refuse | None = None,
+) -> ScannedSource:
     """Open every clip once, drop the unusable ones and measure durations and log-mel values.
 
     Args:
@@ -326,10 +352,10 @@ def scan_source(source, settings, progress=False, max_rejected=0.5, *, refuse=No
         return _Measured(None, seconds, plain, sums(waveform))
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(measure, source.clips)
+        measuring: Iterable[_Measured] = pool.map(measure, source.clips)
         if progress:
-            results = rich.progress.track(results, "Reading clips", len(source))
-        results = list(results)
+            measuring = rich.progress.track(measuring, "Reading clips", len(source))
+        results = list(measuring)
 
     pairs = list(zip(source.clips, results, strict=True))
     rejected = tuple((clip.name, one.reason) for clip, one in pairs if one.reason is not None)

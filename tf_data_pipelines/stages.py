@@ -1,6 +1,7 @@
 """Waveforms to features to tokens, clip by clip; and how many tokens a length will give."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -18,9 +19,22 @@ from tf_data_pipelines.fbank import (
 )
 from tf_data_pipelines.patches import check_patches, patch_tokens, token_counts
 from tf_data_pipelines.resize import band_count
+from tf_data_pipelines.settings import (
+    AugmentSettings,
+    FbankSettings,
+    PackSettings,
+    PatchSettings,
+)
 
 
-def extract_features(clips, fbank, *, frame_shifts_ms=(), frame_shift_range_ms=(), seed=0):
+def extract_features(
+    clips: tf.data.Dataset,
+    fbank: FbankSettings,
+    *,
+    frame_shifts_ms: Sequence[float] = (),
+    frame_shift_range_ms: Sequence[float] = (),
+    seed: int = 0,
+) -> tf.data.Dataset:
     """Replace `waveform` by `features`, the normalized log-mel filterbank.
 
     Args:
@@ -65,7 +79,14 @@ def _drawn_shift(clip, fbank, range_ms, seed):
     return step * (lowest + choice(choices, clip, seed, SHIFT))
 
 
-def make_tokens(clips, patches, *, seed=0, packing=None, augment=None):
+def make_tokens(
+    clips: tf.data.Dataset,
+    patches: PatchSettings,
+    *,
+    seed: int = 0,
+    packing: PackSettings | None = None,
+    augment: AugmentSettings | None = None,
+) -> tf.data.Dataset:
     """Replace `features` and `frame_shift_scale` by `tokens` and `positions`.
 
     Args:

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -17,6 +20,7 @@ from keras_flexast.models import PackedAST
 from keras_flexast.runs import Run, save_run, versions
 from keras_flexast.settings import FAMILIES, MAX_SEED, TABLE_RULES, TARGETS, TrainSettings
 from tf_data_pipelines.atomic import atomic_write
+from tf_data_pipelines.hints import PatchSize, PathLike
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import (
     BASE_PATCH,
@@ -55,7 +59,7 @@ class Conversion:
     new: dict
     notes: tuple
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """The account, as a dictionary for JSON."""
         return {
             "family": self.family,
@@ -83,7 +87,7 @@ class Options:
     resize: str = "pi"
     mean: float | None = None
     std: float | None = None
-    ignore: tuple = ()
+    ignore: str | Sequence[str] = ()
     seed: int = 1337
 
     def __post_init__(self):
@@ -109,7 +113,9 @@ class Options:
         return {name: value for name, value in values.items() if value != defaults[name]}
 
 
-def convert_checkpoint(source, family=None, **options):
+def convert_checkpoint(
+    source: str | pathlib.Path | keras.Model, family: str | None = None, **options: Any
+) -> PackedAST:
     """The packed model of a published checkpoint.
 
     Args:
@@ -126,25 +132,25 @@ def convert_checkpoint(source, family=None, **options):
 
 
 def convert_run(
-    source,
-    out=None,
+    source: str | pathlib.Path | keras.Model,
+    out: PathLike | None = None,
     *,
-    family=None,
-    to=None,
-    classes=None,
-    num_heads=None,
-    mel_bins=None,
-    frames=None,
-    stride=None,
-    base_patch=None,
-    table=None,
-    resize="pi",
-    mean=None,
-    std=None,
-    ignore=(),
-    seed=1337,
-    overwrite=False,
-):
+    family: str | None = None,
+    to: str | None = None,
+    classes: Sequence[str] | int | PathLike | None = None,
+    num_heads: int | None = None,
+    mel_bins: int | None = None,
+    frames: int | None = None,
+    stride: PatchSize | None = None,
+    base_patch: PatchSize | None = None,
+    table: str | None = None,
+    resize: str = "pi",
+    mean: float | None = None,
+    std: float | None = None,
+    ignore: str | Sequence[str] = (),
+    seed: int = 1337,
+    overwrite: bool = False,
+) -> Conversion:
     """Convert a published checkpoint to a run: the same numbers, or the start of a new model.
 
     Args:

@@ -135,7 +135,7 @@ class _Maker(_Inert):
 class _Tuple(tuple):
     """A tuple of a pickle, which cannot be hashed: one that is nested 100 times takes years."""
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
 
 class _Kind(_Inert):

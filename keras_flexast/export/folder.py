@@ -51,6 +51,7 @@ from keras_flexast.settings import (
     MAX_SERVED_SECONDS,
     PRECISIONS,
 )
+from tf_data_pipelines.hints import PatchSize, PathLike
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import (
     MAX_ROW_LENGTH,
@@ -69,22 +70,22 @@ CARD = ("README.md", "card.json", "points.png")
 
 
 def export_run(
-    run,
-    out=None,
+    run: PathLike,
+    out: PathLike | None = None,
     *,
-    patch_sizes=EXPORT_PATCH_SIZES,
-    formats=("serving", "mobile"),
-    precisions=None,
-    data=None,
-    seconds=None,
-    frame_shift_ms=None,
-    resize=None,
-    input="waveform",
-    max_seconds=MAX_SERVED_SECONDS,
-    overwrite=False,
-    keep=KEPT_VERSIONS,
-    command=None,
-):
+    patch_sizes: Iterable[PatchSize] = EXPORT_PATCH_SIZES,
+    formats: Iterable[str] = ("serving", "mobile"),
+    precisions: Iterable[str] | None = None,
+    data: PathLike | None = None,
+    seconds: float | None = None,
+    frame_shift_ms: float | None = None,
+    resize: str | None = None,
+    input: str = "waveform",
+    max_seconds: float = MAX_SERVED_SECONDS,
+    overwrite: bool = False,
+    keep: int = KEPT_VERSIONS,
+    command: str | None = None,
+) -> list[pathlib.Path]:
     """Export a run as a folder to deploy, with progress bars.
 
     On another backend than TensorFlow, a TensorFlow process of its own does the work.

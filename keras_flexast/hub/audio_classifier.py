@@ -4,18 +4,23 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeAlias
 
 import keras
 import keras_hub
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from keras_flexast.conversion import convert_run
 from keras_flexast.files import PRESET, RUN, atomic_folder
+from keras_flexast.hints import Tensor
 from keras_flexast.hub.backbone import ASTBackbone
 from keras_flexast.hub.preprocessing import (
     ASTAudioConverter,
     AudioClassifierPreprocessor,
+    Waveforms,
     labelled,
 )
 from keras_flexast.hub.presets import HUB, PRESETS, is_backbone, is_published, untrained_run
@@ -32,11 +37,14 @@ from keras_flexast.models import (
 from keras_flexast.optimizers import jit_compile
 from keras_flexast.runs import Run, load_run, save_run, versions
 from keras_flexast.settings import POOLINGS
+from tf_data_pipelines.hints import PathLike
 from tf_data_pipelines.pipeline import counted
 from tf_data_pipelines.settings import PATCH_SIZES, check_choice
 
 ACTIVATIONS = ("softmax", "sigmoid", None)
 LEARNING_RATE = 5e-5  # KerasHub's default, for weights that are trained already
+# What fit, evaluate and predict take; the last without a preprocessor: one packed batch.
+Clips: TypeAlias = Waveforms | tf.data.Dataset | dict[str, Tensor]
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
@@ -83,10 +91,21 @@ class AudioClassifier(PackedExport, keras_hub.models.Task):
     presets = PRESETS
 
     def __init__(
-        self, backbone, num_classes, preprocessor=None, *, pooling="attention",
-        activation="softmax", multi_label=None, dropout=0.0, segments=16, head_norm_epsilon=1e-6,
-        head_dtype=None, classes=None, **kwargs,
-    ):  # fmt: skip
+        self,
+        backbone: ASTBackbone,
+        num_classes: int,
+        preprocessor: AudioClassifierPreprocessor | None = None,
+        *,
+        pooling: str = "attention",
+        activation: str | None = "softmax",
+        multi_label: bool | None = None,
+        dropout: float = 0.0,
+        segments: int = 16,
+        head_norm_epsilon: float = 1e-6,
+        head_dtype: str | keras.DTypePolicy | None = None,
+        classes: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         check_choice("pooling", pooling, tuple(POOLINGS))
         check_choice("activation", activation, ACTIVATIONS)
         if pooling.startswith("cls") and backbone.prefix_tokens != POOLINGS[pooling]:
@@ -142,17 +161,17 @@ class AudioClassifier(PackedExport, keras_hub.models.Task):
         self._epochs = 0  # that `fit` has trained
 
     @property
-    def preprocessor(self):
+    def preprocessor(self) -> AudioClassifierPreprocessor | None:
         """AudioClassifierPreprocessor of raw waveforms; None for packed batches."""
         return getattr(self, "_preprocessor", None)
 
     @preprocessor.setter
-    def preprocessor(self, value):
+    def preprocessor(self, value: AudioClassifierPreprocessor | None) -> None:
         if value is not None:
             _check_fits(value, self.backbone, self.segments)
         self._preprocessor = value
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         names = ("num_classes", "pooling", "activation", "multi_label", "dropout", "segments")
         return {
             **super().get_config(),
@@ -162,14 +181,14 @@ class AudioClassifier(PackedExport, keras_hub.models.Task):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         make = super().from_config
         return made_with_policy(lambda **config: make(config), config, "head_dtype")
 
     # === Presets and runs ===
 
     @classmethod
-    def from_preset(cls, preset, load_weights=True, **kwargs):
+    def from_preset(cls, preset: PathLike, load_weights: bool = True, **kwargs: Any) -> Self:
         """A classifier from what is stored somewhere.
 
         Args:
@@ -228,7 +247,7 @@ class AudioClassifier(PackedExport, keras_hub.models.Task):
             raise FileNotFoundError(f"no hub gave the preset {preset}: {error}") from error
 
     @classmethod
-    def from_run(cls, run, load_weights=True, **kwargs):
+    def from_run(cls, run: Run, load_weights: bool = True, **kwargs: Any) -> Self:
         """A classifier with the weights and settings of a Run.
 
         Args:
@@ -263,7 +282,7 @@ class AudioClassifier(PackedExport, keras_hub.models.Task):
                 _copy_weights(theirs, ours)
         return classifier
 
-    def to_run(self):
+    def to_run(self) -> Run:
         """The classifier as a Run, which `flexast` evaluates, exports and serves."""
         preprocessor = self.preprocessor
         if preprocessor is None:
@@ -292,13 +311,13 @@ class AudioClassifier(PackedExport, keras_hub.models.Task):
             made_by={"command": "AudioClassifier.to_run", "versions": versions()},
         )
 
-    def save_to_run(self, folder, overwrite=False):
+    def save_to_run(self, folder: PathLike, overwrite: bool = False) -> None:
         """Write the classifier as a run; the folder appears whole or not at all."""
         run = self.to_run()
         with atomic_folder(folder, overwrite, kind=RUN) as partial:
             save_run(run, partial)
 
-    def save_to_preset(self, preset_dir, max_shard_size=10):
+    def save_to_preset(self, preset_dir: PathLike, max_shard_size: float = 10) -> None:
         """Write the classifier as a KerasHub preset with a model card; a preset is replaced.
 
         Args:
@@ -310,7 +329,7 @@ class AudioClassifier(PackedExport, keras_hub.models.Task):
                 super().save_to_preset(str(partial), max_shard_size=max_shard_size)
             (partial / "README.md").write_text(self._card(), encoding="utf-8")
 
-    def load_task_weights(self, filepath):
+    def load_task_weights(self, filepath: PathLike) -> None:
         """Load the weights of pooling and head, see keras_hub.models.Task."""
         with _without_optimizer(self):
             super().load_task_weights(filepath)
@@ -343,7 +362,14 @@ class AudioClassifier(PackedExport, keras_hub.models.Task):
 
     # === Training and prediction ===
 
-    def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **kwargs):
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "auto",
+        loss: str | keras.losses.Loss | Callable[[Tensor, Tensor], Tensor] | None = "auto",
+        *,
+        metrics: str | Sequence[Any] | None = "auto",
+        **kwargs: Any,
+    ) -> None:
         """Configure the classifier for training.
 
         Args:
@@ -367,15 +393,21 @@ class AudioClassifier(PackedExport, keras_hub.models.Task):
         kwargs = {"weighted_metrics": metrics, **kwargs}
         super().compile(optimizer=optimizer, loss=loss, metrics=None, **kwargs)
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as a saved classifier was, so that its training can go on."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
     def fit(
-        self, x=None, y=None, batch_size=None, sample_weight=None, validation_data=None,
-        validation_split=None, **kwargs,
-    ):  # fmt: skip
+        self,
+        x: Clips | None = None,
+        y: ArrayLike | None = None,
+        batch_size: int | None = None,
+        sample_weight: ArrayLike | None = None,
+        validation_data: tuple[Any, ...] | list[Any] | tf.data.Dataset | None = None,
+        validation_split: float | None = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Train on clips; see keras.Model.fit. A later `fit` goes on with other draws.
 
         Args:
@@ -410,14 +442,14 @@ class AudioClassifier(PackedExport, keras_hub.models.Task):
             steps = kwargs.pop("validation_steps", None)
             validation_data = _scored(own.evaluation_batches(held_out, *columns, steps=steps))
         factors = kwargs.pop("class_weight", None)
-        x, y = self._checked(x, y, factors)
-        if factors is not None and y is not None:
-            sample_weight = _weighted(y, sample_weight, factors)
-        if own.augment.mixup and y is not None and y.ndim == 1:
-            y = np.eye(self.num_classes, dtype="float32")[y]
+        x, labels = self._checked(x, y, factors)
+        if factors is not None and labels is not None:
+            sample_weight = _weighted(labels, sample_weight, factors)
+        if own.augment.mixup and labels is not None and labels.ndim == 1:
+            labels = np.eye(self.num_classes, dtype="float32")[labels]
         epoch = kwargs.get("initial_epoch", 0) or self._epochs
         batches, steps = own.training_batches(
-            x, y, sample_weight, batch_size=batch_size, epoch=epoch,
+            x, labels, sample_weight, batch_size=batch_size, epoch=epoch,
             steps=kwargs.pop("steps_per_epoch", None),
         )  # fmt: skip
         history = keras.Model.fit(
@@ -427,7 +459,14 @@ class AudioClassifier(PackedExport, keras_hub.models.Task):
         self._epochs = epoch + len(history.epoch)
         return history
 
-    def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
+    def evaluate(
+        self,
+        x: Clips | None = None,
+        y: ArrayLike | None = None,
+        batch_size: int | None = None,
+        sample_weight: ArrayLike | None = None,
+        **kwargs: Any,
+    ) -> float | list[float] | dict[str, float]:
         """Loss and metrics of clips; arguments as in `fit` and keras.Model.evaluate."""
         if self.preprocessor is None:
             return super().evaluate(
@@ -441,7 +480,14 @@ class AudioClassifier(PackedExport, keras_hub.models.Task):
         )
         return keras.Model.evaluate(self, _scored(batches), **kwargs)
 
-    def predict(self, x=None, batch_size=None, verbose="auto", steps=None, callbacks=None):
+    def predict(
+        self,
+        x: Clips | None = None,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        steps: int | None = None,
+        callbacks: list[keras.callbacks.Callback] | None = None,
+    ) -> np.ndarray:
         """Scores of every clip, float32 (clips, num_classes), in the order of the clips.
 
         Args:

@@ -1,16 +1,21 @@
 """Waveforms to log-mel features, and to packed batches, as KerasHub's preprocessing layers."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import keras
 import keras_hub
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
+from keras_flexast.hints import Shape, Tensor
 from keras_flexast.hub.backbone import ASTBackbone
 from keras_flexast.inference.classifier import checked_waveforms
 from tf_data_pipelines.augment import augment_features, augment_waveforms
 from tf_data_pipelines.fbank import features, log_mel_sums, mean_and_std
+from tf_data_pipelines.hints import PatchSize
 from tf_data_pipelines.lengths import batches_per_epoch, packing_for, training_packing
 from tf_data_pipelines.loading import load_waveforms
 from tf_data_pipelines.packing import batch_rows, pack
@@ -32,6 +37,7 @@ from tf_data_pipelines.sources import WaveformSource
 from tf_data_pipelines.stages import extract_features, make_tokens
 
 BATCH_CLIPS = 32  # as Keras has samples in a batch
+Waveforms: TypeAlias = Sequence[ArrayLike] | np.ndarray | tf.RaggedTensor  # clips in memory
 
 
 def _settings(kind, value):
@@ -62,12 +68,12 @@ class ASTAudioConverter(keras_hub.layers.AudioConverter):
 
     backbone_cls = ASTBackbone
 
-    def __init__(self, fbank=None, **kwargs):
+    def __init__(self, fbank: FbankSettings | dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.fbank = _settings(FbankSettings, fbank)
         self.built = True  # it has no weights; Model.quantize asks
 
-    def adapt(self, waveforms):
+    def adapt(self, waveforms: Sequence[np.ndarray]) -> None:
         """Set mean and std of `fbank` to those of the log-mel values of training clips.
 
         Args:
@@ -78,15 +84,15 @@ class ASTAudioConverter(keras_hub.layers.AudioConverter):
         mean, std = mean_and_std(sums(one) for one in clips)
         self.fbank = dataclasses.replace(self.fbank, mean=mean, std=std)
 
-    def audio_shape(self):
+    def audio_shape(self) -> Shape:
         return (None, self.fbank.mel_bins)
 
-    def call(self, waveforms):
+    def call(self, waveforms: Tensor) -> Tensor:
         with tf.device("cpu"):
             found = features(tf.cast(waveforms, tf.float32), self.fbank)
         return found if not tf.executing_eagerly() else keras.ops.convert_to_tensor(found.numpy())
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "fbank": self.fbank.to_dict()}
 
 
@@ -122,9 +128,16 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
     audio_converter_cls = ASTAudioConverter
 
     def __init__(
-        self, audio_converter, *, patches=None, packing=None, patch_size=None, augment=None,
-        seed=1337, **kwargs,
-    ):  # fmt: skip
+        self,
+        audio_converter: ASTAudioConverter,
+        *,
+        patches: PatchSettings | dict[str, Any] | None = None,
+        packing: PackSettings | dict[str, Any] | None = None,
+        patch_size: PatchSize | None = None,
+        augment: AugmentSettings | dict[str, Any] | None = None,
+        seed: int = 1337,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.built = True  # it has no weights; Model.quantize asks
         self.audio_converter = audio_converter
@@ -135,25 +148,27 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         self.seed = seed
 
     @property
-    def patch_size(self):
+    def patch_size(self) -> tuple[int, int]:
         """(frequency, time) of patches outside training."""
         return self._patch_size
 
     @patch_size.setter
-    def patch_size(self, value):
+    def patch_size(self, value: PatchSize | None) -> None:
         self._patch_size = self.patches.base_patch if value is None else patch_pair(value)
 
     @property
-    def fbank(self):
+    def fbank(self) -> FbankSettings:
         """FbankSettings of the audio converter."""
         return self.audio_converter.fbank
 
     @property
-    def heard(self):
+    def heard(self) -> PatchSettings:
         """PatchSettings outside training."""
         return self.patches.at([self.patch_size])
 
-    def call(self, x, y=None, sample_weight=None):
+    def call(
+        self, x: Waveforms, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> dict[str, Tensor] | tuple[dict[str, Tensor], Tensor, Tensor]:
         packing = self.packing
         if tf.executing_eagerly():
             data = self._source(x, y, sample_weight)
@@ -168,8 +183,15 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         return inputs if y is None else (inputs, labels, weights)
 
     def training_batches(
-        self, x, y=None, sample_weight=None, *, batch_size=None, epoch=0, steps=None
-    ):  # fmt: skip
+        self,
+        x: Waveforms | tf.data.Dataset,
+        y: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        batch_size: int | None = None,
+        epoch: int = 0,
+        steps: int | None = None,
+    ) -> tuple[tf.data.Dataset, int]:
         """Endless packed batches to train on, and their number in an epoch.
 
         Args:
@@ -203,7 +225,15 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         how |= {"seed": self.seed, "start": epoch * steps}
         return training_batches(data, self.fbank, **how), steps
 
-    def evaluation_batches(self, x, y=None, sample_weight=None, *, batch_size=None, steps=None):
+    def evaluation_batches(
+        self,
+        x: Waveforms | tf.data.Dataset,
+        y: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        batch_size: int | None = None,
+        steps: int | None = None,
+    ) -> tf.data.Dataset:
         """Packed batches of every clip once, without draws: (inputs, labels, weights, clip_ids).
 
         Args:
@@ -227,7 +257,7 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         packing = packing_for(data, self.fbank, self.heard, packing)
         return evaluation_batches(data, self.fbank, patches=self.heard, packing=packing, cache=True)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "patches": self.patches.to_dict(),
@@ -237,7 +267,7 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
             "seed": self.seed,
         }
 
-    def waveforms(self, x):
+    def waveforms(self, x: Waveforms) -> list[np.ndarray]:
         """Clips in memory as a list of float32 (samples,); an error names one that is of no use."""
         x = x.to_list() if isinstance(x, tf.RaggedTensor) else x
         if getattr(x, "ndim", None) == 1:

@@ -14,7 +14,7 @@ import dataclasses
 import io
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from rich.markup import escape
@@ -26,6 +26,7 @@ from keras_flexast.inference.windows import BATCH_SAMPLES, mean_of_windows
 from keras_flexast.runs import described, labels_text
 from keras_flexast.settings import VERSION
 from tf_data_pipelines.atomic import atomic_write
+from tf_data_pipelines.hints import PathLike
 from tf_data_pipelines.settings import (
     SHARES,
     check_positive,
@@ -387,7 +388,7 @@ class FileScores:
     paths: list[str]
     rejected: tuple[tuple[str, str], ...] = ()
 
-    def top(self, classes, k=3):
+    def top(self, classes: Sequence[str], k: int = 3) -> list[list[tuple[str, float]]]:
         """The best k classes of each file: a list of lists of (class name, score), best first."""
         check_positive("k", k, int)
         best = np.argsort(-self.scores, axis=1, kind="stable")[:, :k]
@@ -411,7 +412,7 @@ class FileEmbeddings:
     paths: list[str]
     rejected: tuple[tuple[str, str], ...] = ()
 
-    def save(self, path):
+    def save(self, path: PathLike) -> None:
         """Write `files` (paths) and `embeddings` as NumPy's .npz, whole or not at all.
 
         Raises:

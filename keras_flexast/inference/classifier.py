@@ -5,6 +5,7 @@ import concurrent.futures
 import functools
 import os
 import pathlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from rich.progress import Progress
@@ -20,9 +21,10 @@ from keras_flexast.inference.artifacts import (
     load_artifact,
 )
 from keras_flexast.inference.scoring import ClipPredictor, PackedPredictor
-from keras_flexast.inference.timeline import artifact_timeline, run_timeline
+from keras_flexast.inference.timeline import Timeline, artifact_timeline, run_timeline
 from keras_flexast.models import embedding_model
 from keras_flexast.runs import Run, configured_run, is_cut, warn_of_cuts
+from tf_data_pipelines.hints import PatchSize, PathLike
 from tf_data_pipelines.settings import MAX_PEAK, patch_name, patch_pair
 
 MIN_SECONDS = 0.025  # of a clip: one window of the filterbank
@@ -41,8 +43,13 @@ class Classifier(abc.ABC):
             say.
     """
 
+    classes: tuple[str, ...]
+    sample_rate: int
+    multi_label: bool | None
+    patch_size: str | None
+
     @abc.abstractmethod
-    def predict(self, waveforms):
+    def predict(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Scores of clips in memory.
 
         Args:
@@ -57,7 +64,9 @@ class Classifier(abc.ABC):
         """
 
     @abc.abstractmethod
-    def predict_files(self, paths, progress=False):
+    def predict_files(
+        self, paths: PathLike | Iterable[PathLike], progress: bool = False
+    ) -> FileScores:
         """Scores of sound files of any format, rate and length.
 
         Args:
@@ -70,7 +79,9 @@ class Classifier(abc.ABC):
         """
 
     @abc.abstractmethod
-    def embed_files(self, paths, progress=False):
+    def embed_files(
+        self, paths: PathLike | Iterable[PathLike], progress: bool = False
+    ) -> FileEmbeddings:
         """One vector per sound file: what pooling gives the classifier's head.
 
         Args:
@@ -84,7 +95,14 @@ class Classifier(abc.ABC):
         """
 
     @abc.abstractmethod
-    def timeline(self, path, *, window=None, hop=None, progress=False):
+    def timeline(
+        self,
+        path: PathLike,
+        *,
+        window: float | None = None,
+        hop: float | None = None,
+        progress: bool = False,
+    ) -> Timeline:
         """What is heard when in one recording of any length.
 
         Args:
@@ -100,8 +118,14 @@ class Classifier(abc.ABC):
 
 
 def load_classifier(
-    path, patch_size=None, *, frame_shift_ms=None, resize=None, full_length=False, threads=2
-):
+    path: Run | PathLike,
+    patch_size: PatchSize | None = None,
+    *,
+    frame_shift_ms: float | None = None,
+    resize: str | None = None,
+    full_length: bool = False,
+    threads: int = 2,
+) -> Classifier:
     """A run or an exported artifact as a classifier.
 
     Args:

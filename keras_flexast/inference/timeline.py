@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 import pathlib
+from typing import Any
 
 import numpy as np
 from rich.progress import Progress
@@ -14,6 +15,7 @@ from keras_flexast.files import PICTURE, FileKind, refuse_overwrite
 from keras_flexast.inference.scoring import fixed_scorer
 from keras_flexast.settings import DEFAULT_WINDOW
 from tf_data_pipelines.atomic import atomic_write
+from tf_data_pipelines.hints import PathLike
 from tf_data_pipelines.resize import token_count
 from tf_data_pipelines.settings import check_positive, patch_name
 
@@ -38,11 +40,11 @@ class Timeline:
     scores: np.ndarray
     multi_label: bool = dataclasses.field(kw_only=True)
 
-    def overall(self):
+    def overall(self) -> np.ndarray:
         """Scores of the recording (classes,): the windows' mean; the largest if multi-label."""
         return self.scores.max(0) if self.multi_label else self.scores.mean(0)
 
-    def write(self, prefix, title):
+    def write(self, prefix: PathLike, title: str) -> dict[str, Any]:
         """Write the table PREFIX.csv and the picture PREFIX.png.
 
         Args:
@@ -61,7 +63,7 @@ class Timeline:
         atomic_write(f"{prefix}.csv", table)
         return {"csv": f"{prefix}.csv", "png": f"{prefix}.png", "windows": len(self.starts)}
 
-    def to_csv(self):
+    def to_csv(self) -> str:
         """Text with a line for each window: `start`, `end` in seconds, a column a class."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

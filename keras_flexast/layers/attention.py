@@ -1,8 +1,11 @@
 """Attention and pooling that stop at the borders between the clips of a row."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_flexast.hints import Shape, Tensor
 from keras_flexast.layers.configured import ConfiguredLayer
 from keras_flexast.layers.kernels import (
     KERNELS,
@@ -23,7 +26,9 @@ def slot_mask(segment_ids, segments):
 class _Attention(ConfiguredLayer):
     """Projections shared by self-attention and pooling."""
 
-    def __init__(self, num_heads, scale=None, dropout=0.0, **kwargs):
+    def __init__(
+        self, num_heads: int, scale: float | None = None, dropout: float = 0.0, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.scale = scale
@@ -51,7 +56,7 @@ class _Attention(ConfiguredLayer):
             heads(self.value_dense(tokens)),
         )
 
-    def weights_of(self, queries, tokens, mask):
+    def weights_of(self, queries: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """How much each query attends to each token, a mean over the heads.
 
         Args:
@@ -99,18 +104,27 @@ class MaskedSelfAttention(_Attention):
     Reference: ElasticAST, Feng et al. 2024 (arXiv:2407.08691), section 2.2.
     """
 
-    def __init__(self, num_heads, scale=None, dropout=0.0, attention="auto", **kwargs):
+    def __init__(
+        self,
+        num_heads: int,
+        scale: float | None = None,
+        dropout: float = 0.0,
+        attention: str = "auto",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_heads, scale, dropout, **kwargs)
         check_choice("attention", attention, ("auto", *KERNELS))
         self.attention = attention
         # Where XLA compiles, "auto" takes a kernel that XLA takes.
         self.supports_jit = attention == "auto" or KERNELS[attention].supports_jit
 
-    def build(self, tokens_shape, segment_ids_shape=None):
+    def build(self, tokens_shape: Shape, segment_ids_shape: Shape | None = None) -> None:
         self._build_projections(tokens_shape[-1])
         self.built = True
 
-    def call(self, tokens, segment_ids=None, training=None):
+    def call(
+        self, tokens: Tensor, segment_ids: Tensor | None = None, training: bool | None = None
+    ) -> Tensor:
         query, key, value = self._project(tokens, tokens)
         if segment_ids is None:
             attended = ops.dot_product_attention(query, key, value, scale=self.scale)
@@ -120,7 +134,9 @@ class MaskedSelfAttention(_Attention):
             attended = kernel.function(query, key, value, segment_ids, scale=self.scale)
         return self._output(attended, training)
 
-    def compute_output_shape(self, tokens_shape, segment_ids_shape=None):
+    def compute_output_shape(
+        self, tokens_shape: Shape, segment_ids_shape: Shape | None = None
+    ) -> Shape:
         return tokens_shape
 
 
@@ -144,11 +160,18 @@ class MaskAttentionPooling(_Attention):
     Reference: ElasticAST, Feng et al. 2024 (arXiv:2407.08691), section 2.3.
     """
 
-    def __init__(self, num_heads, segments=16, scale=None, dropout=0.0, **kwargs):
+    def __init__(
+        self,
+        num_heads: int,
+        segments: int = 16,
+        scale: float | None = None,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_heads, scale, dropout, **kwargs)
         self.segments = segments
 
-    def build(self, tokens_shape, segment_ids_shape=None):
+    def build(self, tokens_shape: Shape, segment_ids_shape: Shape | None = None) -> None:
         dim = tokens_shape[-1]
         self.query = self.add_weight(
             shape=(dim,), initializer=keras.initializers.TruncatedNormal(stddev=0.02), name="query"
@@ -156,7 +179,9 @@ class MaskAttentionPooling(_Attention):
         self._build_projections(dim)
         self.built = True
 
-    def call(self, tokens, segment_ids=None, training=None):
+    def call(
+        self, tokens: Tensor, segment_ids: Tensor | None = None, training: bool | None = None
+    ) -> Tensor:
         slots = 1 if segment_ids is None else self.segments
         shape = (ops.shape(tokens)[0], slots, tokens.shape[-1])
         queries = ops.broadcast_to(ops.cast(self.query, tokens.dtype), shape)
@@ -168,7 +193,9 @@ class MaskAttentionPooling(_Attention):
             attended = masked_attention(query, key, value, mask, scale=self.scale)
         return self._output(attended, training)
 
-    def compute_output_shape(self, tokens_shape, segment_ids_shape=None):
+    def compute_output_shape(
+        self, tokens_shape: Shape, segment_ids_shape: Shape | None = None
+    ) -> Shape:
         slots = 1 if segment_ids_shape is None else self.segments
         return (tokens_shape[0], slots, tokens_shape[-1])
 

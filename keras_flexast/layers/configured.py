@@ -1,6 +1,7 @@
 """Layers whose config is their arguments."""
 
 import inspect
+from typing import Any
 
 import keras
 
@@ -8,7 +9,7 @@ import keras
 class ConfiguredLayer(keras.layers.Layer):
     """A layer that keeps each argument of its constructor as an attribute of the same name."""
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **arguments_of(self)}
 
 

@@ -1,10 +1,14 @@
 """Patches and positions: everything between a spectrogram and the first encoder block."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
+from keras_flexast.hints import Shape, Tensor
 from keras_flexast.layers.configured import ConfiguredLayer
+from tf_data_pipelines.hints import PatchSize
 from tf_data_pipelines.resize import axis_grid, kernel_matrix
 from tf_data_pipelines.settings import (
     BASE_PATCH,
@@ -47,14 +51,16 @@ class PIResizePatchEmbed(ConfiguredLayer):
     Reference: FlexiAST, Feng et al. 2023 (arXiv:2307.09286).
     """
 
-    def __init__(self, dim, base_patch=BASE_PATCH, resize="pi", **kwargs):
+    def __init__(
+        self, dim: int, base_patch: PatchSize = BASE_PATCH, resize: str = "pi", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         check_choice("resize", resize, RESIZES)
         self.dim = dim
         self.base_patch = patch_pair(base_patch, "base_patch")
         self.resize = resize
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         area = self.base_patch[0] * self.base_patch[1]
         if len(input_shape) not in (3, 4) or (len(input_shape) == 3 and input_shape[-1] != area):
             raise ValueError(
@@ -69,7 +75,7 @@ class PIResizePatchEmbed(ConfiguredLayer):
         self.bias = self.add_weight(shape=(self.dim,), initializer="zeros", name="bias")
         self.built = True
 
-    def call(self, patches, resize=None):
+    def call(self, patches: Tensor, resize: str | None = None) -> Tensor:
         kernel, size = self.kernel, self.base_patch
         if len(patches.shape) == 4:
             size = tuple(patches.shape[2:])
@@ -78,7 +84,7 @@ class PIResizePatchEmbed(ConfiguredLayer):
         kernel = ops.reshape(kernel, (size[0] * size[1], self.dim))
         return ops.matmul(patches, kernel) + self.bias
 
-    def resized_kernel(self, patch_size, resize=None):
+    def resized_kernel(self, patch_size: tuple[int, int], resize: str | None = None) -> Tensor:
         """The kernel at (p_f, p_t), (p_f, p_t, dim); the base kernel itself at the base size."""
         if tuple(patch_size) == self.base_patch:
             return self.kernel
@@ -89,7 +95,7 @@ class PIResizePatchEmbed(ConfiguredLayer):
         kernel = ops.einsum("pf,ftd->ptd", ops.cast(over_f, self.compute_dtype), self.kernel)
         return ops.einsum("qt,ptd->pqd", ops.cast(over_t, self.compute_dtype), kernel)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:2], self.dim)
 
 
