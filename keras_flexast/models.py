@@ -28,8 +28,12 @@ from tf_data_pipelines.settings import (
 )
 
 
-class PackedExport(keras.Model):
-    """How models on packed rows are exported, on either backend."""
+class _PackedModel(keras.Model):
+    """How packed models are made from configs, quantized layers one by one, and exported."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return made_with_policy(cls, config, "dtype")
 
     def export(
         self,
@@ -38,19 +42,7 @@ class PackedExport(keras.Model):
         verbose: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        if keras.backend.backend() == "jax" and "input_signature" not in kwargs:
-            # Keras names the length of each input differently; JAX then knows of no relation.
-            shapes = [dict.fromkeys(self.input, "(rows, length, ...)")]
-            kwargs = {"jax2tf_kwargs": {"polymorphic_shapes": shapes}, **kwargs}
-        return super().export(filepath, format, verbose, **kwargs)
-
-
-class _PackedModel(PackedExport):
-    """How packed models are made from configs, quantized layers one by one."""
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        return made_with_policy(cls, config, "dtype")
+        super().export(filepath, format, verbose, **export_options(self, kwargs))
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
@@ -435,6 +427,15 @@ def _with_dimensions(size, options):
         listed = ", ".join(f"{name}={value}" for name, value in given.items())
         raise ValueError(f"{listed}: give all three, or size= one of {', '.join(SIZES)}.")
     return options
+
+
+def export_options(model, options):
+    """Options of keras.Model.export that suit a model on packed rows, on either backend."""
+    if keras.backend.backend() != "jax" or "input_signature" in options:
+        return options
+    # Keras names the length of each input differently; JAX then knows of no relation.
+    shapes = [dict.fromkeys(model.input, "(rows, length, ...)")]
+    return {"jax2tf_kwargs": {"polymorphic_shapes": shapes}, **options}
 
 
 def policy_of(model, policy):

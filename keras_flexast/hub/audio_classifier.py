@@ -28,7 +28,7 @@ from keras_flexast.inference.scoring import ClipPredictor, PackedPredictor, chec
 from keras_flexast.losses import PackedAccuracy, PackedLoss
 from keras_flexast.models import (
     PackedAST,
-    PackedExport,
+    export_options,
     made_with_policy,
     policy_of,
     pooled_clips,
@@ -48,7 +48,7 @@ Clips: TypeAlias = Waveforms | tf.data.Dataset | dict[str, Tensor]
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")
-class AudioClassifier(PackedExport, keras_hub.models.Task):
+class AudioClassifier(keras_hub.models.Task):
     """Audio classification on raw waveforms of any lengths, in KerasHub's manner.
 
     `fit`, `evaluate` and `predict` take a list of waveforms, one array of equally long ones, a
@@ -360,6 +360,19 @@ class AudioClassifier(PackedExport, keras_hub.models.Task):
             f"Classes:\n\n{names}{more}"
         )
 
+    def export(
+        self,
+        filepath: PathLike,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the model on packed batches for serving; see keras.Model.export.
+
+        `save_to_run` and `flexast export` serve waveforms.
+        """
+        super().export(filepath, format, verbose, **export_options(self, kwargs))
+
     # === Training and prediction ===
 
     def compile(
@@ -393,10 +406,18 @@ class AudioClassifier(PackedExport, keras_hub.models.Task):
         kwargs = {"weighted_metrics": metrics, **kwargs}
         super().compile(optimizer=optimizer, loss=loss, metrics=None, **kwargs)
 
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """How it is compiled, for a saved classifier."""
+        config, optimizer = super().get_compile_config(), self.optimizer
+        return config and {**config, "trained": optimizer is not None and optimizer.built}
+
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as a saved classifier was, so that its training can go on."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
+        config = keras.saving.deserialize_keras_object(config)
+        trained = config.pop("trained", False)
+        self.compile(**config)
+        if trained:
+            self.optimizer.build(self.trainable_variables)
 
     def fit(
         self,
