@@ -33,7 +33,7 @@ _ROOMS = {  # public name: the module that has it
     "PackedAST": "models",
     "PackedBackbone": "models",
     "Run": "runs",
-    "compile_packed": "training",
+    "compile_packed": "optimizers",
     "convert_checkpoint": "conversion",
     "convert_run": "conversion",
     "evaluate_run": "evaluation",

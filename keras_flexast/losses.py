@@ -24,12 +24,14 @@ class PackedLoss(keras.losses.Loss):
             cross-entropy, between yes and no.
         class_weights: float (classes,), factor on the loss of a clip of each class; the mean over
             the classes of a clip that has several. None for 1.
+        from_logits: whether the model gives logits, or else scores: sigmoid of several labels,
+            softmax of one.
         name: name of the loss.
 
     Call arguments:
         y_true: int (rows, segments), or float (rows, segments, classes): several labels, or one
             that is shared out, as after mixup.
-        y_pred: logits float (rows, segments, classes).
+        y_pred: logits or scores, float (rows, segments, classes).
         sample_weight: float (rows, segments); 0 in empty slots.
     """
 
@@ -95,11 +97,6 @@ class PackedLoss(keras.losses.Loss):
             "from_logits": self.from_logits,
             "name": self.name,
         }
-
-
-def packed_loss(multi_label=False, **options):
-    """The loss of a packed batch, see PackedLoss."""
-    return PackedLoss(multi_label, **options)
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")

@@ -11,7 +11,7 @@ from keras import ops
 from keras_flexast.distribution import batch_devices
 from keras_flexast.layers import MaskedSelfAttention
 from keras_flexast.layers.kernels import choose_kernel, current_site
-from keras_flexast.losses import PackedAccuracy, packed_loss
+from keras_flexast.losses import PackedAccuracy, PackedLoss
 from keras_flexast.settings import TrainSettings
 
 COMPILED = (  # settings that `compile_packed` takes
@@ -55,8 +55,9 @@ def compile_packed(
     optimizer = _optimizer(learning_rate, checked)
     if any(layer.compute_dtype == "float16" for layer in model._flatten_layers()):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)  # its gradients underflow
-    loss = packed_loss(
+    loss = PackedLoss(
         multi_label,
+        from_logits=getattr(model, "activation", None) is None,  # AudioClassifier has scores
         kind=checked.loss,
         label_smoothing=checked.label_smoothing,
         class_weights=class_weights,
@@ -199,7 +200,8 @@ class PackedMuon(_ByLayer, keras.optimizers.Muon):
     """Muon for the matrices of the encoder's blocks, AdamW for all other weights.
 
     Muon makes the momentum of a matrix nearly orthogonal before it is subtracted, so that every
-    direction moves alike; scaled so that the learning rates and decays of AdamW suit it.
+    direction moves alike; scaled so that the learning rates and decays of AdamW suit it. In a model
+    without EncoderBlocks named block_0, block_1, ... all weights have AdamW.
 
     Args:
         learning_rate: as in keras.optimizers.Muon.
@@ -221,7 +223,8 @@ class PackedMuon(_ByLayer, keras.optimizers.Muon):
         )  # fmt: skip
 
     def _should_use_adamw(self, variable):
-        return not (BLOCK.search(variable.path) and variable.name == "kernel")
+        of_block = BLOCK.search(variable.path) and variable.name == "kernel"
+        return not of_block or super()._should_use_adamw(variable)
 
 
 def _layers_above(path, depth):

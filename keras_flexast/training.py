@@ -332,7 +332,7 @@ def _prepare(run, recipe, *, data, facts, taught, progress):
     )
     held_out = pipeline.evaluation_batches(validation, run.fbank, cache=True, **how)
     held_out = pipeline.counted(held_out)
-    scored = held_out.map(lambda *batch: batch[:3])
+    scored = held_out.map(lambda *batch: batch[:3]).repeat()  # one iterator for all epochs
     # Whole steps of the optimizer, so that no gradient waits for the next epoch.
     drawn = {"patches": run.patches, "packing": run.packing}
     steps = lengths.batches_per_epoch(train, run.fbank, **heard, **drawn)
@@ -375,6 +375,7 @@ def _prepare(run, recipe, *, data, facts, taught, progress):
                 initial_epoch=checkpoint.epoch,
                 epochs=settings.epochs,
                 validation_data=scored,
+                validation_steps=int(held_out.cardinality()),
                 callbacks=[*callbacks, checkpoint],
                 shuffle=False,
             )

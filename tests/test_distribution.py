@@ -49,7 +49,7 @@ UNEQUAL = """
     import pytest
     from keras_flexast.distribution import batch_devices
     from keras_flexast.inference.scoring import PackedPredictor
-    from keras_flexast.losses import packed_loss
+    from keras_flexast.losses import PackedLoss
 
     def step(clips, multi_label, accumulate=None):
         weights = np.float32([[slot < count for slot in range(2)] for count in clips])
@@ -58,7 +58,7 @@ UNEQUAL = """
         model = PackedAST(3, dim=16, depth=1, num_heads=2, segments=2)
         model.compile(
             keras.optimizers.SGD(1.0, gradient_accumulation_steps=accumulate),
-            packed_loss(multi_label),
+            PackedLoss(multi_label),
             weighted_metrics=[] if multi_label else ["accuracy"],
         )
         logs = model.fit(

@@ -12,7 +12,7 @@ from helpers import ONCE, ROOT, randomize, run_python
 
 from keras_flexast import load_classifier, load_run
 from keras_flexast.models import ElasticAST, FlexiAST
-from keras_flexast.optimizers import PackedMuon
+from keras_flexast.optimizers import PackedMuon, compile_packed
 from keras_flexast.runs import Run, save_run
 from tf_data_pipelines.fbank import features, log_mel
 from tf_data_pipelines.settings import AugmentSettings, FbankSettings, PackSettings
@@ -26,7 +26,7 @@ from keras_flexast.hub import (  # noqa: E402
     AudioClassifierPreprocessor,
     audio_classifier,
 )
-from keras_flexast.hub.preprocessing import labelled  # noqa: E402
+from keras_flexast.hub.labels import labelled  # noqa: E402
 
 PUBLISHED = pathlib.Path(__file__).parent / "data" / "hf_ast_plain"
 RATE, CLASSES = 8000, ("low", "middle", "high")
@@ -181,8 +181,8 @@ def test_a_saved_training_goes_on(tmp_path, classifier):
     classifier.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert isinstance(again.optimizer, keras.optimizers.AdamW)
-    weights = [one.fit(waveforms, labels, initial_epoch=2, epochs=3, verbose=0)
-               and one.get_weights() for one in (classifier, again)]  # fmt: skip
+    weights = [one.fit(waveforms, labels, verbose=0) and one.get_weights()
+               for one in (classifier, again)]  # fmt: skip
     for ours, theirs in zip(*weights, strict=True):
         np.testing.assert_allclose(theirs, ours, atol=1e-6)
 
@@ -345,7 +345,7 @@ def test_fit_goes_on_with_other_draws_and_weighs_classes(classifier, monkeypatch
     seen, make = [], AudioClassifierPreprocessor.training_batches
 
     def spy(self, x, y=None, sample_weight=None, **options):
-        seen.append((options["epoch"], sample_weight))
+        seen.append((options["start"], sample_weight))
         return make(self, x, y, sample_weight, **options)
 
     monkeypatch.setattr(AudioClassifierPreprocessor, "training_batches", spy)
@@ -355,13 +355,13 @@ def test_fit_goes_on_with_other_draws_and_weighs_classes(classifier, monkeypatch
         waveforms, labels, class_weight=factors, sample_weight=[2.0] * 6, verbose=0,
         validation_data=[waveforms, labels],
     )  # fmt: skip
-    assert [epoch for epoch, _ in seen] == [0, 2]
+    assert [start for start, _ in seen] == [0, 2]  # batches
     np.testing.assert_allclose(seen[1][1], [2, 1, 2, 2, 1, 2])
     soft = np.eye(3, dtype="float32")[labels]
     with pytest.raises(ValueError, match="class_weight needs one label for each clip"):
         classifier.fit(waveforms, soft, class_weight=factors)
     first, _ = make(classifier.preprocessor, waveforms, labels)
-    later, _ = make(classifier.preprocessor, waveforms, labels, epoch=1)
+    later, _ = make(classifier.preprocessor, waveforms, labels, start=1)
     first, later = (next(one.as_numpy_iterator())[0]["tokens"] for one in (first, later))
     assert (first != later).any()
 
@@ -374,6 +374,36 @@ def test_classes_of_a_dataset_have_their_weights():
         weighted = labelled(data, 3, multi_label=False, factors={0: 1.0, 1: 0.5})
         found = np.concatenate([np.ravel(weight) for *_, weight in weighted.as_numpy_iterator()])
         np.testing.assert_allclose(found, np.array([1, 0.5, 1] * 2) * share)
+
+
+def test_a_dataset_is_drawn_as_clips_in_memory(run):
+    waveforms, labels = clips()
+    patches = dataclasses.replace(run.patches, clips_per_draw=100)
+    own = AudioClassifierPreprocessor(ASTAudioConverter(run.fbank), patches=patches)
+    for data, y in ((waveforms, labels), (dataset(waveforms, labels), None)):
+        sizes = set()
+        for start in (0, 100, 200, 300):
+            batches, _ = own.training_batches(data, y, start=start)
+            inputs, *_ = next(batches.as_numpy_iterator())
+            (size,) = np.unique(inputs["positions"][0, inputs["segment_ids"][0] > 0, 2])
+            sizes.add(float(size))
+        assert len(sizes) > 1
+    both = AudioClassifierPreprocessor(
+        ASTAudioConverter(run.fbank), augment=AugmentSettings(frame_shift_range_ms=(10, 20)),
+        patches=dataclasses.replace(run.patches, frame_shifts_ms=(10.0, 20.0)),
+    )  # fmt: skip
+    for data, y in ((waveforms, labels), (dataset(waveforms, labels), None)):
+        with pytest.raises(ValueError, match="frame_shift_range_ms="):
+            both.training_batches(data, y)
+
+
+def test_compile_packed_takes_the_scores_for_scores(run):
+    losses = []
+    for activation in ("softmax", None):
+        classifier = AudioClassifier.from_run(run, activation=activation)
+        compile_packed(classifier, 1e-3, optimizer="muon")
+        losses.append(classifier.evaluate(*clips(), verbose=0)[0])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_without_a_preprocessor_it_takes_packed_batches(classifier):

@@ -9,7 +9,7 @@ from helpers import ONCE, pack_rows, randomize, run_python
 
 from keras_flexast import FlexiAST, PackedAST, fixed_model
 from keras_flexast.inference.scoring import PackedPredictor
-from keras_flexast.losses import packed_loss
+from keras_flexast.losses import PackedLoss
 from keras_flexast.models import embedding_model
 from keras_flexast.training import compile_packed
 from tf_data_pipelines.patches import patch_tokens
@@ -165,22 +165,22 @@ def test_the_loss_divides_by_clips():
     log_softmax = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     each = -np.take_along_axis(log_softmax, labels[..., None], -1)[..., 0]
     np.testing.assert_allclose(
-        packed_loss()(labels, logits, weights), each[weights > 0].mean(), rtol=1e-6
+        PackedLoss()(labels, logits, weights), each[weights > 0].mean(), rtol=1e-6
     )
     targets = (np.random.default_rng(1).random((2, 3, 5)) < 0.4).astype("float32")
     each = np.mean(np.logaddexp(0, logits) - targets * logits, -1)
     np.testing.assert_allclose(
-        packed_loss(multi_label=True)(targets, logits, weights), each[weights > 0].mean(), rtol=1e-6
+        PackedLoss(multi_label=True)(targets, logits, weights), each[weights > 0].mean(), rtol=1e-6
     )
     for more in ([0, 7], [3, 0], [2, 5]):  # empty rows and slots
         padding = [[0, m] for m in more]
         np.testing.assert_allclose(
-            packed_loss()(
+            PackedLoss()(
                 np.pad(labels, padding),
                 np.pad(logits, [*padding, [0, 0]], constant_values=9),
                 np.pad(weights, padding),
             ),
-            packed_loss()(labels, logits, weights),
+            PackedLoss()(labels, logits, weights),
             rtol=1e-6,
         )
 
@@ -188,7 +188,7 @@ def test_the_loss_divides_by_clips():
 def test_the_packed_gradient_is_the_mean_of_the_clips():
     batch, labels, weights, clips = clips_and_targets()
     model = randomize(build(), scale=0.1)
-    model.compile(keras.optimizers.SGD(1.0), packed_loss())
+    model.compile(keras.optimizers.SGD(1.0), PackedLoss())
     start = model.get_weights()
 
     def gradients(batch, labels, weights):

@@ -11,7 +11,7 @@ from helpers import ONCE
 from keras_flexast import PackedAST
 from keras_flexast.callbacks import Averages, KeepBest, StopDiverged
 from keras_flexast.fine_tuning import tune_part
-from keras_flexast.losses import PackedLoss, class_factors, packed_accuracy, packed_loss
+from keras_flexast.losses import PackedLoss, class_factors, packed_accuracy
 from keras_flexast.optimizers import PackedAdam, PackedMuon, compile_packed
 from keras_flexast.schedules import WarmupCosine, WarmupStep, schedule_of
 from keras_flexast.settings import TrainSettings
@@ -84,7 +84,7 @@ def test_losses_and_metrics_are_made_again_from_their_configs():
         float(loss(one_hot(LABELS), logits(), WEIGHTS))
     )
     with pytest.raises(ValueError, match="kind='mse' is unknown"):
-        packed_loss(kind="mse")
+        PackedLoss(kind="mse")
     clips = [Clip("a", (0,), "train")] * 3 + [Clip("b", (1,), "train")]
     assert class_factors(Source(clips, ("a", "b", "c"), False)) == (4 / 6, 2.0, 1.0)
 

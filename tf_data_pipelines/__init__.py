@@ -15,7 +15,7 @@ from tf_data_pipelines.settings import (
     PatchSettings,
 )
 
-if TYPE_CHECKING:  # what `_LAZY` loads, for those who check hints
+if TYPE_CHECKING:  # what `_ROOMS` loads, for those who check hints
     from tf_data_pipelines.audio import pad_waveforms, read_audio, read_waveforms, stream_audio
     from tf_data_pipelines.augment import augment_features, augment_waveforms
     from tf_data_pipelines.clips import Clip, ScannedSource, Source
@@ -37,8 +37,8 @@ if TYPE_CHECKING:  # what `_LAZY` loads, for those who check hints
     from tf_data_pipelines.sources import WaveformSource, load_source, read_data, scan_source
     from tf_data_pipelines.stages import extract_features, make_tokens
 
-_LAZY = {
-    "AudioError": "audio",
+_ROOMS = {
+    "AudioError": "parts",
     "decode_audio": "decode",
     "pad_waveforms": "audio",
     "read_audio": "audio",
@@ -46,7 +46,7 @@ _LAZY = {
     "stream_audio": "audio",
     "Clip": "clips",
     "Source": "clips",
-    "ScannedSource": "sources",
+    "ScannedSource": "clips",
     "WaveformSource": "sources",
     "load_source": "sources",
     "read_data": "sources",
@@ -114,6 +114,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _ROOMS:
         raise AttributeError(f"module 'tf_data_pipelines' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"tf_data_pipelines.{_LAZY[name]}"), name)
+    return getattr(importlib.import_module(f"tf_data_pipelines.{_ROOMS[name]}"), name)

@@ -134,9 +134,9 @@ def training_clips(
     """
     augment = augment or AugmentSettings()
     _check_augment(augment, fbank, patches)
-    shifts = {"frame_shifts_ms": patches.frame_shifts_ms}
-    shifts["frame_shift_range_ms"] = augment.frame_shift_range_ms
-    same_waveforms = not any(shifts.values()) and not augment.changes_waveforms
+    same_waveforms = not (
+        augment.changes_waveforms or patches.frame_shifts_ms or augment.frame_shift_range_ms
+    )
 
     def prepare(clips):
         return extract_features(clips, fbank) if same_waveforms else clips
@@ -146,15 +146,51 @@ def training_clips(
         data, fbank.sample_rate, augment=augment, seed=seed, start=start, prepare=prepare,
         cached=cached, with_place=patches.clips_per_draw > 1,
     )  # fmt: skip
-    if not same_waveforms:
-        longest = longest_training(data, fbank, augment)
-        ordered = augment_waveforms(
-            ordered, augment, seed, sample_rate=fbank.sample_rate, longest=longest
+    return training_tokens(
+        ordered, fbank, patches=patches, packing=packing, augment=augment, seed=seed,
+        longest=longest_training(data, fbank, augment), teacher=teacher,
+    )  # fmt: skip
+
+
+@graph_code
+def training_tokens(
+    clips: tf.data.Dataset,
+    fbank: FbankSettings,
+    *,
+    patches: PatchSettings,
+    augment: AugmentSettings,
+    seed: int,
+    packing: PackSettings | None = None,
+    longest: int | None = None,
+    teacher: TeacherTokens | None = None,
+) -> tf.data.Dataset:
+    """Waveforms of training clips, or their features, to tokens: every draw but the order.
+
+    Args:
+        clips: Dataset of dictionaries with `waveform`, or `features` and `frame_shift_scale`, see
+            `extract_features`; with `epoch` and, where several clips in turn share a patch size,
+            `place`, see `training_order`.
+        fbank, patches, augment, seed, teacher: as in `training_batches`.
+        packing: PackSettings of the rows to come, see `make_tokens`.
+        longest: number of samples that silence fills a clip up to at most; None for any.
+
+    Returns:
+        Dataset of dictionaries with `tokens` and `positions`, see `make_tokens`.
+
+    Raises:
+        ValueError: augment contradicts fbank or patches.
+    """
+    _check_augment(augment, fbank, patches)
+    if "waveform" in clips.element_spec:
+        clips = augment_waveforms(
+            clips, augment, seed, sample_rate=fbank.sample_rate, longest=longest
         )
-        ordered = extract_features(ordered, fbank, **shifts, seed=seed)
-    ordered = augment_features(ordered, augment, fbank, seed)
-    ordered = add_teacher_tokens(ordered, teacher, fbank)
-    return make_tokens(ordered, patches, seed=seed, packing=packing, augment=augment)
+        shifts = {"frame_shifts_ms": patches.frame_shifts_ms}
+        shifts["frame_shift_range_ms"] = augment.frame_shift_range_ms
+        clips = extract_features(clips, fbank, **shifts, seed=seed)
+    clips = augment_features(clips, augment, fbank, seed)
+    clips = add_teacher_tokens(clips, teacher, fbank)
+    return make_tokens(clips, patches, seed=seed, packing=packing, augment=augment)
 
 
 def _check_augment(augment, fbank, patches):
@@ -241,7 +277,7 @@ def evaluation_batches(
     check_lengths(data, fbank, patches, packing)
     clips = load_waveforms(data, fbank.sample_rate)
     cache = cache and np.sum(data.durations) <= CACHE_SECONDS
-    return _every_clip_once(clips, fbank, patches=patches, packing=packing, seed=seed, cache=cache)
+    return every_clip_once(clips, fbank, patches=patches, packing=packing, seed=seed, cache=cache)
 
 
 @graph_code
@@ -280,10 +316,10 @@ def prediction_batches(waveforms, fbank, *, patches, packing):
     scalar = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int64)
     spec = {"waveform": tf.TensorSpec([None]), "label": scalar[0], "clip_id": scalar[1]}
     dataset = tf.data.Dataset.from_generator(clips, output_signature=spec)
-    return _every_clip_once(dataset, fbank, patches=patches, packing=packing, seed=0)
+    return every_clip_once(dataset, fbank, patches=patches, packing=packing, seed=0)
 
 
-def _every_clip_once(clips, fbank, *, patches, packing, seed, cache=False):
+def every_clip_once(clips, fbank, *, patches, packing, seed, cache=False):
     """Waveforms to the batches of `evaluation_batches`."""
     clips = extract_features(clips, fbank, frame_shifts_ms=patches.frame_shifts_ms, seed=seed)
     if cache:

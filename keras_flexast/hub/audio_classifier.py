@@ -17,11 +17,11 @@ from keras_flexast.conversion import convert_run
 from keras_flexast.files import PRESET, RUN, atomic_folder
 from keras_flexast.hints import Tensor
 from keras_flexast.hub.backbone import ASTBackbone
+from keras_flexast.hub.labels import checked_labels, class_weighted
 from keras_flexast.hub.preprocessing import (
     ASTAudioConverter,
     AudioClassifierPreprocessor,
     Waveforms,
-    labelled,
 )
 from keras_flexast.hub.presets import HUB, PRESETS, is_backbone, is_published, untrained_run
 from keras_flexast.inference.scoring import ClipPredictor, PackedPredictor, check_finite
@@ -158,7 +158,6 @@ class AudioClassifier(keras_hub.models.Task):
         self.head_norm_epsilon = head_norm_epsilon
         self.head_dtype = head_dtype
         self.classes = classes
-        self._epochs = 0  # that `fit` has trained
 
     @property
     def preprocessor(self) -> AudioClassifierPreprocessor | None:
@@ -343,18 +342,18 @@ class AudioClassifier(keras_hub.models.Task):
 
     def _card(self):
         """A model card for the Hugging Face hub."""
-        heard = ""
+        hears = ""
         if self.preprocessor is not None:
             sizes = ", ".join(f"{f}x{t}" for f, t in self.preprocessor.patches.patch_sizes)
             rate = self.preprocessor.fbank.sample_rate
-            heard = f"Waveforms of {rate} Hz; patch sizes {sizes}.\n\n"
+            hears = f"Waveforms of {rate} Hz; patch sizes {sizes}.\n\n"
         names = "".join(f"- {name}\n" for name in self.classes[:50])
         more = f"- and {len(self.classes) - 50} more\n" if len(self.classes) > 50 else ""
         return (
             "---\nlibrary_name: keras-hub\npipeline_tag: audio-classification\ntags:\n- keras\n"
             "- audio-classification\n---\n\n"
             f"Audio classifier of {self.num_classes} classes, {self.count_params():,} weights, by "
-            f"keras-flexast.\n\n{heard}```python\nfrom keras_flexast.hub import AudioClassifier\n\n"
+            f"keras-flexast.\n\n{hears}```python\nfrom keras_flexast.hub import AudioClassifier\n\n"
             'classifier = AudioClassifier.from_preset("hf://USER/NAME")\n'
             "scores = classifier.predict([waveform])\n```\n\n"
             f"Classes:\n\n{names}{more}"
@@ -429,7 +428,10 @@ class AudioClassifier(keras_hub.models.Task):
         validation_split: float | None = None,
         **kwargs: Any,
     ) -> keras.callbacks.History:
-        """Train on clips; see keras.Model.fit. A later `fit` goes on with other draws.
+        """Train on clips; see keras.Model.fit.
+
+        The draws go on with the steps of the optimizer: a later `fit`, also of a saved classifier,
+        has others, and after a new `compile` they begin again.
 
         Args:
             x: clips, see the class.
@@ -459,26 +461,23 @@ class AudioClassifier(keras_hub.models.Task):
             if not isinstance(validation_data, tuple | list):
                 validation_data = (validation_data,)
             held_out, *columns = validation_data
-            held_out, *columns[:1] = self._checked(held_out, *columns[:1])
+            held_out, *columns[:1] = checked_labels(self, held_out, *columns[:1])
             steps = kwargs.pop("validation_steps", None)
             validation_data = _scored(own.evaluation_batches(held_out, *columns, steps=steps))
         factors = kwargs.pop("class_weight", None)
-        x, labels = self._checked(x, y, factors)
+        x, labels = checked_labels(self, x, y, factors)
         if factors is not None and labels is not None:
-            sample_weight = _weighted(labels, sample_weight, factors)
+            sample_weight = class_weighted(labels, sample_weight, factors)
         if own.augment.mixup and labels is not None and labels.ndim == 1:
             labels = np.eye(self.num_classes, dtype="float32")[labels]
-        epoch = kwargs.get("initial_epoch", 0) or self._epochs
         batches, steps = own.training_batches(
-            x, labels, sample_weight, batch_size=batch_size, epoch=epoch,
+            x, labels, sample_weight, batch_size=batch_size, start=int(self.optimizer.iterations),
             steps=kwargs.pop("steps_per_epoch", None),
         )  # fmt: skip
-        history = keras.Model.fit(
+        return keras.Model.fit(
             self, batches, validation_data=validation_data, steps_per_epoch=steps,
             **{**kwargs, "shuffle": False},
         )  # fmt: skip
-        self._epochs = epoch + len(history.epoch)
-        return history
 
     def evaluate(
         self,
@@ -495,7 +494,7 @@ class AudioClassifier(keras_hub.models.Task):
             )
         if kwargs.get("_use_cached_eval_dataset"):  # `fit` validates on packed batches
             return keras.Model.evaluate(self, x, **kwargs)
-        x, y = self._checked(x, y)
+        x, y = checked_labels(self, x, y)
         batches = self.preprocessor.evaluation_batches(
             x, y, sample_weight, batch_size=batch_size, steps=kwargs.pop("steps", None)
         )
@@ -530,9 +529,9 @@ class AudioClassifier(keras_hub.models.Task):
             batches = self.preprocessor.evaluation_batches(x, steps=steps)
             return _in_order(self._predictor(), batches)
         own = self.preprocessor
-        heard = own.fbank, own.heard, own.packing
-        if getattr(self, "_clips", (None,))[0] != heard:
-            self._clips = heard, ClipPredictor(*heard)
+        settings = own.fbank, own.evaluation_patches, own.packing
+        if getattr(self, "_clips", (None,))[0] != settings:
+            self._clips = settings, ClipPredictor(*settings)
         return self._clips[1](self._predictor(), own.waveforms(x))
 
     def _predictor(self):
@@ -541,31 +540,6 @@ class AudioClassifier(keras_hub.models.Task):
         if getattr(self, "_packed", (None,))[0] != weights:
             self._packed = weights, PackedPredictor(self)
         return self._packed[1]
-
-    def _checked(self, x, y=None, factors=None):
-        """(x, y) of labels that fit the classes, or a ValueError; a Dataset has those in it."""
-        if isinstance(x, tf.data.Dataset):
-            how = {"multi_label": self.multi_label, "factors": factors}
-            return labelled(x, self.num_classes, **how), y
-        if y is None:
-            raise ValueError("y is None; give the label of each clip.")
-        labels = np.asarray(y)
-        labels = labels.astype("float32") if labels.dtype == bool else labels
-        if self.multi_label and labels.ndim != 2:
-            raise ValueError(
-                f"y has shape {labels.shape}; where clips may have several labels, expected floats "
-                f"(clips, {self.num_classes})."
-            )
-        if labels.ndim == 2 and labels.shape[1] != self.num_classes:
-            raise ValueError(f"y has {labels.shape[1]} columns for {self.num_classes} classes.")
-        known = range(self.num_classes)
-        wrong = [one for one in labels.tolist() if labels.ndim == 1 and one not in known]
-        if labels.ndim not in (1, 2) or wrong or not np.issubdtype(labels.dtype, np.number):
-            raise ValueError(
-                f"y has dtype {labels.dtype}, shape {labels.shape} and values such as {wrong[:3]}; "
-                f"expected integers from 0 to {self.num_classes - 1}, one for each clip."
-            )
-        return x, labels.astype("int32" if labels.ndim == 1 else "float32")
 
 
 def _check_untrained(preset, load_weights, kwargs):
@@ -609,14 +583,6 @@ def _copy_weights(source, target):
         if store:  # a copy: JAX frees the arrays of a model that trains
             copies = {name: np.array(keras.ops.convert_to_numpy(store[name])) for name in store}
             other.load_own_variables(copies)
-
-
-def _weighted(y, sample_weight, factors):
-    """Weight of each clip in memory, times the factor of its class."""
-    if y.ndim != 1:
-        raise ValueError("class_weight needs one label for each clip. Give sample_weight.")
-    weights = np.array([factors.get(int(label), 1.0) for label in y], "float32")
-    return weights if sample_weight is None else weights * np.asarray(sample_weight, "float32")
 
 
 @contextlib.contextmanager

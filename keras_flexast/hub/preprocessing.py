@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike
 from keras_flexast.hints import Shape, Tensor
 from keras_flexast.hub.backbone import ASTBackbone
 from keras_flexast.inference.classifier import checked_waveforms
-from tf_data_pipelines.augment import augment_features, augment_waveforms
 from tf_data_pipelines.fbank import features, log_mel_sums, mean_and_std
 from tf_data_pipelines.hints import PatchSize
 from tf_data_pipelines.lengths import batches_per_epoch, packing_for, training_packing
@@ -22,9 +21,11 @@ from tf_data_pipelines.packing import batch_rows, pack
 from tf_data_pipelines.pipeline import (
     counted,
     evaluation_batches,
+    every_clip_once,
     graph_code,
     split_batch,
     training_batches,
+    training_tokens,
 )
 from tf_data_pipelines.settings import (
     AugmentSettings,
@@ -162,7 +163,7 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         return self.audio_converter.fbank
 
     @property
-    def heard(self) -> PatchSettings:
+    def evaluation_patches(self) -> PatchSettings:
         """PatchSettings outside training."""
         return self.patches.at([self.patch_size])
 
@@ -172,7 +173,7 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         packing = self.packing
         if tf.executing_eagerly():
             data = self._source(x, y, sample_weight)
-            packing = packing_for(data, self.fbank, self.heard, packing)
+            packing = packing_for(data, self.fbank, self.evaluation_patches, packing)
             clips, most = load_waveforms(data, data.sample_rate), len(data.waveforms)
         else:
             clips = _numbered(tf.data.Dataset.from_tensor_slices(_element(x, y, sample_weight)))
@@ -189,7 +190,7 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         sample_weight: ArrayLike | None = None,
         *,
         batch_size: int | None = None,
-        epoch: int = 0,
+        start: int = 0,
         steps: int | None = None,
     ) -> tuple[tf.data.Dataset, int]:
         """Endless packed batches to train on, and their number in an epoch.
@@ -199,7 +200,7 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
                 (waveform, label) or (waveform, label, weight), or of batches of them.
             batch_size: number of clips in a batch, on average and rounded to whole rows; None for
                 32. A Dataset has `packing.rows` rows in a batch.
-            epoch: first epoch, with whose draws the batches begin.
+            start: number of batches that came before, so that the draws are others.
             steps: number of batches in an epoch; None for what holds all clips once, for which a
                 Dataset is read once.
 
@@ -213,8 +214,8 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
             if steps is None and endless:
                 raise ValueError("x is a Dataset without an end; give steps_per_epoch.")
             if steps is None:
-                steps = int(counted(self._streamed(_numbered(x), epoch)).cardinality())
-            return self._streamed(_numbered(x if endless else x.repeat()), epoch), steps
+                steps = int(counted(self._streamed(x, start)).cardinality())
+            return self._streamed(x if endless else x.repeat(), start), steps
         data = self._source(x, y, sample_weight)
         how = {"patches": self.patches, "augment": self.augment}
         how["packing"] = training_packing(
@@ -222,7 +223,7 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
             segments=self.packing.segments, overlong=self.packing.overlong, **how,
         )  # fmt: skip
         steps = batches_per_epoch(data, self.fbank, **how) if steps is None else steps
-        how |= {"seed": self.seed, "start": epoch * steps}
+        how |= {"seed": self.seed, "start": start}
         return training_batches(data, self.fbank, **how), steps
 
     def evaluation_batches(
@@ -243,19 +244,28 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         Raises:
             ValueError: a clip cannot be used, or a Dataset has no end and steps is None.
         """
+        patches = self.evaluation_patches
         if isinstance(x, tf.data.Dataset):
             _check_alone(y, sample_weight, batch_size)
             if steps is None and x.cardinality() == tf.data.INFINITE_CARDINALITY:
                 raise ValueError("x is a Dataset without an end; give steps.")
-            rows = self._rows(_numbered(x), self.packing)
-            return _with_ids(batch_rows(rows, self.packing)).take(-1 if steps is None else steps)
+            batches = every_clip_once(
+                _numbered(x),
+                self.fbank,
+                patches=self.evaluation_patches,
+                packing=self.packing,
+                seed=self.seed,
+            )
+            return batches.take(-1 if steps is None else steps)
         data = self._source(x, y, sample_weight)
         packing = self.packing if batch_size is None else training_packing(
-            [data], self.fbank, patches=self.heard, batch_clips=batch_size,
+            [data], self.fbank, patches=patches, batch_clips=batch_size,
             segments=self.packing.segments,
         )  # fmt: skip
-        packing = packing_for(data, self.fbank, self.heard, packing)
-        return evaluation_batches(data, self.fbank, patches=self.heard, packing=packing, cache=True)
+        packing = packing_for(data, self.fbank, self.evaluation_patches, packing)
+        return evaluation_batches(
+            data, self.fbank, patches=self.evaluation_patches, packing=packing, cache=True
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -284,23 +294,24 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
     def _rows(self, clips, packing):
         """Rows of clips at `patch_size`."""
         clips = extract_features(clips, self.fbank)
-        return pack(make_tokens(clips, self.heard, seed=self.seed, packing=packing), packing)
+        return pack(
+            make_tokens(clips, self.evaluation_patches, seed=self.seed, packing=packing), packing
+        )
 
     @graph_code
-    def _streamed(self, clips, epoch):
+    def _streamed(self, dataset, start):
         """Training batches of a Dataset of clips, drawn anew for each clip that comes."""
-        draws = tf.data.Dataset.random((self.seed + epoch) % 2**31)
-        clips = tf.data.Dataset.zip(clips, draws)
-        clips = clips.map(lambda clip, draw: {**clip, "epoch": draw})
-        how = {"patches": self.patches, "packing": self.packing}
-        shifts = {"frame_shifts_ms": self.patches.frame_shifts_ms}
-        shifts["frame_shift_range_ms"] = self.augment.frame_shift_range_ms
-        clips = augment_waveforms(
-            clips, self.augment, self.seed, sample_rate=self.fbank.sample_rate, longest=0
-        )
-        clips = extract_features(clips, self.fbank, seed=self.seed, **shifts)
-        clips = augment_features(clips, self.augment, self.fbank, self.seed)
-        clips = make_tokens(clips, seed=self.seed, augment=self.augment, **how)
+        clips = _numbered(dataset)
+        draws = tf.data.Dataset.random((self.seed + start) % 2**31)
+        first = start * self.patches.clips_per_draw
+
+        def drawn(clip, draw):
+            return {**clip, "epoch": draw, "place": clip["clip_id"] + first}
+
+        clips = training_tokens(
+            tf.data.Dataset.zip(clips, draws).map(drawn), self.fbank, patches=self.patches,
+            packing=self.packing, augment=self.augment, seed=self.seed, longest=0,
+        )  # fmt: skip
         batches = batch_rows(pack(clips, self.packing), self.packing)
         return batches.map(split_batch).prefetch(tf.data.AUTOTUNE)
 
@@ -310,58 +321,9 @@ def _element(x, y, sample_weight):
 
 
 @graph_code
-def labelled(dataset, num_classes, *, multi_label, factors=None):
-    """A Dataset whose labels are checked while it is read, in its form.
-
-    Args:
-        dataset: Dataset of (waveform, label) or (waveform, label, weight), or of batches.
-        num_classes: number of classes.
-        multi_label: whether clips may have several labels: floats (..., classes).
-        factors: {class: factor} on the weights of its clips; None for no factors.
-
-    Raises:
-        ValueError: the Dataset has no labels, or labels of another kind; the message says what
-            came and what was expected.
-    """
-    spec = dataset.element_spec
-    _check_waveforms(spec)
-    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
-        raise ValueError(
-            f"the Dataset gives {spec}; expected (waveform, label) or (waveform, label, weight)."
-        )
-    label, batch = spec[1], spec[0].shape.rank - 1
-    rank = label.shape.rank
-    soft = rank == batch + 1 and label.shape[-1] == num_classes
-    if not soft and (multi_label or rank != batch or not label.dtype.is_integer):
-        kinds = "" if multi_label else "integers (...) or "
-        raise ValueError(
-            f"the Dataset gives labels {label}; expected {kinds}floats (..., {num_classes}), one "
-            f"for each clip."
-        )
-    if soft and factors is not None:
-        raise ValueError(
-            "class_weight needs one label for each clip. Put weights into the Dataset."
-        )
-
-    def checked(waveform, label, weight=None):
-        if not soft:
-            good = tf.reduce_all((label >= 0) & (label < num_classes))
-            text = ["label", label, f"of the Dataset; expected 0 to {num_classes - 1}."]
-            with tf.control_dependencies([tf.debugging.Assert(good, text)]):
-                label = tf.identity(label)
-        if factors is not None:
-            table = tf.constant([float(factors.get(one, 1)) for one in range(num_classes)])
-            own = tf.gather(table, label)
-            weight = own if weight is None else own * tf.cast(weight, tf.float32)
-        return (waveform, label) if weight is None else (waveform, label, weight)
-
-    return dataset.map(checked, tf.data.AUTOTUNE)
-
-
-@graph_code
 def _numbered(dataset):
     """A Dataset of clips or of batches of them as dictionaries, with `clip_id` counted."""
-    if _check_waveforms(dataset.element_spec) == 2:
+    if check_waveforms(dataset.element_spec) == 2:
         dataset = dataset.unbatch()
 
     def named(number, element):
@@ -382,7 +344,7 @@ def _numbered(dataset):
     return dataset.enumerate().map(named, tf.data.AUTOTUNE)
 
 
-def _check_waveforms(spec):
+def check_waveforms(spec):
     """The rank of a Dataset's waveforms; a ValueError where it gives something else."""
     first = spec[0] if isinstance(spec, tuple) else spec
     shape, dtype = getattr(first, "shape", None), getattr(first, "dtype", None)
@@ -392,12 +354,6 @@ def _check_waveforms(spec):
             f"(batch, samples), and labels beside them. Divide 16-bit integers by 32768."
         )
     return shape.rank
-
-
-@graph_code
-def _with_ids(batches):
-    """Batches of rows as (inputs, labels, weights, clip_ids)."""
-    return batches.map(lambda batch: (*split_batch(batch), batch["clip_ids"]))
 
 
 def _for_backend(batch):
