@@ -51,7 +51,7 @@ class PackedLoss(keras.losses.Loss):
     def call(self, labels, logits):
         binary = self.kind == "binary" or (self.kind == "auto" and self.multi_label)
         if not self.from_logits:
-            logits = self._logits_of(logits)
+            logits = _logits_of(logits, binary)
         hard = len(labels.shape) < len(logits.shape)
         if hard and not (binary or self.label_smoothing or self.class_weights):
             return keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
@@ -65,11 +65,6 @@ class PackedLoss(keras.losses.Loss):
         else:
             loss = -ops.sum(targets * ops.log_softmax(logits), -1)
         return loss if self.class_weights is None else loss * self._weights_of(shares)
-
-    def _logits_of(self, scores):
-        """Logits of scores, which are sigmoid of multi-label models, else softmax."""
-        scores = ops.clip(scores, keras.config.epsilon(), 1 - keras.config.epsilon())
-        return ops.log(scores) - (ops.log(1 - scores) if self.multi_label else 0)
 
     def _weights_of(self, shares):
         """Factor on each clip (rows, segments), from the classes that it has; 1 without any."""
@@ -97,6 +92,12 @@ class PackedLoss(keras.losses.Loss):
             "from_logits": self.from_logits,
             "name": self.name,
         }
+
+
+def _logits_of(scores, binary):
+    """Logits of which each sigmoid, or else the softmax, is these scores."""
+    scores = ops.clip(scores, keras.config.epsilon(), 1 - keras.config.epsilon())
+    return ops.log(scores) - (ops.log(1 - scores) if binary else 0)
 
 
 @keras.saving.register_keras_serializable(package="keras_flexast")

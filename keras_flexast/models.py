@@ -131,9 +131,11 @@ class PackedBackbone(_PackedModel):
             x = prefix(x, positions)
         for one in blocks:
             x = one(x, segment_ids)
-        super().__init__(inputs=inputs, outputs=norm(x), name=name, trainable=trainable)
+        super().__init__(inputs=inputs, outputs=norm(x), name=name)
         self.patch_embed, self.position_embed, self.prefix = patch_embed, position_embed, prefix
         self.blocks, self.norm = blocks, norm
+        if not trainable:
+            self.trainable = False  # of all layers
 
         # === Config ===
         self.dim = dim
@@ -253,8 +255,10 @@ class PackedAST(_PackedModel):
         # === Functional model ===
         inputs = encoder.input
         logits = head(head_norm(pooled_clips(pool, encoder(inputs), inputs)))
-        super().__init__(inputs=inputs, outputs=logits, name=name, trainable=trainable)
+        super().__init__(inputs=inputs, outputs=logits, name=name)
         self.backbone, self.pooling, self.head_norm, self.head = encoder, pool, head_norm, head
+        if not trainable:
+            self.trainable = False  # of all layers
 
         # === Config ===
         self.num_classes = num_classes

@@ -53,8 +53,7 @@ def compile_packed(
     checked = TrainSettings(**settings)
     _check_devices(checked)
     optimizer = _optimizer(learning_rate, checked)
-    if any(layer.compute_dtype == "float16" for layer in model._flatten_layers()):
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)  # its gradients underflow
+    optimizer = scaled(optimizer, model)
     loss = PackedLoss(
         multi_label,
         from_logits=getattr(model, "activation", None) is None,  # AudioClassifier has scores
@@ -69,6 +68,15 @@ def compile_packed(
         jit_compile=jit_compile(model, row_length),
     )
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice
+
+
+def scaled(optimizer, model):
+    """An optimizer that scales the loss where a layer computes in float16: gradients underflow."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer
+    if all(layer.compute_dtype != "float16" for layer in model._flatten_layers()):
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)
 
 
 def _check_devices(settings):
@@ -219,7 +227,7 @@ class PackedMuon(_ByLayer, keras.optimizers.Muon):
         super().__init__(
             learning_rate=learning_rate, adam_beta_1=adam_beta_1, adam_beta_2=adam_beta_2,
             weight_decay=weight_decay, decoupled=True, decay_all=decay_all,
-            layer_decay=layer_decay, **{**kwargs, "adam_weight_decay": None},
+            layer_decay=layer_decay, **{**kwargs, "adam_weight_decay": None},  # _ByLayer decays
         )  # fmt: skip
 
     def _should_use_adamw(self, variable):

@@ -294,3 +294,13 @@ def test_what_is_no_setting_of_a_compilation_is_refused():
     model, _ = build()
     with pytest.raises(ValueError, match="compile_packed has no setting epochs; it has optimizer"):
         compile_packed(model, 1e-3, epochs=3)
+
+
+def test_the_loss_of_scores_is_that_of_their_logits():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(2, 3, 4)), rng.integers(0, 4, (2, 3))
+    sigmoid, softmax = keras.ops.sigmoid(logits), keras.ops.softmax(logits)
+    for kind, scores in (("binary", sigmoid), ("cross_entropy", softmax)):
+        expected = PackedLoss(kind=kind)(labels, logits)
+        found = PackedLoss(kind=kind, from_logits=False)(labels, scores)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)

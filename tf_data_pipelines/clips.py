@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -219,11 +219,19 @@ class ScannedSource:
         }
 
 
-def sampling_weights(source):
+class LabelColumns(NamedTuple):
+    """Labels of all clips one after the other, where each clip ends in them, and the weights."""
+
+    labels: np.ndarray
+    ends: np.ndarray
+    weights: np.ndarray
+
+
+def sampling_weights(clips):
     """How often each clip is wanted against the others, where classes are unequally frequent.
 
     Args:
-        source: Source of the training clips.
+        clips: the training clips of a Source, or their LabelColumns.
 
     Returns:
         float64 (clips,): the weights that the clips carry; where all of them are 1, AST's, the
@@ -234,7 +242,7 @@ def sampling_weights(source):
 
     Source: AST, Gong et al. 2021, gen_weight_file.py.
     """
-    labels, ends, weights = _label_arrays(source.clips)
+    labels, ends, weights = _label_arrays(clips)
     if (weights != 1).any():
         if not weights.max() > 0:
             raise ValueError(

@@ -11,9 +11,11 @@ from tf_data_pipelines.loading import load_waveforms, records_of, stored_wavefor
 
 def balanced_weights(data, augment):
     """`sampling_weights` of the clips where they are balanced, float64 (clips,); else None."""
-    if not augment.balanced or not isinstance(data, ScannedSource):
-        return None  # clips in memory have one class
-    return sampling_weights(data.source)
+    if not augment.balanced:
+        return None
+    if isinstance(data, ScannedSource):
+        return sampling_weights(data.source.clips)
+    return sampling_weights(data.label_columns)
 
 
 def training_places(data, augment, seed, start=0, *, read=False):

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from tf_data_pipelines.audio import MIN_SAMPLES, AudioError
 from tf_data_pipelines.clips import (
     Clip,
+    LabelColumns,
     ScannedSource,
     Source,
     check_usable,
@@ -91,10 +92,17 @@ class WaveformSource:
         object.__setattr__(self, "waveforms", waveforms)
         labels = np.zeros(len(waveforms), "int32") if self.labels is None else self.labels
         labels = np.asarray(labels)
+        if labels.ndim == 1 and not (labels == np.floor(labels)).all():
+            raise ValueError(f"labels has values such as {labels[0]}; expected integers (clips,).")
         kind = "int32" if labels.ndim == 1 else "float32"
         object.__setattr__(self, "labels", labels.astype(kind))
         if self.weights is not None:
-            object.__setattr__(self, "weights", np.asarray(self.weights, "float32"))
+            weights = np.asarray(self.weights, "float32")
+            object.__setattr__(self, "weights", weights)
+            if not (np.isfinite(weights) & (weights >= 0)).all():
+                raise ValueError(
+                    "weights has negative values, NaN or infinity; expected 0 or more."
+                )
         for name, ranks in (("labels", (1, 2)), ("weights", (1,))):
             shape = np.shape(getattr(self, name))
             if getattr(self, name) is None:
@@ -115,6 +123,14 @@ class WaveformSource:
         """Number of classes that soft labels need."""
         labels = np.asarray(self.labels)  # no longer None
         return labels.shape[1] if labels.ndim == 2 else 1 + int(labels.max())
+
+    @property
+    def label_columns(self) -> LabelColumns:
+        """The labels of all clips, those of which they have a share, and their weights."""
+        labels = np.asarray(self.labels)
+        hot = labels[:, None] == np.arange(self.label_width) if labels.ndim == 1 else labels > 0
+        weights = np.ones(len(labels)) if self.weights is None else np.asarray(self.weights)
+        return LabelColumns(np.nonzero(hot)[1], np.cumsum(hot.sum(1)), weights)
 
     def clip_name(self, clip_id: int) -> str:
         """Name of a clip in messages: its place in the list."""

@@ -34,7 +34,7 @@ from keras_flexast.models import (
     pooled_clips,
     pooling_layer,
 )
-from keras_flexast.optimizers import jit_compile
+from keras_flexast.optimizers import jit_compile, scaled
 from keras_flexast.runs import Run, load_run, save_run, versions
 from keras_flexast.settings import POOLINGS
 from tf_data_pipelines.hints import PathLike
@@ -279,6 +279,7 @@ class AudioClassifier(keras_hub.models.Task):
                 model, pooling=same_pooling, head=same_pooling and "num_classes" not in kwargs
             ):
                 _copy_weights(theirs, ours)
+        classifier._of_run = {"shares": run.shares, "clip_seconds": run.clip_seconds}
         return classifier
 
     def to_run(self) -> Run:
@@ -307,6 +308,7 @@ class AudioClassifier(keras_hub.models.Task):
             packing=preprocessor.packing,
             classes=self.classes,
             multi_label=self.multi_label,
+            **getattr(self, "_of_run", {}),
             made_by={"command": "AudioClassifier.to_run", "versions": versions()},
         )
 
@@ -393,16 +395,18 @@ class AudioClassifier(keras_hub.models.Task):
             **kwargs: as in keras.Model.compile.
         """
         several = self.multi_label
-        if optimizer == "auto":
+        if isinstance(optimizer, str) and optimizer == "auto":
             optimizer = keras.optimizers.Adam(LEARNING_RATE)
+        optimizer = scaled(keras.optimizers.get(optimizer), self)
         if loss == "auto":
             loss = PackedLoss(several, from_logits=self.activation is None)
+        weighted = list(kwargs.pop("weighted_metrics", None) or [])
         if metrics == "auto":
-            metrics = [] if several else [PackedAccuracy()]
+            metrics = [] if several or weighted else [PackedAccuracy()]
         if self.preprocessor is not None:
             row_length = self.preprocessor.packing.row_length
             kwargs.setdefault("jit_compile", jit_compile(self, row_length))
-        kwargs = {"weighted_metrics": metrics, **kwargs}
+        kwargs["weighted_metrics"] = [*(metrics or []), *weighted]
         super().compile(optimizer=optimizer, loss=loss, metrics=None, **kwargs)
 
     def get_compile_config(self) -> dict[str, Any] | None:
@@ -456,6 +460,7 @@ class AudioClassifier(keras_hub.models.Task):
             )  # fmt: skip
         own = self.preprocessor
         if validation_split and validation_data is None:
+            x = x if isinstance(x, tf.data.Dataset) else own.waveforms(x)
             x, y, sample_weight, validation_data = _split(x, y, sample_weight, validation_split)
         if validation_data is not None:
             if not isinstance(validation_data, tuple | list):

@@ -41,6 +41,8 @@ def checked_labels(classifier, x, y=None, factors=None):
             f"y has dtype {labels.dtype}, shape {labels.shape} and values such as {wrong[:3]}; "
             f"expected integers from 0 to {classes - 1}, one for each clip."
         )
+    if labels.ndim == 2 and not ((labels >= 0) & (labels <= 1)).all():
+        raise ValueError("y has values outside [0, 1], or NaN; expected the share of each class.")
     return x, labels.astype("int32" if labels.ndim == 1 else "float32")
 
 
