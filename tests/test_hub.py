@@ -587,6 +587,23 @@ def test_datasets_of_no_use_are_named(classifier):
     with pytest.raises(tf.errors.InvalidArgumentError, match="of the Dataset is empty"):
         classifier.predict(empty)
     waveforms, labels = clips(3)
+    loud = dataset([1e3 * waveforms[0]])
+    for wrong in (loud, dataset([waveforms[0] * np.nan])):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="has NaN or samples beyond 16"):
+            classifier.predict(wrong)
+    stereo = dataset(waveforms, labels).map(lambda x, y: (tf.stack([x, x], 1), y))
+    for wrong in (stereo, stereo.map(lambda x, y: x)):
+        with pytest.raises(ValueError, match="Take the mean of the channels"):
+            classifier.predict(wrong)
+    for door in (classifier.fit, classifier.evaluate):
+        with pytest.raises(ValueError, match=r"without clips|no clips"):
+            door(dataset(waveforms, labels).take(0), verbose=0)
+    with pytest.raises(ValueError, match="x is None; give the waveforms"):
+        classifier.predict(None)
+    with pytest.raises(ValueError, match=r"class_weight=\[1\] must be a dictionary"):
+        classifier.fit(waveforms, labels, class_weight=[1])
+    with pytest.raises(ValueError, match=r"sample_weight has shape \(1,\) for 3 clips"):
+        classifier.fit(waveforms, labels, sample_weight=[1], class_weight={0: 1})
     soft = tf.data.Dataset.from_tensors((waveforms[0], np.zeros(4, "float32")))
     for wrong, text in (
         (dataset(waveforms), r"expected \(waveform, label\) or"),
@@ -641,6 +658,8 @@ def test_other_folders_and_names_are_refused(tmp_path, folder, monkeypatch):
     wrong = AudioClassifierPreprocessor(ASTAudioConverter())
     with pytest.raises(ValueError, match=r"preprocessor's patches\.prefix_tokens is 0, but the"):
         AudioClassifier(ASTBackbone(16, 1, num_heads=1, prefix_tokens=1), 3, wrong, pooling="cls")
+    with pytest.raises(ValueError, match="num_classes=0 must be a positive"):
+        AudioClassifier.from_preset(folder, num_classes=0)
     with pytest.raises(ValueError, match="AudioClassifier has no argument patch_size"):
         AudioClassifier.from_preset(folder, patch_size=8)
     with pytest.raises(FileExistsError, match="is not replaced: it is no KerasHub preset"):

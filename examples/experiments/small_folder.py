@@ -8,7 +8,8 @@ JSON for each run, are in results/small_folder/ beside this file; --report print
 
     plain         what train_run does without a recipe: the tiny model, no augmentation
     small-folder  the recipe
-    adamw         small-folder with AdamW at the learning rate that suited it
+    batch 32      small-folder with twice as many clips in a batch
+    adamw         that, with AdamW at the learning rate that suited it
     cnn           a plain CNN of 0.3 M weights, for the seconds of small-folder of the same seed
     all tokens    small-folder without token dropout, at as many passes
     one size      small-folder at patch 16 alone
@@ -44,11 +45,13 @@ from tf_data_pipelines.settings import FbankSettings
 RESULTS = pathlib.Path(__file__).parent / "results" / "small_folder"
 SIZES = (8, 16, 24, 32, 48)
 OURS = load_recipe("small-folder")
+BATCH_32 = dataclasses.replace(OURS.train, batch_clips=32)
 VARIANTS = {
     "plain": Recipe(),
     "small-folder": OURS,
+    "batch 32": OURS.replaced(train=BATCH_32),
     "adamw": OURS.replaced(
-        train=dataclasses.replace(OURS.train, optimizer="adamw", learning_rate=2e-3)
+        train=dataclasses.replace(BATCH_32, optimizer="adamw", learning_rate=2e-3)
     ),
     "one size": OURS.replaced(patch_sizes=(16,)),
     "distilled": OURS,

@@ -39,7 +39,7 @@ from keras_flexast.runs import Run, load_run, save_run, versions
 from keras_flexast.settings import POOLINGS
 from tf_data_pipelines.hints import PathLike
 from tf_data_pipelines.pipeline import counted
-from tf_data_pipelines.settings import PATCH_SIZES, check_choice
+from tf_data_pipelines.settings import PATCH_SIZES, check_choice, check_positive
 
 ACTIVATIONS = ("softmax", "sigmoid", None)
 LEARNING_RATE = 5e-5  # KerasHub's default, for weights that are trained already
@@ -106,6 +106,7 @@ class AudioClassifier(keras_hub.models.Task):
         classes: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
+        check_positive("num_classes", num_classes, int)
         check_choice("pooling", pooling, tuple(POOLINGS))
         check_choice("activation", activation, ACTIVATIONS)
         if pooling.startswith("cls") and backbone.prefix_tokens != POOLINGS[pooling]:
@@ -605,7 +606,10 @@ def _scored(batches):
 
     They stay in memory: a Dataset that is shuffled anew could pack into another number of them.
     """
-    return counted(batches.cache()).map(lambda *batch: batch[:3])
+    batches = counted(batches.cache())
+    if batches.cardinality() == 0:
+        raise ValueError("the Dataset to evaluate has no clips.")
+    return batches.map(lambda *batch: batch[:3])
 
 
 def _in_order(predictor, batches):

@@ -21,6 +21,8 @@ def checked_labels(classifier, x, y=None, factors=None):
             and what was expected.
     """
     classes, multi_label = classifier.num_classes, classifier.multi_label
+    if factors is not None and not isinstance(factors, dict):
+        raise ValueError(f"class_weight={factors!r} must be a dictionary, {{class: factor}}.")
     if isinstance(x, tf.data.Dataset):
         return labelled(x, classes, multi_label=multi_label, factors=factors), y
     if y is None:
@@ -80,12 +82,13 @@ def labelled(dataset, num_classes, *, multi_label, factors=None):
             "class_weight needs one label for each clip. Put weights into the Dataset."
         )
 
+    most = 1 if soft else num_classes - 1
+
     def checked(waveform, label, weight=None):
-        if not soft:
-            good = tf.reduce_all((label >= 0) & (label < num_classes))
-            text = ["label", label, f"of the Dataset; expected 0 to {num_classes - 1}."]
-            with tf.control_dependencies([tf.debugging.Assert(good, text)]):
-                label = tf.identity(label)
+        good = tf.reduce_all((label >= 0) & (label <= most))
+        text = ["label", label, f"of the Dataset; expected 0 to {most}."]
+        with tf.control_dependencies([tf.debugging.Assert(good, text)]):
+            label = tf.identity(label)
         if factors is not None:
             table = tf.constant([float(factors.get(one, 1)) for one in range(num_classes)])
             own = tf.gather(table, label)
@@ -100,4 +103,6 @@ def class_weighted(y, sample_weight, factors):
     if y.ndim != 1:
         raise ValueError("class_weight needs one label for each clip. Give sample_weight.")
     weights = np.array([factors.get(int(label), 1.0) for label in y], "float32")
+    if sample_weight is not None and np.shape(sample_weight) != y.shape:
+        raise ValueError(f"sample_weight has shape {np.shape(sample_weight)} for {len(y)} clips.")
     return weights if sample_weight is None else weights * np.asarray(sample_weight, "float32")

@@ -28,6 +28,7 @@ from tf_data_pipelines.pipeline import (
     training_tokens,
 )
 from tf_data_pipelines.settings import (
+    MAX_PEAK,
     AugmentSettings,
     FbankSettings,
     PackSettings,
@@ -38,6 +39,7 @@ from tf_data_pipelines.sources import WaveformSource
 from tf_data_pipelines.stages import extract_features, make_tokens
 
 BATCH_CLIPS = 32  # as Keras has samples in a batch
+MOST_CHANNELS = 8  # what a last axis of so few samples is taken for
 Waveforms: TypeAlias = Sequence[ArrayLike] | np.ndarray | tf.RaggedTensor  # clips in memory
 
 
@@ -201,8 +203,8 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
             batch_size: number of clips in a batch, on average and rounded to whole rows; None for
                 32. A Dataset has `packing.rows` rows in a batch.
             start: number of batches that came before, so that the draws are others.
-            steps: number of batches in an epoch; None for what holds all clips once, for which a
-                Dataset is read once.
+            steps: number of batches in an epoch; None for as many as hold all clips once, rounded
+                up to full batches, for which a Dataset is read once.
 
         Raises:
             ValueError: a clip cannot be used, or a Dataset has no end and steps is None.
@@ -215,6 +217,8 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
                 raise ValueError("x is a Dataset without an end; give steps_per_epoch.")
             if steps is None:
                 steps = int(counted(self._streamed(x, start)).cardinality())
+            if steps == 0:
+                raise ValueError("x is a Dataset without clips.")
             return self._streamed(x if endless else x.repeat(), start), steps
         data = self._source(x, y, sample_weight)
         how = {"patches": self.patches, "augment": self.augment}
@@ -279,6 +283,8 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
 
     def waveforms(self, x: Waveforms) -> list[np.ndarray]:
         """Clips in memory as a list of float32 (samples,); an error names one that is of no use."""
+        if x is None:
+            raise ValueError("x is None; give the waveforms.")
         x = x.to_list() if isinstance(x, tf.RaggedTensor) else x
         if getattr(x, "ndim", None) == 1:
             return checked_waveforms(np.asarray(x), self.fbank.sample_rate)  # which refuses it
@@ -335,10 +341,17 @@ def _numbered(dataset):
         clip["label"] = tf.cast(clip["label"], tf.int32 if integer else tf.float32)
         if "weight" in clip:
             clip["weight"] = tf.cast(clip["weight"], tf.float32)
-        some = tf.debugging.Assert(
-            tf.size(clip["waveform"]) > 0, ["clip", number, "of the Dataset is empty."]
-        )
-        with tf.control_dependencies([some]):
+        usable = [
+            tf.debugging.Assert(good, ["clip", number, f"of the Dataset {fault}"])
+            for good, fault in (
+                (tf.size(clip["waveform"]) > 0, "is empty."),
+                (
+                    tf.reduce_all(tf.abs(clip["waveform"]) <= MAX_PEAK),
+                    f"has NaN or samples beyond {MAX_PEAK:g}; expected floats in [-1, 1].",
+                ),
+            )
+        ]
+        with tf.control_dependencies(usable):
             return {**clip, "clip_id": tf.identity(number)}
 
     return dataset.enumerate().map(named, tf.data.AUTOTUNE)
@@ -352,6 +365,12 @@ def check_waveforms(spec):
         raise ValueError(
             f"the Dataset gives {first}; expected waveforms of floats in [-1, 1], (samples,) or "
             f"(batch, samples), and labels beside them. Divide 16-bit integers by 32768."
+        )
+    alone = isinstance(spec, tuple) and len(spec) > 1 and spec[1].shape.rank == 0
+    if shape.rank == 2 and (alone or (shape[1] or MOST_CHANNELS + 1) <= MOST_CHANNELS):
+        raise ValueError(
+            f"the Dataset gives {first}, as (samples, channels); expected (samples,), one channel, "
+            f"or (batch, samples). Take the mean of the channels."
         )
     return shape.rank
 
