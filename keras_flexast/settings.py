@@ -296,6 +296,12 @@ class Recipe(Settings):
             raise ValueError(
                 f"patches has no setting {', '.join(unknown)}; it has {', '.join(PATCH_OPTIONS)}."
             )
+        frames = self.patches.get("pool_frames", (1,))
+        if isinstance(frames, tuple | list) and 1 not in frames:
+            raise ValueError(
+                f"pool_frames={frames} must have 1 among them, because evaluation and export pool "
+                f"no frames. Add 1, or take a larger frame_shift_ms."
+            )
         patches = {k: tuple(v) if isinstance(v, list) else v for k, v in self.patches.items()}
         object.__setattr__(self, "patches", patches)
         sizes = tuple(patch_pair(size, "patch_sizes") for size in self.patch_sizes)

@@ -583,8 +583,8 @@ def test_datasets_of_no_use_are_named(classifier):
             classifier.predict(wrong)
     with pytest.raises(ValueError, match="waveforms is one array; give a list of arrays"):
         classifier.predict(np.zeros(3000, "float32"))
-    empty = dataset([np.zeros(0, "float32")])
-    with pytest.raises(tf.errors.InvalidArgumentError, match="of the Dataset is empty"):
+    empty = dataset([np.zeros(100, "float32")])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="of the Dataset is shorter than"):
         classifier.predict(empty)
     waveforms, labels = clips(3)
     loud = dataset([1e3 * waveforms[0]])
@@ -598,6 +598,8 @@ def test_datasets_of_no_use_are_named(classifier):
     for door in (classifier.fit, classifier.evaluate):
         with pytest.raises(ValueError, match=r"without clips|no clips"):
             door(dataset(waveforms, labels).take(0), verbose=0)
+    with pytest.raises(ValueError, match="batch_clips=0 must be a positive"):
+        classifier.fit(waveforms, labels, batch_size=0)
     with pytest.raises(ValueError, match="x is None; give the waveforms"):
         classifier.predict(None)
     with pytest.raises(ValueError, match=r"class_weight=\[1\] must be a dictionary"):

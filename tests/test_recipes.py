@@ -145,3 +145,8 @@ def test_a_recipe_that_is_not_there_is_named(tmp_path):
 def test_settings_that_exclude_each_other_or_are_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         TrainSettings(**options)
+
+
+def test_a_run_hears_its_clips_as_they_are_evaluated():
+    with pytest.raises(ValueError, match=r"pool_frames=\(2, 4\) must have 1 among them"):
+        Recipe(patches={"pool_frames": (2, 4)})

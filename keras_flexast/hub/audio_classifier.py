@@ -53,7 +53,11 @@ class AudioClassifier(keras_hub.models.Task):
 
     `fit`, `evaluate` and `predict` take a list of waveforms, one array of equally long ones, a
     tf.RaggedTensor, or a tf.data.Dataset of clips or of batches of them. The preprocessor packs
-    the clips into rows; with `preprocessor=None` the model takes packed batches.
+    the clips into rows; with `preprocessor=None` the model takes packed batches. Zeros at the end
+    of a clip are heard as silence: batch clips of a Dataset with `ragged_batch`.
+
+    A `.keras` file keeps the optimizer and whether the whole backbone is frozen. Frozen layers in
+    it are free after loading, and LoRA is merged: freeze them, or enable it, again.
 
     Args:
         backbone: ASTBackbone.

@@ -178,7 +178,8 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
             packing = packing_for(data, self.fbank, self.evaluation_patches, packing)
             clips, most = load_waveforms(data, data.sample_rate), len(data.waveforms)
         else:
-            clips = _numbered(tf.data.Dataset.from_tensor_slices(_element(x, y, sample_weight)))
+            elements = tf.data.Dataset.from_tensor_slices(_element(x, y, sample_weight))
+            clips = _numbered(elements, self.fbank.window)
             most = x.nrows() if isinstance(x, tf.RaggedTensor) else tf.shape(x, tf.int64)[0]
         rows = self._rows(clips, packing).batch(most)  # each of them holds a clip
         batch = split_batch(rows.get_single_element())
@@ -223,7 +224,7 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         data = self._source(x, y, sample_weight)
         how = {"patches": self.patches, "augment": self.augment}
         how["packing"] = training_packing(
-            [data], self.fbank, batch_clips=batch_size or BATCH_CLIPS,
+            [data], self.fbank, batch_clips=BATCH_CLIPS if batch_size is None else batch_size,
             segments=self.packing.segments, overlong=self.packing.overlong, **how,
         )  # fmt: skip
         steps = batches_per_epoch(data, self.fbank, **how) if steps is None else steps
@@ -254,7 +255,7 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
             if steps is None and x.cardinality() == tf.data.INFINITE_CARDINALITY:
                 raise ValueError("x is a Dataset without an end; give steps.")
             batches = every_clip_once(
-                _numbered(x),
+                _numbered(x, self.fbank.window),
                 self.fbank,
                 patches=self.evaluation_patches,
                 packing=self.packing,
@@ -307,7 +308,7 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
     @graph_code
     def _streamed(self, dataset, start):
         """Training batches of a Dataset of clips, drawn anew for each clip that comes."""
-        clips = _numbered(dataset)
+        clips = _numbered(dataset, self.fbank.window)
         draws = tf.data.Dataset.random((self.seed + start) % 2**31)
         first = start * self.patches.clips_per_draw
 
@@ -327,8 +328,11 @@ def _element(x, y, sample_weight):
 
 
 @graph_code
-def _numbered(dataset):
-    """A Dataset of clips or of batches of them as dictionaries, with `clip_id` counted."""
+def _numbered(dataset, shortest):
+    """A Dataset of clips or of batches of them as dictionaries, with `clip_id` counted.
+
+    A clip of fewer samples than `shortest`, or of NaN, stops whoever reads it.
+    """
     if check_waveforms(dataset.element_spec) == 2:
         dataset = dataset.unbatch()
 
@@ -344,7 +348,10 @@ def _numbered(dataset):
         usable = [
             tf.debugging.Assert(good, ["clip", number, f"of the Dataset {fault}"])
             for good, fault in (
-                (tf.size(clip["waveform"]) > 0, "is empty."),
+                (
+                    tf.size(clip["waveform"]) >= shortest,
+                    f"is shorter than the window of a frame, {shortest} samples.",
+                ),
                 (
                     tf.reduce_all(tf.abs(clip["waveform"]) <= MAX_PEAK),
                     f"has NaN or samples beyond {MAX_PEAK:g}; expected floats in [-1, 1].",
