@@ -147,7 +147,7 @@ def test_the_layers_make_a_subclassed_model(batch):
     inputs, labels, weights = batch
     model = Mine()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("adam", loss, weighted_metrics=["accuracy"])
+    model.compile("adam", loss, weighted_metrics=["accuracy"], jit_compile=False)
     losses = loss_of(model.fit(inputs, labels, sample_weight=weights, epochs=4, verbose=0))
     assert losses[-1] < losses[0]
 

@@ -481,7 +481,8 @@ class AudioClassifier(keras_hub.models.Task):
         if own.augment.mixup and labels is not None and labels.ndim == 1:
             labels = np.eye(self.num_classes, dtype="float32")[labels]
         batches, steps = own.training_batches(
-            x, labels, sample_weight, batch_size=batch_size, start=int(self.optimizer.iterations),
+            x, labels, sample_weight, batch_size=batch_size,
+            start=int(keras.ops.convert_to_numpy(self.optimizer.iterations)),
             steps=kwargs.pop("steps_per_epoch", None),
         )  # fmt: skip
         return keras.Model.fit(
