@@ -598,7 +598,7 @@ def test_datasets_of_no_use_are_named(classifier):
     for door in (classifier.fit, classifier.evaluate):
         with pytest.raises(ValueError, match=r"without clips|no clips"):
             door(dataset(waveforms, labels).take(0), verbose=0)
-    with pytest.raises(ValueError, match="batch_clips=0 must be a positive"):
+    with pytest.raises(ValueError, match="batch_size=0 must be a positive"):
         classifier.fit(waveforms, labels, batch_size=0)
     with pytest.raises(ValueError, match="x is None; give the waveforms"):
         classifier.predict(None)

@@ -33,6 +33,7 @@ from tf_data_pipelines.settings import (
     FbankSettings,
     PackSettings,
     PatchSettings,
+    check_positive,
     patch_pair,
 )
 from tf_data_pipelines.sources import WaveformSource
@@ -210,6 +211,8 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         Raises:
             ValueError: a clip cannot be used, or a Dataset has no end and steps is None.
         """
+        if batch_size is not None:
+            check_positive("batch_size", batch_size, int)
         if isinstance(x, tf.data.Dataset):
             _check_alone(y, sample_weight, batch_size)
             _check_streamed(self.augment)
@@ -250,6 +253,8 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
             ValueError: a clip cannot be used, or a Dataset has no end and steps is None.
         """
         patches = self.evaluation_patches
+        if batch_size is not None:
+            check_positive("batch_size", batch_size, int)
         if isinstance(x, tf.data.Dataset):
             _check_alone(y, sample_weight, batch_size)
             if steps is None and x.cardinality() == tf.data.INFINITE_CARDINALITY:
