@@ -103,7 +103,7 @@ class TrainSettings(Settings):
         optimizer: "adam", whose weight decay is added to the gradient (the papers), "adamw",
             whose weight decay is decoupled from it, or "muon": AdamW, but Muon for the matrices of
             the encoder's blocks, which learns more in as many steps.
-        betas: decay rates of the two moments of Adam and AdamW.
+        betas: decay rates of the two moments of Adam and AdamW, also of Muon's AdamW.
         weight_decay: weight decay.
         decay_all: whether biases, norms, position tables and prefix tokens decay, too.
         clip_norm: largest norm of the gradient of all weights; a larger one is scaled down. None

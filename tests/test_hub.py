@@ -442,6 +442,8 @@ def test_compile_adds_metrics_and_scales_the_loss_of_float16(run):
     found = classifier.evaluate(*clips(), verbose=0, return_dict=True)
     assert set(found) == {"loss", "top1", "top2"}
     assert type(classifier.optimizer) is keras.optimizers.Adam
+    classifier.compile(loss="sparse_categorical_crossentropy", metrics="accuracy")
+    assert set(classifier.evaluate(*clips(), verbose=0, return_dict=True)) == {"loss", "accuracy"}
 
 
 def test_without_a_preprocessor_it_takes_packed_batches(classifier):

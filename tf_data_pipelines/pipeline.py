@@ -133,7 +133,6 @@ def training_clips(
         Endless Dataset of dictionaries with `tokens`, `positions`, `label` and `clip_id`.
     """
     augment = augment or AugmentSettings()
-    _check_augment(augment, fbank, patches)
     same_waveforms = not (
         augment.changes_waveforms or patches.frame_shifts_ms or augment.frame_shift_range_ms
     )

@@ -411,7 +411,8 @@ class AudioClassifier(keras_hub.models.Task):
         if self.preprocessor is not None:
             row_length = self.preprocessor.packing.row_length
             kwargs.setdefault("jit_compile", jit_compile(self, row_length))
-        kwargs["weighted_metrics"] = [*(metrics or []), *weighted]
+        metrics = [metrics] if isinstance(metrics, str) else list(metrics or [])
+        kwargs["weighted_metrics"] = [*metrics, *weighted]
         super().compile(optimizer=optimizer, loss=loss, metrics=None, **kwargs)
 
     def get_compile_config(self) -> dict[str, Any] | None:
