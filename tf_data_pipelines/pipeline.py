@@ -261,7 +261,7 @@ def evaluation_batches(
         packing: PackSettings.
         seed: random seed of the draws of patch size and frame shift; each clip has the same
             draw in every epoch.
-        cache: whether to keep the features for the next epochs in memory, up to CACHE_SECONDS
+        cache: whether to keep the batches for the next epochs in memory, up to CACHE_SECONDS
             of sound.
 
     Returns:
@@ -321,13 +321,12 @@ def prediction_batches(waveforms, fbank, *, patches, packing):
 def every_clip_once(clips, fbank, *, patches, packing, seed, cache=False):
     """Waveforms to the batches of `evaluation_batches`."""
     clips = extract_features(clips, fbank, frame_shifts_ms=patches.frame_shifts_ms, seed=seed)
-    if cache:
-        clips = clips.cache()
     clips = make_tokens(clips, patches, seed=seed, packing=packing)
     batches = batch_rows(pack(clips, packing), packing)
-    return batches.map(lambda batch: (*split_batch(batch), batch["clip_ids"])).prefetch(
-        tf.data.AUTOTUNE
-    )
+    batches = batches.map(lambda batch: (*split_batch(batch), batch["clip_ids"]))
+    if cache:
+        batches = batches.cache()
+    return batches.prefetch(tf.data.AUTOTUNE)
 
 
 def split_batch(batch):
