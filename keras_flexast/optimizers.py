@@ -114,11 +114,15 @@ def _optimizer(learning_rate, settings):
 
 def jit_compile(model, row_length):
     """Whether XLA compiles the step. Keras's "auto" leaves it out on a CPU, where it is faster."""
-    site = current_site(row_length)
-    if row_length is None or site.device != "cpu" or site.distributed:
-        return "auto"
     layers = [one for one in model._flatten_layers() if isinstance(one, MaskedSelfAttention)]
-    return all(choose_kernel(layer.attention, site).supports_jit for layer in layers)
+    for layer in layers:
+        width = layer.query_dense.units // layer.num_heads
+        site = current_site(row_length, width, layer.compute_dtype)
+        if row_length is None or site.device != "cpu" or site.distributed:
+            return "auto"
+        if not choose_kernel(layer.attention, site).supports_jit:
+            return False
+    return True
 
 
 class _ByLayer:

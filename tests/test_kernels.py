@@ -8,11 +8,14 @@ from keras import ops
 
 from keras_flexast import PackedAST
 from keras_flexast.inference.scoring import PackedPredictor
-from keras_flexast.layers import MaskedSelfAttention
+from keras_flexast.layers import MaskedSelfAttention, kernels
+from keras_flexast.layers.clip_ranges import tile_ranges, token_ranges
 from keras_flexast.layers.kernels import KERNELS, Site, choose_kernel, current_site
 from keras_flexast.training import compile_packed
 
-BY_CLIP = {"tensorflow": "clip_loop", "jax": "clip_tiles"}[keras.backend.backend()]
+BY_CLIP = {
+    "tensorflow": ("clip_loop", "clip_bands"), "jax": ("clip_tiles", "clip_triton", "clip_bands"),
+}[keras.backend.backend()]  # fmt: skip
 
 LENGTH = 450  # more than two of the tiles that JAX takes
 ROWS = {  # lengths of the clips; what is left of a row is padding
@@ -62,12 +65,13 @@ def value_and_gradients(layer, tokens, ids, slope):
     return output, [dx, *dw]
 
 
+@pytest.mark.parametrize("kernel", BY_CLIP)
 @pytest.mark.parametrize("name, scale", [*((name, None) for name in ROWS), ("random", 1.0)])
-def test_equal_to_the_dense_mask(name, scale):
+def test_equal_to_the_dense_mask(name, scale, kernel):
     rng, ids = np.random.default_rng(0), segments(ROWS[name])
     tokens, slope = (rng.normal(size=(2, LENGTH, 12)).astype("float32") for _ in range(2))
     results = []
-    for attention in ("dense", BY_CLIP):
+    for attention in ("dense", kernel):
         layer = MaskedSelfAttention(3, scale, attention=attention)
         layer.build(tokens.shape)
         randomize(layer)
@@ -81,7 +85,7 @@ def test_equal_to_the_dense_mask(name, scale):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
-@pytest.mark.parametrize("attention", ["dense", BY_CLIP])
+@pytest.mark.parametrize("attention", ["dense", *BY_CLIP])
 def test_clips_never_mix(attention, bad):
     """Another clip's NaN stays there; so does an infinity, and what overflows."""
     ids = segments(ROWS["random"])
@@ -99,7 +103,111 @@ def test_clips_never_mix(attention, bad):
     assert not np.isfinite(after[~others]).all() or bad == 1e30
 
 
-SITE = Site("tensorflow", "cpu", False, length=512, dtype="float32", xla=False)
+@pytest.mark.parametrize("kernel", ["clip_triton", "clip_bands"])
+def test_half_of_the_digits(kernel):
+    """bfloat16 has 8 bits: the largest numbers differ in the last two or three of them."""
+    if kernel not in BY_CLIP:
+        pytest.skip("a kernel of JAX")
+    rng, ids = np.random.default_rng(0), segments(ROWS["random"])
+    tokens, slope = (rng.normal(size=(2, LENGTH, 32)).astype("float32") for _ in range(2))
+    results = []
+    for attention, dtype in (("dense", "float32"), (kernel, "mixed_bfloat16")):
+        layer = MaskedSelfAttention(2, attention=attention, dtype=dtype)
+        layer.build(tokens.shape)
+        randomize(layer, scale=0.3)
+        output, slopes = value_and_gradients(layer, tokens, ids, slope)
+        results.append([np.asarray(ops.cast(x, "float32")) for x in (output, slopes[0])])
+    for ours, dense in zip(results[1], results[0], strict=True):
+        assert np.abs(ours - dense).max() < 0.05 * np.abs(dense).max()
+
+
+@pytest.mark.parametrize("kernel, tile", [("clip_triton", 64), ("clip_bands", 128)])
+def test_long_rows_cost_no_more_for_each_clip(kernel, tile):
+    """The pairs of tokens that are computed grow with the clips, not with the square of a row."""
+    module = pytest.importorskip(f"keras_flexast.layers.{kernel}")
+    assert tile == getattr(module, "BLOCK", None) or tile == module.TILE
+    costs = []
+    for clips in (5, 10, 20):
+        ids = np.zeros((1, 400 * clips // tile * tile + tile), "int32")
+        ids[0, : 400 * clips] = np.repeat(np.arange(1, clips + 1), 400)
+        begin, end = tile_ranges(ids, *token_ranges(ids), tile)
+        visited = ops.convert_to_numpy(-(-end // tile) - begin // tile)
+        if kernel == "clip_bands":  # every tile goes as long as the one with most to visit
+            visited = np.full_like(visited, ops.convert_to_numpy(-((begin - end) // tile)).max())
+        costs.append(visited.sum() * tile**2 / (clips * 400**2))
+    assert max(costs) < [2, 4][kernel == "clip_bands"] and max(costs) < 1.1 * min(costs)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="XLA is JAX's own way")
+def test_bands_under_xla():
+    import tensorflow as tf
+
+    rng, ids = np.random.default_rng(0), segments(ROWS["random"])
+    heads = tf.constant(rng.normal(size=(3, 2, LENGTH, 3, 4)), tf.float32)
+
+    def slopes(kernel, heads):
+        with tf.GradientTape() as tape:
+            tape.watch(heads)
+            output = KERNELS[kernel].function(*tf.unstack(heads), ids)
+            total = tf.reduce_sum(tf.where((ids > 0)[..., None, None], output, 0.0) ** 2)
+        return total, tape.gradient(total, heads)
+
+    ours = tf.function(slopes, jit_compile=True)("clip_bands", heads)
+    for one, other in zip(ours, slopes("dense", heads), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="Triton is JAX's")
+def test_a_training_step_becomes_triton_code_without_a_gpu():
+    import jax
+
+    model = PackedAST(
+        3, dim=32, depth=1, num_heads=2, segments=2, attention="clip_triton",
+        dtype="mixed_bfloat16",
+    )  # fmt: skip
+    inputs, _, weights = packed(512)
+
+    def loss(trainable, inputs):
+        scores, _ = model.stateless_call(trainable, frozen, inputs, training=True)
+        return ops.sum(ops.cast(scores, "float32") * weights[..., None])
+
+    values = [[v.value for v in vs] for vs in (model.trainable_variables,
+                                               model.non_trainable_variables)]  # fmt: skip
+    trainable, frozen = values
+    allowed = [jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
+    step = jax.export.export(
+        jax.jit(jax.value_and_grad(loss)), platforms=["cuda"], disabled_checks=allowed
+    )(trainable, inputs)
+    names = "output_kernel", "query_kernel", "key_kernel"
+    assert all(name in step.mlir_module() for name in names)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="Triton is JAX's")
+def test_a_gpu_without_triton_takes_the_bands_and_says_so(monkeypatch, caplog):
+    from keras_flexast.layers import clip_triton
+
+    gpu = SITE._replace(backend="jax", device="gpu", xla=True)
+    for error, name in ((lambda *_: 1e-6, "clip_triton"), (lambda *_: 1.0, "clip_bands"),
+                        (lambda *_: 1 / 0, "clip_bands")):  # fmt: skip
+        kernels._same_as_dense.cache_clear()
+        monkeypatch.setattr(clip_triton, "largest_error", error)
+        for _ in range(2):
+            assert choose_kernel("auto", gpu) is KERNELS[name]
+    kernels._same_as_dense.cache_clear()
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "float32 numbers differ by 1.0e+00.", "division by zero.",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="Triton is JAX's")
+def test_the_trial_of_triton_runs_while_a_model_is_traced():
+    import jax
+
+    kernels._same_as_dense.cache_clear()
+    assert jax.jit(lambda x: x + kernels._same_as_dense(8, "float32"))(1) == 2
+
+
+SITE = Site("tensorflow", "cpu", False, length=512, width=64, dtype="float32", xla=False)
 
 
 @pytest.mark.parametrize(
@@ -109,11 +217,14 @@ SITE = Site("tensorflow", "cpu", False, length=512, dtype="float32", xla=False)
         ({"length": 511}, "dense"),
         ({"length": None}, "dense"),
         ({"xla": True}, "dense"),
-        ({"device": "gpu"}, "dense"),
+        ({"device": "gpu"}, "clip_bands"),
+        ({"device": "gpu", "xla": True}, "clip_bands"),
+        ({"device": "gpu", "length": 511}, "dense"),
         ({"distributed": True}, "dense"),
         ({"backend": "jax", "xla": True}, "clip_tiles"),
         ({"backend": "jax", "xla": True, "length": None}, "dense"),
-        ({"backend": "jax", "xla": True, "device": "gpu"}, "dense"),
+        ({"backend": "jax", "xla": True, "device": "gpu", "distributed": True}, "clip_bands"),
+        ({"backend": "jax", "xla": True, "device": "tpu"}, "dense"),
         ({"backend": "torch"}, "dense"),
     ],
 )
@@ -140,8 +251,8 @@ def test_the_site_knows_whether_xla_compiles():
 
         @tf.function(jit_compile=jit)
         def trace(x, jit=jit):
-            seen[jit] = current_site(7)
-            return tf.cond(x > 0, lambda: x + current_site(7).xla, lambda: x)
+            seen[jit] = current_site(7, 8)
+            return tf.cond(x > 0, lambda: x + current_site(7, 8).xla, lambda: x)
 
         trace(tf.constant(1.0))
     assert seen[True] == seen[False]._replace(xla=True) and not seen[False].xla

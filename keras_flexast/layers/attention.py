@@ -89,9 +89,9 @@ class MaskedSelfAttention(_Attention):
             ElasticAST's published weights need 1.0.
         dropout: dropout rate of the output.
         attention: name of the implementation, see `layers.kernels`: "dense", "clip_loop"
-            (TensorFlow without XLA) or "clip_tiles" (JAX). "auto" chooses the fastest for the
-            backend, the device and the row length each time the layer is traced. The numbers
-            are the same.
+            (TensorFlow without XLA), "clip_tiles" (JAX), "clip_triton" (JAX on an NVIDIA GPU) or
+            "clip_bands". "auto" chooses the fastest for the backend, the device and the row
+            length each time the layer is traced. The numbers are the same.
 
     Call arguments:
         tokens: float (rows, length, dim).
@@ -129,7 +129,7 @@ class MaskedSelfAttention(_Attention):
         if segment_ids is None:
             attended = ops.dot_product_attention(query, key, value, scale=self.scale)
         else:
-            site = current_site(tokens.shape[1], self.compute_dtype)
+            site = current_site(tokens.shape[1], query.shape[-1], self.compute_dtype)
             kernel = choose_kernel(self.attention, site)
             attended = kernel.function(query, key, value, segment_ids, scale=self.scale)
         return self._output(attended, training)

@@ -6,14 +6,19 @@ of its own, and one row of KERNELS.
 """
 
 import dataclasses
+import functools
 import importlib
+import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import keras
 from keras import ops
 
 CLIP_BY_CLIP_FROM = 512  # tokens in a row; shorter rows gain nothing, and lose with tiny clips
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}  # of numbers around 1
+log = logging.getLogger(__name__)
 
 
 class Site(NamedTuple):
@@ -23,6 +28,7 @@ class Site(NamedTuple):
     device: str  # "cpu", "gpu" or "tpu"
     distributed: bool  # whether several devices share the work
     length: int | None  # tokens in a row; None where the trace does not know it
+    width: int  # of a head
     dtype: str  # of query, key and value
     xla: bool  # whether XLA compiles what is traced
 
@@ -92,23 +98,64 @@ def _from_file(name):
     return attend
 
 
-def _long_rows_on_one_cpu(site):
-    """Where a loop over clips is fastest: a clip is work enough for all cores of a CPU."""
-    on_one_cpu = site.device == "cpu" and not site.distributed
-    return on_one_cpu and site.length is not None and site.length >= CLIP_BY_CLIP_FROM
+def _long_rows_on(device, several=False):
+    """Function from a Site to whether this is one such device, or several, with long rows."""
+
+    def preferred(site):
+        here = site.device == device and (several or not site.distributed)
+        return here and site.length is not None and site.length >= CLIP_BY_CLIP_FROM
+
+    return preferred
+
+
+def _triton_works(site):
+    """Whether the Triton kernels run at a Site; on a GPU they are tried once."""
+    if site.backend != "jax" or site.length is None:
+        return False
+    if site.device == "gpu":
+        return _same_as_dense(site.width, site.dtype)
+    return site.device == "cpu"  # interpreted
+
+
+@functools.cache
+def _same_as_dense(width, dtype):
+    """Whether this GPU compiles the Triton kernels, and they give the numbers of the dense mask."""
+    from keras_flexast.layers import clip_triton
+
+    try:
+        with ThreadPoolExecutor(1) as thread:  # a model may be traced in this one
+            error = thread.submit(clip_triton.largest_error, dense_mask, width, dtype).result()
+    except Exception as error:  # of any compiler
+        problem = str(error).strip().partition("\n")[0] or type(error).__name__
+    else:
+        if error < TOLERANCES.get(dtype, 0):
+            return True
+        problem = f"{dtype} numbers differ by {error:.1e}"
+    log.warning("Attention takes 'clip_bands', as 'clip_triton' fails on this GPU: %s.", problem)
+    return False
 
 
 KERNELS = {  # "auto" takes the first that works and is preferred
     "clip_loop": Kernel(
         _from_file("clip_loop"),
         works=lambda site: site.backend == "tensorflow" and not site.xla,
-        preferred=_long_rows_on_one_cpu,
+        preferred=_long_rows_on("cpu"),  # a clip is work enough for all cores
         supports_jit=False,  # its arrays have the lengths of the clips
     ),
     "clip_tiles": Kernel(
         _from_file("clip_tiles"),
         works=lambda site: site.backend == "jax" and site.length is not None,
-        preferred=_long_rows_on_one_cpu,
+        preferred=_long_rows_on("cpu"),
+    ),
+    "clip_triton": Kernel(
+        _from_file("clip_triton"),
+        works=_triton_works,
+        preferred=_long_rows_on("gpu"),
+    ),
+    "clip_bands": Kernel(
+        _from_file("clip_bands"),
+        works=lambda site: site.length is not None,
+        preferred=_long_rows_on("gpu", several=True),
     ),
     "dense": Kernel(dense_mask, works=lambda site: True, preferred=lambda site: True),
 }
@@ -126,7 +173,7 @@ def choose_kernel(attention, site):
     return KERNELS[attention]
 
 
-def current_site(length, dtype="float32"):
+def current_site(length, width, dtype="float32"):
     """The Site of what is being traced; a length that is no int is unknown."""
     backend, device, distributed, xla = keras.backend.backend(), "cpu", False, True
     if backend == "jax":
@@ -144,4 +191,4 @@ def current_site(length, dtype="float32"):
             tf.compat.v1.get_default_graph()
         )
     length = length if isinstance(length, int) else None
-    return Site(backend, device, distributed, length=length, dtype=dtype, xla=xla)
+    return Site(backend, device, distributed, length=length, width=width, dtype=dtype, xla=xla)

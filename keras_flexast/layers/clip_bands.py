@@ -1,0 +1,163 @@
+"""Packed self-attention in bands: FlashAttention for XLA on a GPU, without a kernel of its own.
+
+All tiles of TILE queries go side by side. A loop takes them along their clips: in each step every
+tile meets the next TILE keys of the clips that it holds, so that the steps are as many as the
+longest clip of the batch has tiles, whatever the rows hold. The softmax runs online, and the
+gradient computes it again from each query's logsumexp. All shapes are static.
+
+Inside, arrays are (rows, tiles, TILE, heads, width) for what has a place in a tile, and (rows,
+length, heads, width) for what is gathered.
+
+Reference: FlashAttention, Dao et al. 2022 (arXiv:2205.14135), whose names are used here.
+"""
+
+from keras import ops
+
+from keras_flexast.layers.clip_ranges import (
+    gathered,
+    tile_ranges,
+    token_ranges,
+    without_nonfinite,
+)
+
+TILE = 128
+
+
+def attend(query, key, value, segment_ids, *, scale=None):
+    """Softmax attention of every token to the tokens of its own clip; see `kernels.Kernel`.
+
+    Padding gets zeros.
+    """
+    length, _, width = query.shape[1:]
+    scale = width**-0.5 if scale is None else scale
+    room = [(0, 0), (0, -length % TILE)]
+    ids = ops.pad(ops.cast(segment_ids, "int32"), room)
+    query, key, value = (ops.pad(x, [*room, (0, 0), (0, 0)]) for x in (query, key, value))
+    begin, end = token_ranges(ids)
+    value, spoilt = without_nonfinite(value, begin, end)
+    tiles = _Tiles(ids, *tile_ranges(ids, begin, end, TILE))
+
+    @ops.custom_gradient
+    def attention(query, key, value):
+        output, logsumexp = _forward(query, key, value, tiles, scale)
+
+        def gradients(*arguments, upstream=None):
+            upstream = arguments[0] if upstream is None else upstream
+            return _backward(query, key, value, output, logsumexp, upstream, tiles, scale)
+
+        return output, gradients
+
+    output = attention(query, key, value)
+    output = ops.where(ops.greater(ids, 0)[..., None, None], output, 0)
+    return ops.where(spoilt[..., None, None], float("nan"), output)[:, :length]
+
+
+def _forward(query, key, value, tiles, scale):
+    q = tiles.split(query)
+
+    def visit(step, output, row_sum, row_max):
+        places, pairs = tiles.at(step)
+        k, v = gathered(key, places), gathered(value, places)
+        logits = ops.where(pairs, _products(q, k) * scale, -1e30)
+        new_max = ops.maximum(row_max, ops.max(logits, -1, keepdims=True))
+        weights = ops.where(pairs, ops.exp(logits - new_max), 0)
+        shrink = ops.exp(row_max - new_max)
+        output = output * _as_heads(shrink) + _sums(weights, v)
+        return output, row_sum * shrink + ops.sum(weights, -1, keepdims=True), new_max
+
+    zeros = ops.zeros_like(ops.cast(q, "float32"))
+    column = ops.transpose(zeros[..., :1], (0, 1, 3, 2, 4))  # rows, tiles, heads, TILE, 1
+    output, row_sum, row_max = tiles.for_each_step(visit, (zeros, column, column - 1e30))
+    row_sum = ops.where(ops.equal(row_sum, 0), 1, row_sum)  # of padding
+    output = ops.cast(output / _as_heads(row_sum), query.dtype)
+    return tiles.join(output), row_max + ops.log(row_sum)
+
+
+def _backward(query, key, value, output, logsumexp, d_output, tiles, scale):
+    delta = ops.sum(ops.cast(d_output * output, "float32"), -1, keepdims=True)
+    q, k, v, d_out, own_delta = map(tiles.split, (query, key, value, d_output, delta))
+    own_delta = ops.transpose(own_delta, (0, 1, 3, 2, 4))
+    rows_logsumexp, rows_delta = tiles.join(_as_heads(logsumexp)), delta
+
+    def visit_keys(step, d_query):
+        places, pairs = tiles.at(step)
+        k, v = gathered(key, places), gathered(value, places)
+        weights = ops.where(pairs, ops.exp(_products(q, k) * scale - logsumexp), 0)
+        d_logits = ops.where(pairs, weights * (_products(d_out, v) - own_delta), 0)
+        return (d_query + _sums(d_logits, k),)
+
+    def visit_queries(step, d_key, d_value):
+        places, pairs = tiles.at(step)
+        q, d_out = gathered(query, places), gathered(d_output, places)
+        row_logsumexp, row_delta = (
+            ops.transpose(gathered(x, places), (0, 1, 3, 4, 2))
+            for x in (rows_logsumexp, rows_delta)
+        )
+        weights = ops.where(pairs, ops.exp(_products(k, q) * scale - row_logsumexp), 0)
+        d_logits = ops.where(pairs, weights * (_products(v, d_out) - row_delta), 0)
+        return d_key + _sums(d_logits, q), d_value + _sums(weights, d_out)
+
+    zeros = ops.zeros_like(ops.cast(q, "float32"))
+    (d_query,) = tiles.for_each_step(visit_keys, (zeros,))
+    d_key, d_value = tiles.for_each_step(visit_queries, (zeros, zeros))
+    scaled = (d_query * scale, d_key * scale, d_value)
+    return tuple(tiles.join(ops.cast(x, query.dtype)) for x in scaled)
+
+
+class _Tiles:
+    """The tiles of some rows, and the tokens that each of them meets in each step.
+
+    Args:
+        ids: int32 (rows, length), segment ids; the length is a multiple of TILE.
+        begin, end: int32 (rows, tiles), see `tile_ranges`.
+    """
+
+    def __init__(self, ids, begin, end):
+        self.ids, self.begin, self.end = ids, begin, end
+        self.own_ids = ops.reshape(ids, (-1, ids.shape[1] // TILE, TILE))
+        self.steps = ops.max((end - begin + TILE - 1) // TILE)
+
+    def at(self, step):
+        """Places of the tokens that come now, (rows, tiles, TILE), and the pairs of one clip.
+
+        Pairs are bool (rows, tiles, 1, TILE own tokens, TILE others).
+        """
+        places = (self.begin + step * TILE)[..., None] + ops.arange(TILE, dtype="int32")
+        inside = ops.less(places, self.end[..., None])
+        places = ops.minimum(places, self.ids.shape[1] - 1)
+        others = ops.where(inside, gathered(self.ids, places), -1)
+        pairs = ops.equal(self.own_ids[..., :, None], others[..., None, :])
+        pairs = ops.logical_and(pairs, ops.greater(others, 0)[..., None, :])
+        return places, pairs[:, :, None]
+
+    def for_each_step(self, visit, done):
+        """`done` after `visit(step, *done)` of every step."""
+        _, *done = ops.while_loop(
+            lambda step, *_: step < self.steps,
+            lambda step, *done: (step + 1, *visit(step, *done)),
+            (ops.zeros((), "int32"), *done),
+        )
+        return done
+
+    def split(self, x):
+        """(rows, length, ...) -> (rows, tiles, TILE, ...)."""
+        return ops.reshape(x, (-1, x.shape[1] // TILE, TILE, *x.shape[2:]))
+
+    def join(self, x):
+        """(rows, tiles, TILE, ...) -> (rows, length, ...)."""
+        return ops.reshape(x, (-1, x.shape[1] * TILE, *x.shape[3:]))
+
+
+def _products(a, b):
+    """Products of every two tokens, float32 (rows, tiles, heads, TILE, TILE)."""
+    return ops.cast(ops.einsum("rtahw,rtbhw->rthab", a, b), "float32")
+
+
+def _sums(weights, x):
+    """Weighted sums of tokens, float32 (rows, tiles, TILE, heads, width)."""
+    return ops.cast(ops.einsum("rthab,rtbhw->rtahw", ops.cast(weights, x.dtype), x), "float32")
+
+
+def _as_heads(x):
+    """(rows, tiles, heads, TILE, 1) -> (rows, tiles, TILE, heads, 1)."""
+    return ops.transpose(x, (0, 1, 3, 2, 4))
