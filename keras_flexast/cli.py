@@ -124,6 +124,7 @@ def train(
     dtype: options.TrainDtype = TRAIN.dtype,
     remat: options.Remat = TRAIN.remat,
     accumulate: options.Accumulate = TRAIN.accumulate,
+    devices: options.Devices = 1,
     validation: options.Validation = TRAIN.validation,
     test: options.Test = TRAIN.test,
     seed: options.Seed = TRAIN.seed,
@@ -154,14 +155,16 @@ def train(
             "--teacher-patch-size, --distill-weight and --temperature belong to --teacher."
         )
     _start()
+    from keras_flexast.distribution import data_parallel
     from keras_flexast.training import train_run
 
     if resume:
         base = chosen(typed, recipe=recipe, resumed=out)
-    run, history = train_run(
-        data, out, **base.arguments(),
-        resume=resume, overwrite=overwrite, progress=True, command_line=command_line(context),
-    )  # fmt: skip
+    with data_parallel(devices):
+        run, history = train_run(
+            data, out, **base.arguments(),
+            resume=resume, overwrite=overwrite, progress=True, command_line=command_line(context),
+        )  # fmt: skip
     metric = "val_mAP" if run.multi_label else "val_accuracy"
     values = history.history[metric]
     kept = ("Best", max(values)) if base.train.keep == "best" else ("Last", values[-1])

@@ -1,5 +1,8 @@
 """Several devices: sums over a batch that they share, and where a spread model's weights lie."""
 
+import contextlib
+from collections.abc import Iterator
+
 import keras
 
 SPLIT_OUTPUTS = r"block_\d+/(attention/(query|key|value)|mlp_hidden)"
@@ -33,6 +36,43 @@ def layout_map(mesh, axis="model"):
     layouts[f"{SPLIT_OUTPUTS}/bias"] = (axis,)
     layouts[f"{SPLIT_INPUTS}/kernel"] = (axis, None)
     return layouts
+
+
+@contextlib.contextmanager
+def data_parallel(devices: int) -> Iterator[None]:
+    """Share the rows of each batch among devices of this host, for models made in this context.
+
+    Args:
+        devices: number of devices, the first GPUs, or CPUs where there are none; 1 changes nothing.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        found = [one.name for one in found]
+    else:
+        found = keras.distribution.list_devices()
+    if not 1 <= devices <= len(found):
+        raise ValueError(
+            f"devices={devices} must be 1 to {len(found)}, the number of devices that "
+            f"{keras.backend.backend()} finds here: {', '.join(found)}."
+        )
+    if devices == 1:
+        yield
+    elif keras.backend.backend() == "tensorflow":
+        with tf.distribute.MirroredStrategy(found[:devices]).scope():
+            yield
+    else:
+        before = keras.distribution.distribution()
+        shared = keras.distribution.DataParallel(devices=found[:devices])
+        keras.distribution.set_distribution(shared)
+        try:
+            yield
+        finally:
+            keras.distribution.set_distribution(before)
 
 
 def batch_devices():

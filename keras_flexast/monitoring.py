@@ -39,11 +39,14 @@ class Meter:
             return
         with tf.device("CPU"):
             self.counts = tf.Variable(np.zeros(3, "int64"))  # batches, clips, tokens
+            self.came = tf.Variable(0.0, dtype="float64")  # when the last batch was ready
 
         def count(inputs, labels, weights):
             clips, tokens = map(tf.math.count_nonzero, (weights, inputs["segment_ids"]))
             found = [1, clips, tokens]
-            with tf.control_dependencies([self.counts.assign_add(tf.stack(found))]):
+            with tf.control_dependencies([
+                self.counts.assign_add(tf.stack(found)), self.came.assign(tf.timestamp()),
+            ]):  # fmt: skip
                 return inputs, labels, tf.identity(weights)
 
         self.batches = batches.map(count)
@@ -52,14 +55,19 @@ class Meter:
         """The batches, clips and tokens so far, int64 (3,); None where nothing is counted."""
         return None if self.counts is None else self.counts.numpy()
 
+    def ready(self):
+        """When the last batch was ready, in seconds since 1970; 0 where nothing is counted."""
+        return 0.0 if self.counts is None else float(self.came.numpy())
+
 
 class TrainingBoard(keras.callbacks.TensorBoard):
     """Keras's TensorBoard, with more at the end of each epoch.
 
     Beside loss, metrics and learning rate it shows `row_fill`, the share of the places of the rows
     that held a token; `clips_per_second` and `tokens_per_second`, without validation and pictures;
-    and of a few validation clips the spectrogram with the patch grid, over what the model attends
-    to, see `attention_map`; these in the first and the last epoch, and every half minute between.
+    `input_wait`, the share of this time in which steps waited for their batches, at most; and of
+    a few validation clips the spectrogram with the patch grid, over what the model attends to, see
+    `attention_map`; these in the first and the last epoch, and every half minute between.
 
     Args:
         folder: folder of the logs.
@@ -78,6 +86,12 @@ class TrainingBoard(keras.callbacks.TensorBoard):
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
         self.start, self.seconds, self.before = time.perf_counter(), None, self.meter.read()
+        self.waited, self.free = 0.0, time.time()
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, logs)
+        self.waited += max(0.0, self.meter.ready() - self.free)
+        self.free = time.time()
 
     def on_test_begin(self, logs=None):
         super().on_test_begin(logs)
@@ -106,6 +120,7 @@ class TrainingBoard(keras.callbacks.TensorBoard):
             "row_fill": tokens / (batches * self.places),
             "clips_per_second": clips / self.seconds,
             "tokens_per_second": tokens / self.seconds,
+            "input_wait": self.waited / self.seconds,
         }
 
 

@@ -370,6 +370,9 @@ Remat = Annotated[
 Accumulate = Annotated[
     int, typer.Option(min=1, help="Number of batches to each step of the optimizer.")
 ]
+Devices = Annotated[
+    int, typer.Option(min=1, help="Number of GPUs of this machine that share each batch.")
+]
 
 Resume = Annotated[
     bool,

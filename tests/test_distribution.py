@@ -4,7 +4,10 @@ import os
 
 import keras
 import pytest
-from helpers import ONCE, run_python
+from helpers import ONCE, run_python, write_tones
+
+from keras_flexast import load_run
+from keras_flexast.distribution import data_parallel
 
 COMMON = """
     import keras, numpy as np
@@ -157,6 +160,41 @@ def test_the_task_of_kerashub_learns_the_same_on_two_devices(monkeypatch):
     pytest.importorskip("keras_hub")
     code = TASK + on_two_devices(monkeypatch) + TOGETHER
     run_python(code, backend=keras.backend.backend())
+
+
+TRAINED = """
+    import sys
+    import keras
+    from keras_flexast import cli
+    sys.argv = ["flexast", "train", sys.argv[1], "--out", sys.argv[2], "--devices", "2",
+                "--epochs", "2", "--patch-sizes", "32", "--batch-clips", "8"]
+    cli.main()
+"""
+VIRTUAL = """
+    import tensorflow as tf
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+"""
+
+
+def test_train_shares_its_batches_among_devices(tmp_path, monkeypatch):
+    """The run is an ordinary one; a third device is refused in one sentence."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    write_tones(data)
+    if keras.backend.backend() == "jax":
+        force_two_devices(monkeypatch)
+    code = (VIRTUAL if keras.backend.backend() == "tensorflow" else "") + TRAINED
+    shown = run_python(code, data, out, backend=keras.backend.backend())
+    assert "The run is in" in shown
+    run = load_run(out)
+    assert run.packing.rows % 2 == 0
+    assert keras.distribution.distribution() is None and run.classes == ("high", "low")
+    with (
+        pytest.raises(ValueError, match=r"devices=9 must be 1 to \d+, the number of devices"),
+        data_parallel(9),
+    ):
+        pass
 
 
 @ONCE

@@ -1,5 +1,6 @@
 """What TensorBoard is given: exact counts, attention that is the model's own, readable pictures."""
 
+import time
 import types
 
 import keras
@@ -127,9 +128,35 @@ def test_pictures_of_short_epochs_are_drawn_in_the_first_and_the_last(tmp_path):
         return {"clip": np.zeros((4, 4, 3), "uint8")}
 
     board = TrainingBoard(
-        tmp_path, types.SimpleNamespace(read=lambda: None), packing=PackSettings(),
-        pictures=types.SimpleNamespace(draw=draw),
+        tmp_path, types.SimpleNamespace(read=lambda: None, ready=lambda: 0.0),
+        packing=PackSettings(), pictures=types.SimpleNamespace(draw=draw),
     )  # fmt: skip
     ones = np.ones((1, 1), "float32")
     line.fit(ones, ones, epochs=5, validation_data=(ones, ones), callbacks=[board], verbose=0)
     assert drawn == [1, 5]
+
+
+def test_what_waits_for_its_input_shows(tmp_path):
+    """A pipeline that takes all the time waits longer than one that has its batches at once."""
+    waits = []
+    for pause in (0.2, 0.0):
+
+        def read(number, pause=pause):
+            time.sleep(pause)
+            return np.ones((1, 4), "int32")
+
+        data = tf.data.Dataset.range(6).map(
+            lambda n, read=read: tf.numpy_function(read, [n], "int32")
+        )
+        data = data.map(
+            lambda ids: ({"segment_ids": tf.ensure_shape(ids, (1, 4))}, [[1.0]], [[1.0]])
+        )
+        ids = keras.Input((4,), name="segment_ids")
+        line = keras.Model({"segment_ids": ids}, keras.layers.Dense(1)(ids))
+        line.compile("sgd", "mse")
+        meter = Meter(data)
+        board = TrainingBoard(tmp_path / str(pause), meter, packing=PackSettings())
+        line.fit(meter.batches, steps_per_epoch=5, verbose=0, shuffle=False, callbacks=[board])
+        waits.append(board.waited)
+        assert 0 <= board._speed()["input_wait"] <= 1
+    assert waits[0] >= 0.8 > waits[1]  # five times 0.2 s, but for the first one
