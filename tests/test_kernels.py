@@ -1,5 +1,7 @@
 """Kernels: each computes what the dense mask does, forward and backward; "auto" chooses one."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -35,34 +37,42 @@ def segments(layout):
     return ids
 
 
-def value_and_gradients(layer, tokens, ids, slope):
-    """The output at real tokens, and gradients of its product with slope."""
-    real = (ids > 0)[..., None]
+@functools.cache
+def compiled(attention, width, heads, scale=None, dtype="float32"):
+    """Function of tokens, segment ids and slopes, compiled once for all layouts of rows.
 
-    def loss(x, weights):
-        output = ops.where(real, call(x, weights), 0.0)
+    It returns the output at real tokens, and the gradients of its product with the slopes.
+    """
+    layer = MaskedSelfAttention(heads, scale, attention=attention, dtype=dtype)
+    layer.build((2, LENGTH, width))
+    randomize(layer)
+
+    def loss(x, weights, ids, slope):
+        output = layer.stateless_call(weights, [], x, ids)[0]
+        output = ops.cast(ops.where((ids > 0)[..., None], output, 0.0), "float32")
         return ops.sum(output * slope), output
 
+    weights = [w.value for w in layer.trainable_weights]
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         @tf.function
-        def run(x):
+        def run(x, ids, slope):
             with tf.GradientTape() as tape:
-                tape.watch(x)
-                output = tf.where(real, layer(x, ids), 0.0)
-                total = tf.reduce_sum(output * slope)
-            return output, tape.gradient(total, [x, *layer.trainable_weights])
+                tape.watch([x, *weights])
+                total, output = loss(x, weights, ids, slope)
+            return output, tape.gradient(total, [x, *weights])
 
-        return run(tf.constant(tokens))
+        return lambda *arrays: run(*map(tf.constant, arrays))
     import jax
 
-    def call(x, weights):
-        return layer.stateless_call(weights, [], x, ids)[0]
+    run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
 
-    weights = [w.value for w in layer.trainable_weights]
-    (_, output), (dx, dw) = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(tokens, weights)
-    return output, [dx, *dw]
+    def values(x, ids, slope):
+        (_, output), (dx, dw) = run(x, weights, ids, slope)
+        return output, [dx, *dw]
+
+    return values
 
 
 @pytest.mark.parametrize("kernel", BY_CLIP)
@@ -70,12 +80,9 @@ def value_and_gradients(layer, tokens, ids, slope):
 def test_equal_to_the_dense_mask(name, scale, kernel):
     rng, ids = np.random.default_rng(0), segments(ROWS[name])
     tokens, slope = (rng.normal(size=(2, LENGTH, 12)).astype("float32") for _ in range(2))
-    results = []
-    for attention in ("dense", kernel):
-        layer = MaskedSelfAttention(3, scale, attention=attention)
-        layer.build(tokens.shape)
-        randomize(layer)
-        results.append(value_and_gradients(layer, tokens, ids, slope))
+    results = [
+        compiled(attention, 12, 3, scale)(tokens, ids, slope) for attention in ("dense", kernel)
+    ]
     (dense, dense_slopes), (ours, our_slopes) = results
     np.testing.assert_allclose(ours, dense, rtol=0, atol=1e-5)
     assert len(our_slopes) == 9
@@ -112,11 +119,8 @@ def test_half_of_the_digits(kernel):
     tokens, slope = (rng.normal(size=(2, LENGTH, 32)).astype("float32") for _ in range(2))
     results = []
     for attention, dtype in (("dense", "float32"), (kernel, "mixed_bfloat16")):
-        layer = MaskedSelfAttention(2, attention=attention, dtype=dtype)
-        layer.build(tokens.shape)
-        randomize(layer, scale=0.3)
-        output, slopes = value_and_gradients(layer, tokens, ids, slope)
-        results.append([np.asarray(ops.cast(x, "float32")) for x in (output, slopes[0])])
+        output, slopes = compiled(attention, 32, 2, 0.05, dtype)(tokens, ids, slope)
+        results.append([np.asarray(x) for x in (output, slopes[0])])
     for ours, dense in zip(results[1], results[0], strict=True):
         assert np.abs(ours - dense).max() < 0.05 * np.abs(dense).max()
 
