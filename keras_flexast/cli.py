@@ -420,6 +420,35 @@ def embed(
 
 
 @app.command()
+def explain(
+    run: options.RunArgument,
+    file: options.SoundFile,
+    out: options.ExplainOut = None,
+    patch_size: options.OneSize = None,
+    frame_shift_ms: options.FrameShift = None,
+    resize: options.ResizeRun = None,
+    full_length: options.FullLength = False,
+    top: options.Top = 3,
+):
+    """Where in a sound a run looks: attention over the mel spectrogram, as a picture.
+
+    The last layer's attention, and that of all layers, one after the other (rollout).
+    """
+    pair, out = parse_pair(patch_size, "--patch-size"), out or f"{file.stem}_attention.png"
+    _start()
+    from keras_flexast.figures import explanation_figure, refuse_picture
+    from keras_flexast.inference import explain_file
+
+    refuse_picture(out)
+    found = explain_file(
+        run, file, pair, frame_shift_ms=frame_shift_ms, resize=resize, full_length=full_length
+    )
+    explanation_figure(found, out, top)
+    labels = ", ".join(f"{label} {score:.3f}" for label, score in found.top(top))
+    typer.echo(f"{file}: {labels}. Wrote {out}.")
+
+
+@app.command()
 def stats(data: options.DataArgument, as_json: options.AsJson = False):
     """Mean and standard deviation of the log-mel values, lengths, and clips per class."""
     _start()

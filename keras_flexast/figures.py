@@ -9,6 +9,7 @@ from keras_flexast.files import PICTURE, SOFTWARE, refuse_overwrite
 from tf_data_pipelines.atomic import atomic_write
 
 MARKERS = "osD^vP*X"
+HERTZ = (100, 250, 500, 1000, 2000, 4000, 8000, 16000)  # ticks of a frequency axis
 MOST_CLASSES = 50  # of a confusion matrix: more names cannot be read
 
 
@@ -207,6 +208,51 @@ def timeline_figure(timeline, path, title, *, rows=10, note=None):
     heat.set(xlabel="time (min:sec)", xlim=(edges[0], edges[-1]))
     figure.colorbar(mesh, ax=heat, label="score", pad=0.01)
     _write(figure, path, note)
+
+
+def explanation_figure(explanation, path, top=3):
+    """Draw an Explanation: the mel spectrogram, and over it where pooling and rollout look.
+
+    Args:
+        explanation: Explanation.
+        path: path of the PNG file to write.
+        top: number of classes in the title, the best ones.
+    """
+    from matplotlib.figure import Figure
+
+    fbank, found = explanation.fbank, explanation.spectrogram
+    end = len(found) * fbank.frame_shift_ms / 1000
+    loud = np.clip(found.T / 2 + 0.5, 0, 1)  # normalized: most lies within -1 and 1
+    figure = Figure(figsize=(9, 7), dpi=120, layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True, sharey=True)
+    names = "mel spectrogram", f"attention, patch {explanation.patch_size}", "rollout"
+    ticks = [hertz for hertz in HERTZ if fbank.low_freq < hertz < fbank.sample_rate / 2]
+    for axes, name, heat in zip(
+        panels, names, (None, explanation.attention, explanation.rollout), strict=True
+    ):
+        where = {"origin": "lower", "aspect": "auto", "extent": (0, end, 0, fbank.mel_bins)}
+        axes.imshow(loud, cmap="gray", vmin=0, vmax=1, **where)
+        if heat is not None:
+            shown = axes.imshow(heat.T, cmap="inferno", vmin=0, vmax=1, alpha=0.6, **where)
+        axes.set_yticks(mel_place(ticks, fbank), [_hertz(one) for one in ticks], fontsize=8)
+        axes.set_title(name, fontsize=9, loc="left")
+    labels = ", ".join(f"{_short(name)} {score:.2f}" for name, score in explanation.top(top))
+    figure.suptitle(f"{_short(explanation.name, 60)}: {labels}", fontsize=11)
+    panels[-1].set_xlabel("seconds")
+    figure.supylabel("frequency (Hz)", fontsize=9)
+    figure.colorbar(shown, ax=panels, label="share of the most attended patch", pad=0.01)
+    _write(figure, path)
+
+
+def mel_place(hertz, fbank):
+    """Where frequencies lie on an axis of mel bins, of which each is 1 wide, float (n,)."""
+    mel = np.log1p(np.array([fbank.low_freq, fbank.sample_rate / 2, *hertz]) / 700)
+    return (mel[2:] - mel[0]) / (mel[1] - mel[0]) * (fbank.mel_bins + 1) - 0.5
+
+
+def _hertz(value):
+    """ "500" or "2k"."""
+    return f"{value // 1000}k" if value >= 1000 else str(value)
 
 
 def clock(seconds):

@@ -4,12 +4,10 @@ import time
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_flexast.distribution import batch_devices
 from keras_flexast.evaluation import spread
-from keras_flexast.layers.attention import slot_mask
-from tf_data_pipelines.resize import axis_grid
+from keras_flexast.inference.explanation import attention_map, over_spectrogram, patch_starts
 from tf_data_pipelines.settings import MAX_ROW_LENGTH, PackSettings
 
 PICTURE_SECONDS = 30.0  # between the pictures of two epochs: one takes as long as some steps
@@ -163,74 +161,23 @@ class ClipPictures:
         attention = attention_map(model, self.inputs)
         pictures = {}
         for number, name in enumerate(self.names):
-            weights = None if attention is None else attention[number, : self.counts[number]]
-            weights = None if weights is None else weights[self.patches.prefix_tokens :]
+            weights = attention[number, self.patches.prefix_tokens : self.counts[number]]
             pictures[name] = _picture(self.spectrograms[number], weights, self.patches)
         return pictures
-
-
-def attention_map(model, inputs):
-    """What the pooling of a clip attends to among its tokens, a mean over the heads.
-
-    With attention pooling it is the attention of the learned query, with [CLS]-like tokens theirs
-    in the last block.
-
-    Args:
-        model: PackedAST, or a model with its `backbone` and `pooling`.
-        inputs: packed batch with one clip in each row.
-
-    Returns:
-        float32 (rows, length), with the sum 1 in each row; None for mean pooling, which attends
-        to nothing more than to all.
-    """
-    backbone, pooling = model.backbone, model.pooling
-    inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
-    ids, positions = inputs["segment_ids"], inputs["positions"]
-    if hasattr(pooling, "query"):
-        tokens = backbone(inputs, training=False)
-        queries = ops.broadcast_to(pooling.query, (tokens.shape[0], 1, tokens.shape[2]))
-        attention, mask = pooling, slot_mask(ids, 1)
-    elif model.pooling_name.startswith("cls"):
-        tokens = backbone.patch_embed(inputs["tokens"]) + backbone.position_embed(positions)
-        tokens = backbone.prefix(tokens, positions)
-        for block in backbone.blocks[:-1]:
-            tokens = block(tokens, ids, training=False)
-        tokens = backbone.blocks[-1].attention_norm(tokens)
-        attention, mask = backbone.blocks[-1].self_attention, slot_mask(ids, 1)
-        queries = tokens[:, : backbone.prefix_tokens]
-    else:
-        return None
-    weights = attention.weights_of(queries, tokens, mask)
-    return ops.convert_to_numpy(ops.mean(weights, 1)).astype("float32")
 
 
 def _picture(spectrogram, weights, patches):
     """A spectrogram with the patch grid, over the same with the attention of each patch."""
     from matplotlib import colormaps
 
-    frames, mel_bins = spectrogram.shape
-    policy = {"remainder": patches.remainder, "position": patches.position}
-    (patch_f, patch_t), (axis_f, axis_t) = patches.patch_sizes[0], patches.axes
-    starts_f = axis_grid(mel_bins, patch_f, axis=axis_f, name="frequency", **policy)[0]
-    starts_t = axis_grid(max(frames, patch_t), patch_t, axis=axis_t, name="time", **policy)[0]
+    sizes, starts = patches.patch_sizes[0], patch_starts(spectrogram.shape, patches)
     loud = np.clip(spectrogram.T / 2 + 0.5, 0, 1)  # normalized: most lies within -1 and 1
     shown = colormaps["gray"](np.kron(loud, np.ones((SCALE, SCALE))))[..., :3]
-    edges_f, edges_t = ([*starts, starts[-1] + patch] for starts, patch in
-                        ((starts_f, patch_f), (starts_t, patch_t)))  # fmt: skip
-    for axis, edges in ((0, edges_f), (1, edges_t)):
-        lines = [edge * SCALE for edge in edges if edge * SCALE < shown.shape[axis]]
+    for axis, (places, size) in enumerate(zip(starts, sizes, strict=True)):
+        edges = (SCALE * edge for edge in (*places, places[-1] + size))
+        lines = [edge for edge in edges if edge < shown.shape[axis]]
         shown[(slice(None),) * axis + (lines,)] = (0.9, 0.6, 0.1)
-    pictures = [shown]
-    if weights is not None:
-        heat = np.zeros_like(loud)
-        columns = len(starts_t)
-        for place, weight in enumerate(weights):  # tokens run through time inside each band
-            band, column = divmod(place, columns)
-            rows = slice(starts_f[band], starts_f[band] + patch_f)
-            part = heat[rows, starts_t[column] : starts_t[column] + patch_t]
-            np.maximum(part, weight, out=part)
-        heat = colormaps["inferno"](heat / max(heat.max(), 1e-9))[..., :3]
-        heat *= 0.35 + 0.65 * loud[..., None]
-        pictures = [np.kron(heat, np.ones((SCALE, SCALE, 1))), np.ones((GAP, shown.shape[1], 3)),
-                    shown]  # fmt: skip
-    return np.uint8(255 * np.concatenate(pictures)[::-1])
+    heat = over_spectrogram(weights, spectrogram.shape, patches)
+    heat = colormaps["inferno"](heat)[..., :3] * (0.35 + 0.65 * loud[..., None])
+    heat, gap = np.kron(heat, np.ones((SCALE, SCALE, 1))), np.ones((GAP, shown.shape[1], 3))
+    return np.uint8(255 * np.concatenate([heat, gap, shown])[::-1])

@@ -220,6 +220,17 @@ Seed = Annotated[
     int,
     typer.Option(min=0, max=MAX_SEED, help="Random seed of the data, the weights and the draws."),
 ]
+ExplainOut = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        "--out",
+        help="PNG file to write; an earlier picture of this program is replaced.",
+        show_default="FILE_attention.png, in this folder",
+    ),
+]
+SoundFile = Annotated[
+    pathlib.Path, typer.Argument(help="Sound file of any format, rate and length.")
+]
 FigureOption = Annotated[
     pathlib.Path | None,
     typer.Option(

@@ -242,6 +242,18 @@ def test_embed_writes_one_vector_per_file(trained, sounds, tmp_path):
     assert content["files"].tolist() == [str(path) for path in files]
 
 
+def test_explain_draws_where_a_run_looks(trained, sounds, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = sounds / "low" / "0.mp3"
+    code, out, message = run("explain", trained, file, "--patch-size", 24)
+    assert code == 0, message
+    assert "low" in out and (tmp_path / "0_attention.png").stat().st_size > 10_000
+    (tmp_path / "mine.png").write_bytes(b"not ours")
+    code, _, message = run("explain", trained, file, "--out", tmp_path / "mine.png")
+    assert code == 1 and "mine.png" in message
+    assert (tmp_path / "mine.png").read_bytes() == b"not ours"
+
+
 def test_stats_measures_the_data(sounds):
     code, out, message = run("stats", sounds, "--json")
     assert code == 0, message

@@ -7,8 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import randomize, write_tones
-from keras import ops
+from helpers import write_tones
 
 from keras_flexast import PackedAST, monitoring
 from keras_flexast.monitoring import (
@@ -18,55 +17,10 @@ from keras_flexast.monitoring import (
     Meter,
     TrainingBoard,
     _picture,
-    attention_map,
 )
 from keras_flexast.runs import Run
 from tf_data_pipelines import read_data
 from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
-
-COUNTS = (7, 11, 5)
-
-
-def batch(width=11):
-    rng = np.random.default_rng(0)
-    ids = np.int32(np.arange(width) < np.array(COUNTS)[:, None])
-    positions = np.ones((3, width, 4), "float32")
-    positions[:, 0] = 0  # a prefix token, where there are any
-    return {
-        "tokens": rng.normal(size=(3, width, 256)).astype("float32"),
-        "positions": positions,
-        "segment_ids": ids,
-    }
-
-
-def model(pooling):
-    return randomize(PackedAST(3, dim=16, depth=2, num_heads=1, pooling=pooling, segments=2))
-
-
-def test_the_attention_of_the_query_gives_what_pooling_gives():
-    """With one head, the pooled vector is the sum of the values with these weights."""
-    packed, inputs = model("attention"), batch()
-    weights = attention_map(packed, inputs)
-    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)
-    assert not weights[inputs["segment_ids"] == 0].any()
-    tokens = packed.backbone(inputs)
-    pool = packed.pooling
-    summed = ops.einsum("rt,rtd->rd", weights, pool.value_dense(tokens))
-    expected = pool(tokens, inputs["segment_ids"])[:, 0]
-    np.testing.assert_allclose(pool.output_dense(summed), expected, rtol=0, atol=1e-5)
-
-
-def test_the_attention_of_a_prefix_token_is_that_of_the_last_block():
-    packed, inputs = model("cls"), batch()
-    weights = attention_map(packed, inputs)
-    block = packed.backbone.blocks[-1]
-    before = keras.Model(packed.backbone.input, block.input[0])(inputs)
-    tokens = block.attention_norm(before)
-    expected = block.self_attention(tokens, inputs["segment_ids"])[:, 0]
-    value = block.self_attention.value_dense(tokens)
-    found = block.self_attention.output_dense(ops.einsum("rt,rtd->rd", weights, value))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    assert attention_map(model("mean"), inputs) is None
 
 
 def test_a_meter_counts_what_is_taken():
@@ -97,7 +51,6 @@ def test_a_picture_has_the_grid_and_the_attention_in_its_place(remainder):
     bright = heat.sum(-1)
     assert bright[-4:, (columns - 1) * 20 * SCALE - 6].max() > 0
     assert not bright[: height // 2].max() > 40 and bright[:, :30].max() < 40
-    assert _picture(spectrogram, None, patches).shape == (height, width, 3)
 
 
 def test_pictures_are_of_the_beginning_of_long_clips(tmp_path, monkeypatch):

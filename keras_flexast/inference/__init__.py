@@ -2,13 +2,16 @@
 
 from keras_flexast.inference.artifacts import FileEmbeddings, FileScores
 from keras_flexast.inference.classifier import Classifier, load_classifier
+from keras_flexast.inference.explanation import Explanation, explain_file
 from keras_flexast.inference.timeline import Timeline, refuse_timeline
 
 __all__ = [
     "Classifier",
+    "Explanation",
     "FileEmbeddings",
     "FileScores",
     "Timeline",
+    "explain_file",
     "load_classifier",
     "refuse_timeline",
 ]
