@@ -43,10 +43,11 @@ def data_parallel(devices: int) -> Iterator[None]:
     """Share the rows of each batch among devices of this host, for models made in this context.
 
     Args:
-        devices: number of devices, the first GPUs, or CPUs where there are none; 1 changes nothing.
+        devices: number of devices, the first GPUs of this host, or CPUs where it has none; 1
+            changes nothing.
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: this host has fewer, or batches are shared already.
     """
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -55,10 +56,15 @@ def data_parallel(devices: int) -> Iterator[None]:
         found = [one.name for one in found]
     else:
         found = keras.distribution.list_devices()
-    if not 1 <= devices <= len(found):
+    if type(devices) is not int or not 1 <= devices <= len(found):
         raise ValueError(
-            f"devices={devices} must be 1 to {len(found)}, the number of devices that "
-            f"{keras.backend.backend()} finds here: {', '.join(found)}."
+            f"devices={devices!r} must be an int from 1 to {len(found)}, the number of devices "
+            f"that {keras.backend.backend()} finds here: {', '.join(found)}."
+        )
+    if devices > 1 and batch_devices() > 1:
+        raise ValueError(
+            f"devices={devices}, but batches are already shared among {batch_devices()} devices "
+            f"here. Leave one of the two out."
         )
     if devices == 1:
         yield

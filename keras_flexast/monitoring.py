@@ -24,8 +24,8 @@ class Meter:
         batches: Dataset of `training_batches`.
 
     Attributes:
-        batches: the same Dataset, which counts what is taken from it; on several devices as it
-            was, because they take their batches from several datasets.
+        batches: the same Dataset, which counts what is taken from it, and notes when; on several
+            devices as it was, because they take their batches from several datasets.
     """
 
     def __init__(self, batches):
@@ -37,13 +37,13 @@ class Meter:
             return
         with tf.device("CPU"):
             self.counts = tf.Variable(np.zeros(3, "int64"))  # batches, clips, tokens
-            self.came = tf.Variable(0.0, dtype="float64")  # when the last batch was ready
+            self.ready_at = tf.Variable(0.0, dtype="float64")
 
         def count(inputs, labels, weights):
             clips, tokens = map(tf.math.count_nonzero, (weights, inputs["segment_ids"]))
             found = [1, clips, tokens]
             with tf.control_dependencies([
-                self.counts.assign_add(tf.stack(found)), self.came.assign(tf.timestamp()),
+                self.counts.assign_add(tf.stack(found)), self.ready_at.assign(tf.timestamp()),
             ]):  # fmt: skip
                 return inputs, labels, tf.identity(weights)
 
@@ -53,9 +53,9 @@ class Meter:
         """The batches, clips and tokens so far, int64 (3,); None where nothing is counted."""
         return None if self.counts is None else self.counts.numpy()
 
-    def ready(self):
+    def last_ready(self):
         """When the last batch was ready, in seconds since 1970; 0 where nothing is counted."""
-        return 0.0 if self.counts is None else float(self.came.numpy())
+        return 0.0 if self.counts is None else float(self.ready_at.numpy())
 
 
 class TrainingBoard(keras.callbacks.TensorBoard):
@@ -63,9 +63,10 @@ class TrainingBoard(keras.callbacks.TensorBoard):
 
     Beside loss, metrics and learning rate it shows `row_fill`, the share of the places of the rows
     that held a token; `clips_per_second` and `tokens_per_second`, without validation and pictures;
-    `input_wait`, the share of this time in which steps waited for their batches, at most; and of
-    a few validation clips the spectrogram with the patch grid, over what the model attends to, see
-    `attention_map`; these in the first and the last epoch, and every half minute between.
+    on one device `input_wait`, an upper bound on the share of this time that steps waited for
+    their batches; and of a few validation clips the spectrogram with the patch grid, over what the
+    model attends to, see `attention_map`; these in the first and the last epoch, and every half
+    minute between.
 
     Args:
         folder: folder of the logs.
@@ -88,8 +89,8 @@ class TrainingBoard(keras.callbacks.TensorBoard):
 
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, logs)
-        self.waited += max(0.0, self.meter.ready() - self.free)
-        self.free = time.time()
+        self.waited += max(0.0, self.meter.last_ready() - self.free)
+        self.free = time.time()  # the step is over: StopDiverged, before this, read its loss
 
     def on_test_begin(self, logs=None):
         super().on_test_begin(logs)

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_flexast.distribution import batch_devices
 from keras_flexast.layers import MaskedSelfAttention
-from keras_flexast.layers.kernels import choose_kernel, current_site
+from keras_flexast.layers.kernels import current_site
 from keras_flexast.losses import PackedAccuracy, PackedLoss
 from keras_flexast.settings import TrainSettings
 
@@ -114,15 +114,11 @@ def _optimizer(learning_rate, settings):
 
 def jit_compile(model, row_length):
     """Whether XLA compiles the step. Keras's "auto" leaves it out on a CPU, where it is faster."""
+    site = current_site(row_length)
+    if row_length is None or site.device != "cpu" or site.distributed:
+        return "auto"
     layers = [one for one in model._flatten_layers() if isinstance(one, MaskedSelfAttention)]
-    for layer in layers:
-        width = layer.query_dense.units // layer.num_heads
-        site = current_site(row_length, width, layer.compute_dtype)
-        if row_length is None or site.device != "cpu" or site.distributed:
-            return "auto"
-        if not choose_kernel(layer.attention, site).supports_jit:
-            return False
-    return True
+    return all(layer.kernel(row_length).supports_jit for layer in layers)
 
 
 class _ByLayer:

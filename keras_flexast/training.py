@@ -396,6 +396,7 @@ def _callbacks(run, folder, *, settings, measured, steps):
     elif settings.average_epochs > 1:
         averages = [Averages(settings.epochs - settings.average_epochs)]
     stop = StopDiverged(folder, steps)
+    # First what reads the loss of each step, and so waits for it: `measured` takes the time.
     return [stop, *measured, keep, *averages]
 
 

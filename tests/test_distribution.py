@@ -191,7 +191,9 @@ def test_train_shares_its_batches_among_devices(tmp_path, monkeypatch):
     assert run.packing.rows % 2 == 0
     assert keras.distribution.distribution() is None and run.classes == ("high", "low")
     with (
-        pytest.raises(ValueError, match=r"devices=9 must be 1 to \d+, the number of devices"),
+        pytest.raises(
+            ValueError, match=r"devices=9 must be an int from 1 to \d+, the number of devices"
+        ),
         data_parallel(9),
     ):
         pass

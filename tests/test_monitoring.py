@@ -81,7 +81,7 @@ def test_pictures_of_short_epochs_are_drawn_in_the_first_and_the_last(tmp_path):
         return {"clip": np.zeros((4, 4, 3), "uint8")}
 
     board = TrainingBoard(
-        tmp_path, types.SimpleNamespace(read=lambda: None, ready=lambda: 0.0),
+        tmp_path, types.SimpleNamespace(read=lambda: None, last_ready=lambda: 0.0),
         packing=PackSettings(), pictures=types.SimpleNamespace(draw=draw),
     )  # fmt: skip
     ones = np.ones((1, 1), "float32")

@@ -261,8 +261,8 @@ def evaluation_batches(
         packing: PackSettings.
         seed: random seed of the draws of patch size and frame shift; each clip has the same
             draw in every epoch.
-        cache: whether to keep the batches for the next epochs in memory, up to CACHE_SECONDS
-            of sound.
+        cache: whether to keep the batches for the next epochs in memory, up to a quarter of
+            CACHE_SECONDS of sound, or the features up to CACHE_SECONDS.
 
     Returns:
         tf.data.Dataset of (inputs, labels, weights, clip_ids), see `training_batches`;
@@ -275,8 +275,11 @@ def evaluation_batches(
     """
     check_lengths(data, fbank, patches, packing)
     clips = load_waveforms(data, fbank.sample_rate)
-    cache = cache and np.sum(data.durations) <= CACHE_SECONDS
-    return every_clip_once(clips, fbank, patches=patches, packing=packing, seed=seed, cache=cache)
+    seconds, kept = np.sum(data.durations), None
+    if cache and seconds <= CACHE_SECONDS:
+        # At patch 8, tokens are four times the features, as all have the area of 16 x 16.
+        kept = "batches" if seconds <= CACHE_SECONDS / 4 else "features"
+    return every_clip_once(clips, fbank, patches=patches, packing=packing, seed=seed, kept=kept)
 
 
 @graph_code
@@ -318,13 +321,15 @@ def prediction_batches(waveforms, fbank, *, patches, packing):
     return every_clip_once(dataset, fbank, patches=patches, packing=packing, seed=0)
 
 
-def every_clip_once(clips, fbank, *, patches, packing, seed, cache=False):
-    """Waveforms to the batches of `evaluation_batches`."""
+def every_clip_once(clips, fbank, *, patches, packing, seed, kept=None):
+    """Waveforms to the batches of `evaluation_batches`; "features" or "batches" may be cached."""
     clips = extract_features(clips, fbank, frame_shifts_ms=patches.frame_shifts_ms, seed=seed)
+    if kept == "features":
+        clips = clips.cache()
     clips = make_tokens(clips, patches, seed=seed, packing=packing)
     batches = batch_rows(pack(clips, packing), packing)
     batches = batches.map(lambda batch: (*split_batch(batch), batch["clip_ids"]))
-    if cache:
+    if kept == "batches":
         batches = batches.cache()
     return batches.prefetch(tf.data.AUTOTUNE)
 

@@ -89,9 +89,11 @@ class MaskedSelfAttention(_Attention):
             ElasticAST's published weights need 1.0.
         dropout: dropout rate of the output.
         attention: name of the implementation, see `layers.kernels`: "dense", "clip_loop"
-            (TensorFlow without XLA), "clip_tiles" (JAX), "clip_triton" (JAX on an NVIDIA GPU) or
-            "clip_bands". "auto" chooses the fastest for the backend, the device and the row
-            length each time the layer is traced. The numbers are the same.
+            (TensorFlow without XLA), "clip_tiles" (JAX), "clip_triton" (JAX on an NVIDIA GPU;
+            interpreted on a CPU, for tests) or "clip_bands". "auto" chooses for the backend, the
+            device and the row length each time the layer is traced: the fastest on a CPU; the
+            order on a GPU is not measured yet. The numbers are the same. A name is saved with the
+            model, so export one that was made with "auto" or "dense".
 
     Call arguments:
         tokens: float (rows, length, dim).
@@ -129,10 +131,14 @@ class MaskedSelfAttention(_Attention):
         if segment_ids is None:
             attended = ops.dot_product_attention(query, key, value, scale=self.scale)
         else:
-            site = current_site(tokens.shape[1], query.shape[-1], self.compute_dtype)
-            kernel = choose_kernel(self.attention, site)
+            kernel = self.kernel(tokens.shape[1])
             attended = kernel.function(query, key, value, segment_ids, scale=self.scale)
         return self._output(attended, training)
+
+    def kernel(self, length):
+        """The Kernel that is taken here for rows of so many tokens; None where that is unknown."""
+        width = self.query_dense.units // self.num_heads
+        return choose_kernel(self.attention, current_site(length, width, self.compute_dtype))
 
     def compute_output_shape(
         self, tokens_shape: Shape, segment_ids_shape: Shape | None = None

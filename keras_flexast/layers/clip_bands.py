@@ -1,26 +1,21 @@
 """Packed self-attention in bands: FlashAttention for XLA on a GPU, without a kernel of its own.
 
-All tiles of TILE queries go side by side. A loop takes them along their clips: in each step every
-tile meets the next TILE keys of the clips that it holds, so that the steps are as many as the
-longest clip of the batch has tiles, whatever the rows hold. The softmax runs online, and the
-gradient computes it again from each query's logsumexp. All shapes are static.
+Each tile of TILE queries meets, step by step, the next TILE keys of the clips that it holds. All
+tiles take as many steps as the one whose clips cover most tokens: up to about twice the longest
+clip. A clip as long as a row makes the whole batch pay for all pairs. The softmax runs online, and
+the gradient computes it again from each query's logsumexp. All shapes are static.
 
 Inside, arrays are (rows, tiles, TILE, heads, width) for what has a place in a tile, and (rows,
-length, heads, width) for what is gathered.
+length, heads, width) for what is gathered. All products and sums are float32.
 
 Reference: FlashAttention, Dao et al. 2022 (arXiv:2205.14135), whose names are used here.
 """
 
 from keras import ops
 
-from keras_flexast.layers.clip_ranges import (
-    gathered,
-    tile_ranges,
-    token_ranges,
-    without_nonfinite,
-)
+from keras_flexast.layers.clip_ranges import LOWEST, gathered, in_tiles
 
-TILE = 128
+TILE = 128  # not tuned on a GPU yet
 
 
 def attend(query, key, value, segment_ids, *, scale=None):
@@ -28,28 +23,27 @@ def attend(query, key, value, segment_ids, *, scale=None):
 
     Padding gets zeros.
     """
-    length, _, width = query.shape[1:]
-    scale = width**-0.5 if scale is None else scale
-    room = [(0, 0), (0, -length % TILE)]
-    ids = ops.pad(ops.cast(segment_ids, "int32"), room)
-    query, key, value = (ops.pad(x, [*room, (0, 0), (0, 0)]) for x in (query, key, value))
-    begin, end = token_ranges(ids)
-    value, spoilt = without_nonfinite(value, begin, end)
-    tiles = _Tiles(ids, *tile_ranges(ids, begin, end, TILE))
+    return in_tiles(_attention, query, key, value, segment_ids, tile=TILE, scale=scale)
+
+
+def _attention(query, key, value, ids, begin, end, scale):
+    # What is no float32 has no gradient that both backends take, and what is none of the
+    # arguments would leave the trace of a block that is computed again (remat).
+    clips = [ops.cast(x, "float32") for x in (ids, begin, end)]
 
     @ops.custom_gradient
-    def attention(query, key, value):
+    def attention(query, key, value, *clips):
+        tiles = _Tiles(*(ops.cast(x, "int32") for x in clips))
         output, logsumexp = _forward(query, key, value, tiles, scale)
 
-        def gradients(*arguments, upstream=None):
+        def gradients(*arguments, upstream=None):  # PyTorch passes it by name
             upstream = arguments[0] if upstream is None else upstream
-            return _backward(query, key, value, output, logsumexp, upstream, tiles, scale)
+            slopes = _backward(query, key, value, output, logsumexp, upstream, tiles, scale)
+            return *slopes, *map(ops.zeros_like, clips)
 
         return output, gradients
 
-    output = attention(query, key, value)
-    output = ops.where(ops.greater(ids, 0)[..., None, None], output, 0)
-    return ops.where(spoilt[..., None, None], float("nan"), output)[:, :length]
+    return attention(query, key, value, *clips)
 
 
 def _forward(query, key, value, tiles, scale):
@@ -58,26 +52,27 @@ def _forward(query, key, value, tiles, scale):
     def visit(step, output, row_sum, row_max):
         places, pairs = tiles.at(step)
         k, v = gathered(key, places), gathered(value, places)
-        logits = ops.where(pairs, _products(q, k) * scale, -1e30)
+        logits = ops.where(pairs, _products(q, k) * scale, LOWEST)
         new_max = ops.maximum(row_max, ops.max(logits, -1, keepdims=True))
         weights = ops.where(pairs, ops.exp(logits - new_max), 0)
         shrink = ops.exp(row_max - new_max)
-        output = output * _as_heads(shrink) + _sums(weights, v)
+        output = output * _swap_heads(shrink) + _sums(weights, v)
         return output, row_sum * shrink + ops.sum(weights, -1, keepdims=True), new_max
 
     zeros = ops.zeros_like(ops.cast(q, "float32"))
-    column = ops.transpose(zeros[..., :1], (0, 1, 3, 2, 4))  # rows, tiles, heads, TILE, 1
-    output, row_sum, row_max = tiles.for_each_step(visit, (zeros, column, column - 1e30))
+    column = _swap_heads(zeros[..., :1])
+    output, row_sum, row_max = tiles.for_each_step(visit, (zeros, column, column + LOWEST))
     row_sum = ops.where(ops.equal(row_sum, 0), 1, row_sum)  # of padding
-    output = ops.cast(output / _as_heads(row_sum), query.dtype)
+    output = ops.cast(output / _swap_heads(row_sum), query.dtype)
     return tiles.join(output), row_max + ops.log(row_sum)
 
 
 def _backward(query, key, value, output, logsumexp, d_output, tiles, scale):
-    delta = ops.sum(ops.cast(d_output * output, "float32"), -1, keepdims=True)
+    delta = ops.cast(d_output, "float32") * ops.cast(output, "float32")
+    delta = ops.sum(delta, -1, keepdims=True)
     q, k, v, d_out, own_delta = map(tiles.split, (query, key, value, d_output, delta))
-    own_delta = ops.transpose(own_delta, (0, 1, 3, 2, 4))
-    rows_logsumexp, rows_delta = tiles.join(_as_heads(logsumexp)), delta
+    own_delta = _swap_heads(own_delta)
+    all_logsumexp, all_delta = tiles.join(_swap_heads(logsumexp)), delta
 
     def visit_keys(step, d_query):
         places, pairs = tiles.at(step)
@@ -89,12 +84,11 @@ def _backward(query, key, value, output, logsumexp, d_output, tiles, scale):
     def visit_queries(step, d_key, d_value):
         places, pairs = tiles.at(step)
         q, d_out = gathered(query, places), gathered(d_output, places)
-        row_logsumexp, row_delta = (
-            ops.transpose(gathered(x, places), (0, 1, 3, 4, 2))
-            for x in (rows_logsumexp, rows_delta)
+        query_logsumexp, query_delta = (
+            ops.transpose(gathered(x, places), (0, 1, 3, 4, 2)) for x in (all_logsumexp, all_delta)
         )
-        weights = ops.where(pairs, ops.exp(_products(k, q) * scale - row_logsumexp), 0)
-        d_logits = ops.where(pairs, weights * (_products(v, d_out) - row_delta), 0)
+        weights = ops.where(pairs, ops.exp(_products(k, q) * scale - query_logsumexp), 0)
+        d_logits = ops.where(pairs, weights * (_products(v, d_out) - query_delta), 0)
         return d_key + _sums(d_logits, q), d_value + _sums(weights, d_out)
 
     zeros = ops.zeros_like(ops.cast(q, "float32"))
@@ -130,14 +124,14 @@ class _Tiles:
         pairs = ops.logical_and(pairs, ops.greater(others, 0)[..., None, :])
         return places, pairs[:, :, None]
 
-    def for_each_step(self, visit, done):
-        """`done` after `visit(step, *done)` of every step."""
-        _, *done = ops.while_loop(
+    def for_each_step(self, visit, carry):
+        """The carry after `visit(step, *carry)` of every step."""
+        _, *carry = ops.while_loop(
             lambda step, *_: step < self.steps,
-            lambda step, *done: (step + 1, *visit(step, *done)),
-            (ops.zeros((), "int32"), *done),
+            lambda step, *carry: (step + 1, *visit(step, *carry)),
+            (ops.zeros((), "int32"), *carry),
         )
-        return done
+        return carry
 
     def split(self, x):
         """(rows, length, ...) -> (rows, tiles, TILE, ...)."""
@@ -150,14 +144,15 @@ class _Tiles:
 
 def _products(a, b):
     """Products of every two tokens, float32 (rows, tiles, heads, TILE, TILE)."""
-    return ops.cast(ops.einsum("rtahw,rtbhw->rthab", a, b), "float32")
+    a, b = ops.cast(a, "float32"), ops.cast(b, "float32")
+    return ops.einsum("rtahw,rtbhw->rthab", a, b)
 
 
 def _sums(weights, x):
     """Weighted sums of tokens, float32 (rows, tiles, TILE, heads, width)."""
-    return ops.cast(ops.einsum("rthab,rtbhw->rtahw", ops.cast(weights, x.dtype), x), "float32")
+    return ops.einsum("rthab,rtbhw->rtahw", weights, ops.cast(x, "float32"))
 
 
-def _as_heads(x):
-    """(rows, tiles, heads, TILE, 1) -> (rows, tiles, TILE, heads, 1)."""
+def _swap_heads(x):
+    """(rows, tiles, heads, TILE, 1) -> (rows, tiles, TILE, heads, 1), and back."""
     return ops.transpose(x, (0, 1, 3, 2, 4))

@@ -1,20 +1,23 @@
-"""Packed self-attention in JAX on an NVIDIA GPU: FlashAttention that visits a clip's own blocks.
+"""Packed self-attention in JAX on an NVIDIA GPU: FlashAttention that visits a clip's own tiles.
 
 Three Pallas kernels, which Triton compiles: one for the output, one for the gradient of the
-queries, one for those of keys and values. Each program has one block of BLOCK tokens of one head,
-and goes through the blocks of the clips that have a token in it; blocks of other clips are not
-read. On a CPU the same kernels are interpreted, which is for tests: exact, and slow.
+queries, one for those of keys and values. Each program has one tile of TILE tokens of one head,
+and visits only the tiles that hold tokens of the same clips. On a CPU the same kernels are
+interpreted, which is for tests: exact, and slow.
 
-JAX's own `pallas.ops.gpu.attention.mha` masks the blocks of other clips and computes them all the
+JAX's own `pallas.ops.gpu.attention.mha` masks the tiles of other clips and computes them all the
 same, so that a row costs the square of its length.
 
-Inside, arrays are (rows, length, heads, width); length is a multiple of BLOCK and width a power
-of two.
+Inside, arrays are (rows, length, heads, width); length is a multiple of TILE and width a power
+of two. What is one number for each token and head is (rows, heads, length).
 
 Reference: FlashAttention-2, Dao 2023 (arXiv:2307.08691), whose names are used here.
 """
 
 import functools
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +25,12 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from keras_flexast.layers.clip_ranges import tile_ranges, token_ranges, without_nonfinite
+from keras_flexast.layers.clip_ranges import LOWEST, in_tiles
 
-BLOCK = 64
+TILE, WARPS, STAGES = 64, 4, 2  # not tuned on a GPU yet
 NARROWEST = 16  # width of a matrix product on tensor cores
-WARPS, STAGES = 4, 2
-LOWEST = -1e30
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}  # of numbers around 1
+log = logging.getLogger(__name__)
 
 
 def attend(query, key, value, segment_ids, *, scale=None):
@@ -35,82 +38,106 @@ def attend(query, key, value, segment_ids, *, scale=None):
 
     All shapes are static. Padding gets zeros.
     """
-    length, _, width = query.shape[1:]
-    scale = width**-0.5 if scale is None else scale
-    room = (0, 0), (0, -length % BLOCK)
-    wide = max(NARROWEST, 1 << (width - 1).bit_length())
-    ids = jnp.pad(segment_ids.astype("int32"), room)
-    begin, end = token_ranges(ids)
-    query, key, value = (
-        jnp.pad(x, (*room, (0, 0), (0, wide - width))) for x in (query, key, value)
-    )
-    value, spoilt = without_nonfinite(value, begin, end)
-    ranges = tile_ranges(ids, begin, end, BLOCK)
-    output = _attention(query, key, value, ids, ranges, float(scale))
-    output = jnp.where((ids > 0)[..., None, None], output, 0)
-    return jnp.where(spoilt[..., None, None], jnp.nan, output)[:, :length, :, :width]
+    width = max(NARROWEST, 1 << (query.shape[3] - 1).bit_length())
+    return in_tiles(_rows, query, key, value, segment_ids, tile=TILE, scale=scale, width=width)
+
+
+@functools.cache
+def works_here(expected, width, dtype):
+    """Whether this GPU compiles the kernels, and they give the numbers of another one.
+
+    They are tried once; where they fail, the log says why.
+
+    Args:
+        expected: function of the other kernel.
+        width: width of a head.
+        dtype: name of the dtype of query, key and value.
+    """
+    try:
+        with ThreadPoolExecutor(1) as thread:  # JAX may be tracing a model in this one
+            error = thread.submit(largest_error, expected, width, dtype).result()
+    except Exception as failure:  # of any compiler
+        problem = str(failure).strip().partition("\n")[0] or type(failure).__name__
+    else:
+        if error < TOLERANCES.get(dtype, 0):
+            return True
+        problem = f"{dtype} numbers differ by {error:.1e}"
+    log.warning("'clip_triton' fails on this GPU and is left out: %s.", problem)
+    return False
 
 
 def largest_error(expected, width, dtype):
     """Largest difference to another kernel here, of output and gradients of a small row."""
-    rows = np.random.default_rng(0).normal(size=(4, 1, 3 * BLOCK, 2, width))
-    ids = np.repeat([1, 2, 3, 0], [70, 5, 100, 3 * BLOCK - 175])[None].astype("int32")
+    arrays = np.random.default_rng(0).normal(size=(4, 1, 3 * TILE, 2, width))
+    ids = np.repeat([1, 2, 3, 0], [70, 5, 100, 3 * TILE - 175])[None].astype("int32")
     real = (ids > 0)[..., None, None]
 
-    def found(kernel):
-        def loss(query, key, value, slope):
+    def results(kernel):
+        def loss(query, key, value, cotangent):
             output = jnp.where(real, kernel(query, key, value, ids), 0)
-            return (output * slope).sum(dtype="float32"), output
+            return (output * cotangent).sum(dtype="float32"), output
 
-        given = (jnp.asarray(x, dtype) for x in rows)
-        (_, output), slopes = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*given)
-        return output, *slopes
+        given = (jnp.asarray(x, dtype) for x in arrays)
+        with jax.default_matmul_precision("highest"):  # not TF32
+            step = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+            (_, output), gradients = step(*given)
+        return output, *gradients
 
-    pairs = zip(found(attend), found(expected), strict=True)
+    pairs = zip(results(attend), results(expected), strict=True)
     return max(float(jnp.abs(a - b).max()) for a, b in pairs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attention(query, key, value, ids, ranges, scale):
-    return _forward(query, key, value, ids, ranges, scale)[0]
+class _Clips(NamedTuple):
+    """Where the clips lie, int32: a range of tokens for each tile, and the segment ids."""
+
+    begin: jax.Array  # (rows, tiles), see `tile_ranges`
+    end: jax.Array
+    ids: jax.Array  # (rows, length)
 
 
-def _forward(query, key, value, ids, ranges, scale):
-    columns = jnp.zeros((query.shape[0], *query.shape[2:0:-1]))  # rows, heads, length
+def _rows(query, key, value, ids, begin, end, scale):
+    return _attention(query, key, value, _Clips(begin, end, ids), float(scale))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attention(query, key, value, clips, scale):
+    return _forward(query, key, value, clips, scale)[0]
+
+
+def _forward(query, key, value, clips, scale):
+    rows, length, heads, _ = query.shape
     output, logsumexp = _run(
-        _output_kernel, scale, (*ranges, ids), own=[query], others=[key, value],
-        results=[query, columns],
+        _output_kernel, scale, clips, own=(query,), others=(key, value),
+        results=(query, jax.ShapeDtypeStruct((rows, heads, length), "float32")),
     )  # fmt: skip
-    return output, (query, key, value, ids, ranges, output, logsumexp)
+    return output, (query, key, value, clips, output, logsumexp)
 
 
 def _backward(scale, saved, d_output):
-    query, key, value, ids, ranges, output, logsumexp = saved
+    query, key, value, clips, output, logsumexp = saved
     delta = jnp.einsum("rthw,rthw->rht", *(x.astype("float32") for x in (d_output, output)))
-    columns, clips = [logsumexp, delta], (*ranges, ids)
+    of_queries = query, d_output, logsumexp, delta
     (d_query,) = _run(
-        _query_kernel, scale, clips, own=[query, d_output, *columns], others=[key, value],
-        results=[query],
-    )  # fmt: skip
+        _query_kernel, scale, clips, own=of_queries, others=(key, value), results=(query,)
+    )
     d_key, d_value = _run(
-        _key_kernel, scale, clips, own=[key, value], others=[query, d_output, *columns],
-        results=[key, value],
-    )  # fmt: skip
-    return d_query, d_key, d_value, None, None
+        _key_kernel, scale, clips, own=(key, value), others=of_queries, results=(key, value)
+    )
+    return d_query, d_key, d_value, None
 
 
 _attention.defvjp(_forward, _backward)
 
 
-# === Kernels ===
+# === Kernels: own are this program's tile, others all tokens of the row ===
 
 
-def _output_kernel(clips, scale, own, others, results):
+def _output_kernel(clips, own, others, output_ref, logsumexp_ref, *, scale):
     (query,), (keys, values) = own, others
     q = triton.load(query)
 
-    def visit(pairs, places, done):
-        output, row_sum, row_max = done
+    def visit(pairs, places, carry):
+        output, row_sum, row_max = carry
         k, v = triton.load(keys.at[places]), triton.load(values.at[places])
         logits = jnp.where(pairs, _dot(q, k.T) * scale, LOWEST)
         new_max = jnp.maximum(row_max, logits.max(1))
@@ -119,59 +146,58 @@ def _output_kernel(clips, scale, own, others, results):
         output = output * shrink[:, None] + _dot(weights.astype(v.dtype), v)
         return output, row_sum * shrink + weights.sum(1), new_max
 
-    zeros, column = jnp.zeros(q.shape, "float32"), jnp.zeros(BLOCK, "float32")
-    done = _for_each_block(clips, visit, (zeros, column, column + LOWEST))
-    output, row_sum, row_max = done
+    zeros, column = jnp.zeros(q.shape, "float32"), jnp.zeros(TILE, "float32")
+    carry = zeros, column, column + LOWEST
+    output, row_sum, row_max = _for_each_tile(clips, visit, carry)
     row_sum = jnp.where(row_sum == 0, 1, row_sum)  # of padding
-    outputs, logsumexps = results
-    triton.store(outputs, (output / row_sum[:, None]).astype(outputs.dtype))
-    triton.store(logsumexps, row_max + jnp.log(row_sum))
+    triton.store(output_ref, (output / row_sum[:, None]).astype(output_ref.dtype))
+    triton.store(logsumexp_ref, row_max + jnp.log(row_sum))
 
 
-def _query_kernel(clips, scale, own, others, results):
+def _query_kernel(clips, own, others, d_query_ref, *, scale):
     q, d_out, logsumexp, delta = map(triton.load, own)
     keys, values = others
 
     def visit(pairs, places, d_query):
         k, v = triton.load(keys.at[places]), triton.load(values.at[places])
         weights = jnp.where(pairs, jnp.exp(_dot(q, k.T) * scale - logsumexp[:, None]), 0)
-        d_logits = weights * (_dot(d_out, v.T) - delta[:, None])
+        d_logits = jnp.where(pairs, weights * (_dot(d_out, v.T) - delta[:, None]), 0)
         return d_query + _dot(d_logits.astype(k.dtype), k)
 
-    d_query = _for_each_block(clips, visit, jnp.zeros(q.shape, "float32"))
-    triton.store(results[0], (d_query * scale).astype(results[0].dtype))
+    d_query = _for_each_tile(clips, visit, jnp.zeros(q.shape, "float32"))
+    triton.store(d_query_ref, (d_query * scale).astype(d_query_ref.dtype))
 
 
-def _key_kernel(clips, scale, own, others, results):
+def _key_kernel(clips, own, others, d_key_ref, d_value_ref, *, scale):
     k, v = map(triton.load, own)
 
-    def visit(pairs, places, done):
-        d_key, d_value = done
+    def visit(pairs, places, carry):
+        d_key, d_value = carry
         q, d_out, logsumexp, delta = (triton.load(x.at[places]) for x in others)
         weights = jnp.where(pairs, jnp.exp(_dot(k, q.T) * scale - logsumexp[None]), 0)
-        d_logits = weights * (_dot(v, d_out.T) - delta[None])
+        d_logits = jnp.where(pairs, weights * (_dot(v, d_out.T) - delta[None]), 0)
         d_value += _dot(weights.astype(d_out.dtype), d_out)
         return d_key + _dot(d_logits.astype(q.dtype), q), d_value
 
     zeros = jnp.zeros(k.shape, "float32")
-    d_key, d_value = _for_each_block(clips, visit, (zeros, zeros))
-    triton.store(results[0], (d_key * scale).astype(results[0].dtype))
-    triton.store(results[1], d_value.astype(results[1].dtype))
+    d_key, d_value = _for_each_tile(clips, visit, (zeros, zeros))
+    triton.store(d_key_ref, (d_key * scale).astype(d_key_ref.dtype))
+    triton.store(d_value_ref, d_value.astype(d_value_ref.dtype))
 
 
-def _for_each_block(clips, visit, done):
-    """`done` after `visit(pairs, places, done)` of the blocks of the clips that this one holds."""
-    begin, end, ids = clips
-    own_ids = triton.load(ids.at[pl.ds(pl.program_id(0) * BLOCK, BLOCK)])
+def _for_each_tile(clips, visit, carry):
+    """The carry after `visit(pairs, places, carry)` of every tile with tokens of the same clips."""
+    own_ids = triton.load(clips.ids.at[pl.ds(pl.program_id(0) * TILE, TILE)])
 
-    def body(index, done):
-        places = pl.ds(index * BLOCK, BLOCK)
-        other_ids = triton.load(ids.at[places])
+    def body(index, carry):
+        places = pl.ds(index * TILE, TILE)
+        other_ids = triton.load(clips.ids.at[places])
         pairs = (own_ids[:, None] == other_ids[None]) & (other_ids > 0)[None]
-        return visit(pairs, places, done)
+        return visit(pairs, places, carry)
 
-    first, last = triton.load(begin) // BLOCK, (triton.load(end) + BLOCK - 1) // BLOCK
-    return jax.lax.fori_loop(first, last, body, done)
+    first = triton.load(clips.begin) // TILE
+    last = (triton.load(clips.end) + TILE - 1) // TILE
+    return jax.lax.fori_loop(first, last, body, carry)
 
 
 def _dot(a, b):
@@ -183,55 +209,51 @@ def _dot(a, b):
 
 
 def _run(kernel, scale, clips, *, own, others, results):
-    """Run a kernel for each block of each row and head.
+    """Run a kernel for each tile of each row and head.
 
     Args:
-        kernel: function of references: clips, scale, own, others, results.
+        kernel: function of references to clips, own, others and each result, and of scale.
         scale: factor on the query-key products.
-        clips: tuple of begin and end, int32 (rows, blocks), see `tile_ranges`, and segment ids.
-        own: list of arrays of which a program has its own block: (rows, length, heads, width), or
+        clips: _Clips.
+        own: tuple of arrays of which a program has its own tile: (rows, length, heads, width), or
             (rows, heads, length).
-        others: list of such arrays of which it has all tokens.
-        results: list of arrays with the shapes and dtypes of the results.
+        others: tuple of such arrays of which it has all tokens.
+        results: tuple of arrays with the shapes and dtypes of the results.
 
     Returns:
         List of arrays.
     """
     rows, length, heads, _ = own[0].shape
 
-    def whole(x):
-        if x.ndim == 3:
-            return pl.BlockSpec((None, None, length), lambda block, row, head: (row, head, 0))
+    def tile_spec(x):
+        if len(x.shape) == 3:
+            return pl.BlockSpec((None, None, TILE), lambda tile, row, head: (row, head, tile))
+        shape = None, TILE, None, x.shape[3]
+        return pl.BlockSpec(shape, lambda tile, row, head: (row, tile, head, 0))
+
+    def row_spec(x):
+        if len(x.shape) == 3:
+            return pl.BlockSpec((None, None, length), lambda tile, row, head: (row, head, 0))
         shape = None, length, None, x.shape[3]
-        return pl.BlockSpec(shape, lambda block, row, head: (row, 0, head, 0))
+        return pl.BlockSpec(shape, lambda tile, row, head: (row, 0, head, 0))
 
-    def part(x):
-        if x.ndim == 3:
-            return pl.BlockSpec((None, None, BLOCK), lambda block, row, head: (row, head, block))
-        shape = None, BLOCK, None, x.shape[3]
-        return pl.BlockSpec(shape, lambda block, row, head: (row, block, head, 0))
-
-    number = pl.BlockSpec((None, None), lambda block, row, head: (row, block))
-    ids = pl.BlockSpec((None, length), lambda block, row, head: (row, 0))
-    counts = len(clips), len(own), len(others)
-
-    def start(*references):
-        groups, references = [], list(references)
-        for count in counts:
-            groups.append(references[:count])
-            del references[:count]
-        kernel(groups[0], scale, *groups[1:], references)
+    scalar_spec = pl.BlockSpec((None, None), lambda tile, row, head: (row, tile))
+    ids_spec = pl.BlockSpec((None, length), lambda tile, row, head: (row, 0))
 
     def call(interpret):
         return pl.pallas_call(
-            start,
-            grid=(length // BLOCK, rows, heads),
-            in_specs=[number, number, ids, *map(part, own), *map(whole, others)],
-            out_specs=[*map(part, results)],
-            out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
+            functools.partial(kernel, scale=scale),
+            grid=(length // TILE, rows, heads),
+            in_specs=(
+                _Clips(scalar_spec, scalar_spec, ids_spec),
+                tuple(map(tile_spec, own)),
+                tuple(map(row_spec, others)),
+            ),
+            out_specs=tuple(map(tile_spec, results)),
+            out_shape=tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results),
             compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
             interpret=interpret,
             name=kernel.__name__.strip("_"),
         )
 
-    return jax.lax.platform_dependent(*clips, *own, *others, cuda=call(False), default=call(True))
+    return jax.lax.platform_dependent(clips, own, others, cpu=call(True), cuda=call(False))

@@ -21,7 +21,8 @@ import time
 
 import numpy as np
 
-SIZES = {"nano": (96, 4, 4), "tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
+from keras_flexast.settings import SIZES
+
 CLASSES, STEPS, WIDTH = 10, 10, 256
 OURS = ("auto", "clip_triton", "clip_bands", "dense")
 CASES = {
@@ -135,7 +136,7 @@ def on_torch(given, make, data_of):
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batches = [clip_lengths(batch) for batch in read(given.batches, "16")]
-    model = make(max(int(one.max()) for one in batches)).to(device).train()
+    model = make().to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     data = [
         (data_of(one, device), torch.randint(0, CLASSES, (len(one),), device=device))
@@ -165,16 +166,17 @@ def hugging_face(given):
 
     dim, depth, heads = SIZES[given.size]
 
-    def make(longest):
+    frames = max(int(clip_lengths(one).max()) for one in read(given.batches, "16")) // 8 * 16
+
+    def make():
         return ASTForAudioClassification(
             ASTConfig(
                 hidden_size=dim, num_hidden_layers=depth, num_attention_heads=heads,
                 intermediate_size=4 * dim, frequency_stride=16, time_stride=16,
-                max_length=longest // 8 * 16, num_labels=CLASSES, attn_implementation="sdpa",
+                max_length=frames, num_labels=CLASSES, attn_implementation="sdpa",
             )
         )  # fmt: skip
 
-    frames = max(int(clip_lengths(one).max()) for one in read(given.batches, "16")) // 8 * 16
     return on_torch(
         given, make, lambda lengths, device: torch.randn(len(lengths), frames, 128, device=device)
     )
@@ -196,7 +198,7 @@ def naflexvit(given):
 
     return on_torch(
         given,
-        lambda longest: NaFlexVit(
+        lambda: NaFlexVit(
             embed_dim=dim, depth=depth, num_heads=heads, in_chans=1, num_classes=CLASSES
         ),
         data_of,
@@ -215,7 +217,7 @@ def authors(given):
     spec.loader.exec_module(module)
     return on_torch(
         given,
-        lambda longest: module.ElasticAST(
+        lambda: module.ElasticAST(
             sample_size=(128, 3072), patch_size=16, num_classes=CLASSES, dim=dim, depth=depth,
             heads=heads, channels=1, dim_head=dim // heads,
         ),
@@ -242,7 +244,7 @@ def main():
         try:
             found = CASES[given.only](given)
         except ImportError as error:
-            found = {"missing": str(error)}
+            found = {"missing": getattr(error, "name", None) or str(error)}
         print("RESULT", json.dumps(found))
         return
     results, best = {}, None
@@ -255,8 +257,11 @@ def main():
         lines = [one for one in done.stdout.splitlines() if one.startswith("RESULT ")]
         found = json.loads(lines[0][7:]) if lines else {"failed": done.stderr[-1500:]}
         results[name] = found
+        if given.json:
+            given.json.write_text(json.dumps({"size": given.size, "results": results}, indent=1))
         if "seconds" not in found:
-            print(f"{name:26}{found.get('missing') or 'failed: ' + found['failed']}")
+            missing = found.get("missing")
+            print(f"{name:26}{'needs ' + missing if missing else 'failed: ' + found['failed']}")
             continue
         best = found["rate"] if name == "matrix products" else best
         share = f"{100 * found['rate'] / best:5.1f} %" if best else ""
@@ -267,8 +272,6 @@ def main():
             f"{found['rate'] / 1e12:7.2f} TFLOP/s {share} {clips} {memory}",
             flush=True,
         )
-        if given.json:
-            given.json.write_text(json.dumps({"size": given.size, "results": results}, indent=1))
 
 
 if __name__ == "__main__":
