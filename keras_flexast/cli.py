@@ -26,6 +26,7 @@ from keras_flexast.options import (
 )
 from keras_flexast.recipes import DISTILL_OPTIONS, chosen
 from keras_flexast.settings import (
+    DEFAULT_THRESHOLD,
     EXPORT_PATCH_SIZES,
     FORMATS,
     KEPT_VERSIONS,
@@ -33,6 +34,7 @@ from keras_flexast.settings import (
     DistillSettings,
 )
 from keras_flexast.terminal import (
+    cascade_table,
     class_table,
     conversion_table,
     errors,
@@ -219,6 +221,7 @@ def evaluate(
     run: options.ModelArgument,
     data: options.DataArgument,
     patch_sizes: options.EvaluatePatchSizes = None,
+    cascade: options.EvaluateCascade = None,
     split: options.Split = "test",
     frame_shift_ms: options.FrameShift = None,
     resize: options.ResizeRun = None,
@@ -233,17 +236,29 @@ def evaluate(
     An artifact is run by its own runtime: the number is what the exported file scores.
     d' is that of the mean area under the ROC curve (AUC). --json has all of it for each class.
     """
+    if cascade and (patch_sizes or figure or confusion):
+        raise typer.BadParameter(
+            "--cascade has its own patch sizes, and no --figure or --confusion; leave them out."
+        )
+    stages = parse_patch_sizes(cascade, "--cascade")
     _start()
-    from keras_flexast.evaluation import evaluate_run
+    from keras_flexast.evaluation import evaluate_cascade, evaluate_run
     from keras_flexast.figures import accuracy_figure, confusion_figure, refuse_picture
 
     refuse_picture(figure)
     refuse_picture(confusion)
-    results = evaluate_run(
-        run, data, patch_sizes=parse_patch_sizes(patch_sizes), split=split,
-        frame_shift_ms=frame_shift_ms, resize=resize, full_length=full_length,
-        progress=not as_json,
-    )  # fmt: skip
+    how = {
+        "split": split, "frame_shift_ms": frame_shift_ms, "resize": resize,
+        "full_length": full_length, "progress": not as_json,
+    }  # fmt: skip
+    if stages:
+        results = evaluate_cascade(run, data, stages, **how)
+        if as_json:
+            typer.echo(json_text(results))
+        else:
+            print_tables(cascade_table(results), *([class_table(results)] * per_class))
+        return
+    results = evaluate_run(run, data, patch_sizes=parse_patch_sizes(patch_sizes), **how)
     first = results[0]
     if figure:
         accuracy_figure({run.name: results}, figure, f"{first['clips']} clips")
@@ -261,9 +276,13 @@ def evaluate(
 
 @app.command()
 def predict(
+    context: typer.Context,
     run: options.ModelArgument,
     files: options.FilesArgument,
     patch_size: options.OneSize = None,
+    cascade: options.PredictCascade = None,
+    threshold: options.Threshold = DEFAULT_THRESHOLD,
+    mean: options.MeanOfSizes = False,
     frame_shift_ms: options.FrameShift = None,
     resize: options.ResizeRun = None,
     full_length: options.FullLength = False,
@@ -283,19 +302,32 @@ def predict(
         raise typer.BadParameter("--window, --hop and --timeline-out belong to --timeline.")
     if timeline and len(files) != 1:
         raise typer.BadParameter(f"--timeline takes one recording, not {len(files)} files.")
+    if cascade and (patch_size or timeline):
+        raise typer.BadParameter("--cascade has its own patch sizes, and no --timeline.")
+    if not cascade and (mean or "threshold" in typed_options(context)):
+        raise typer.BadParameter("--threshold and --mean belong to --cascade.")
     pair = parse_pair(patch_size, "--patch-size")
+    stages = parse_patch_sizes(cascade, "--cascade")
     more = {}
     with _answer_of_errors(files if as_json else ()):
         _start()
-        from keras_flexast.inference import FileScores, load_classifier, refuse_timeline
+        from keras_flexast.inference import (
+            FileScores,
+            load_cascade,
+            load_classifier,
+            refuse_timeline,
+        )
 
         files = files if timeline else _sound_files(files)
         prefix = timeline_out or f"{files[0].stem}_timeline"
         if timeline:
             refuse_timeline(prefix)
-        classifier = load_classifier(
-            run, pair, frame_shift_ms=frame_shift_ms, resize=resize, full_length=full_length
-        )
+        how = {"frame_shift_ms": frame_shift_ms, "resize": resize, "full_length": full_length}
+        if stages:
+            believed = None if mean else threshold
+            classifier = load_cascade(run, stages, threshold=believed, **how)
+        else:
+            classifier = load_classifier(run, pair, **how)
         if timeline:
             line = classifier.timeline(files[0], window=window, hop=hop, progress=not as_json)
             found = FileScores(line.overall()[None], [str(files[0])])

@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 import tf_data_pipelines
 from keras_flexast.inference.artifacts import (
     artifact_of_size,
@@ -12,6 +14,13 @@ from keras_flexast.inference.artifacts import (
     file_scores,
     is_artifact,
     scoring_artifacts,
+)
+from keras_flexast.inference.cascade import (
+    best_threshold,
+    cascade_costs,
+    checked_stages,
+    clip_operations,
+    stages_of,
 )
 from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
 from keras_flexast.metrics import (
@@ -96,6 +105,80 @@ def evaluate_run(
     warn_of_cuts(run, sum(is_cut(run.fbank, one) for one in data.durations), len(data.durations))
     with damage_named(data):
         return _evaluate_packed(run, data, sizes, frame_shift_ms=frame_shift_ms, progress=progress)
+
+
+def evaluate_cascade(
+    run: Run | PathLike,
+    data: "PathLike | tf_data_pipelines.ScannedSource",
+    patch_sizes: Sequence[PatchSize],
+    *,
+    split: str = "test",
+    frame_shift_ms: float | None = None,
+    resize: str | None = None,
+    full_length: bool = False,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """Accuracy and cost of a cascade over patch sizes, beside its stages and their mean.
+
+    The threshold is set on the validation clips: the cheapest at which the cascade is as accurate
+    there as its best stage, see `inference.cascade.best_threshold`.
+
+    Args:
+        run: Run of clips of one label, or its folder.
+        patch_sizes: ints or (frequency, time) pairs, each smaller than the one before.
+        data, split, frame_shift_ms, resize, full_length, progress: as in `evaluate_run`.
+
+    Returns:
+        list of dictionaries like those of `evaluate_run`: one for each patch size, then one named
+        "cascade", with its `threshold` and `reached`, the share of the clips that each
+        stage hears, then one named "mean". Each has `operations`, those of a clip on average.
+
+    Raises:
+        FileNotFoundError, ValueError: as `evaluate_run`; several labels in a clip, or patch
+            sizes that are no cascade.
+
+    Example:
+        *stages, cascade, mean = evaluate_cascade("run", "sounds", (48, 24, 8))
+        classifier = load_cascade("run", (48, 24, 8), threshold=cascade["threshold"])
+    """
+    from tf_data_pipelines.patches import check_patches
+    from tf_data_pipelines.shards import damage_named
+    from tf_data_pipelines.sources import read_data
+
+    pairs = checked_stages(patch_sizes)
+    run = configured_run(run, resize=resize, full_length=full_length)
+    if run.multi_label:
+        raise ValueError("a cascade needs clips of one label each, and this run has several.")
+    check_patches(run.patches_at(pairs, frame_shift_ms), run.fbank.mel_bins)
+    parts = []
+    for part in ("validation", split):
+        heard = read_data(
+            data, run.fbank, classes=run.classes, split=part, shares=run.shares, progress=progress
+        )
+        with damage_named(heard):
+            found = _packed_scores(
+                run, heard, pairs, frame_shift_ms=frame_shift_ms, progress=progress
+            )
+        cut = sum(is_cut(run.fbank, one) for one in heard.durations)
+        warn_of_cuts(run, cut * (part == split), len(heard.durations))
+        scores = np.exp([found[pair][0] for pair in pairs])
+        costs = clip_operations(run.model, _clip_tokens(run, heard, pairs, frame_shift_ms))
+        parts.append((heard.source, scores, costs))
+    source, scores, costs = parts[0]
+    threshold = best_threshold(scores, source.targets(), costs)
+    source, scores, costs = parts[1]
+    stage = stages_of(scores, threshold)
+    chosen = scores[stage, np.arange(len(stage))]
+    results = [
+        {"name": patch_name(pair), **report_clips(source, one), "operations": cost.mean()}
+        for pair, one, cost in zip(pairs, scores, costs, strict=True)
+    ]
+    reached = [float((stage >= place).mean()) for place in range(len(pairs))]
+    cascade = {"operations": cascade_costs(costs, stage).mean(), "threshold": threshold,
+               "reached": reached}  # fmt: skip
+    results.append({"name": "cascade", **report_clips(source, chosen), **cascade})
+    mean = {"operations": costs.sum(0).mean()}
+    return [*results, {"name": "mean", **report_clips(source, scores.mean(0)), **mean}]
 
 
 def measure(artifact, data, description=None):
@@ -186,20 +269,35 @@ def _evaluate_artifact(artifact, data, progress):
 
 
 def _evaluate_packed(run, data, patch_sizes, *, frame_shift_ms=None, progress=False):
-    """Results of a run at each patch size.
+    """Results of a run at each patch size."""
+    found = _packed_scores(run, data, patch_sizes, frame_shift_ms=frame_shift_ms, progress=progress)
+    return [
+        {
+            "name": patch_name(pair),
+            "patch_size": pair,
+            **report_clips(data.source, scores),
+            **counts,
+        }
+        for pair, (scores, counts) in found.items()
+    ]
 
+
+def _packed_scores(run, data, patch_sizes, *, frame_shift_ms=None, progress=False):
+    """{patch size: (outputs that rank as scores do, float (clips, classes), counts)} of a run.
+
+    Clips of one label have log softmax, others logits; counts are those of `packed_outputs`.
     However many patch sizes, the batches have at most two shapes, so that the model compiles
     at most twice: rows of the run's own length, and longer rows for the sizes whose clips do
     not all fit them. A clip that no row holds is cut there, and a warning counts it.
     """
-    from tf_data_pipelines.lengths import clip_tokens, packing_for
+    from tf_data_pipelines.lengths import packing_for
     from tf_data_pipelines.pipeline import evaluation_batches
 
     pairs = run.patches_at(patch_sizes, frame_shift_ms).patch_sizes
-    tokens = clip_tokens(data, run.fbank, run.patches_at(pairs, frame_shift_ms))
+    tokens = _clip_tokens(run, data, pairs, frame_shift_ms)
     _warn_of_overlong(tokens, pairs)
     fits = dict(zip(pairs, tokens.max(1) <= run.packing.row_length, strict=True))
-    predictor, results = PackedPredictor(run.model), {}
+    predictor, found = PackedPredictor(run.model), {}
     for group in (True, False):
         chosen = [pair for pair in pairs if fits[pair] == group]
         if not chosen:
@@ -207,17 +305,22 @@ def _evaluate_packed(run, data, patch_sizes, *, frame_shift_ms=None, progress=Fa
         together = run.patches_at(chosen, frame_shift_ms)
         packing = packing_for(data, run.fbank, together, run.packing, crop=True)
         for pair in chosen:
-            name, patches = patch_name(pair), run.patches_at([pair], frame_shift_ms)
+            patches = run.patches_at([pair], frame_shift_ms)
             logits, counts = packed_outputs(
                 predictor,
                 evaluation_batches(data, run.fbank, patches=patches, packing=packing),
                 len(data.source),
-                f"Evaluating at patch {name}" if progress else None,
+                f"Evaluating at patch {patch_name(pair)}" if progress else None,
             )
-            scores = logits if run.multi_label else log_softmax(logits)
-            result = report_clips(data.source, scores)
-            results[pair] = {"name": name, "patch_size": pair, **result, **counts}
-    return [results[pair] for pair in pairs]
+            found[pair] = (logits if run.multi_label else log_softmax(logits)), counts
+    return {pair: found[pair] for pair in pairs}
+
+
+def _clip_tokens(run, data, pairs, frame_shift_ms):
+    """Tokens of each clip, int (patch sizes, clips)."""
+    from tf_data_pipelines.lengths import clip_tokens
+
+    return clip_tokens(data, run.fbank, run.patches_at(pairs, frame_shift_ms))
 
 
 def _warn_of_overlong(tokens, pairs):

@@ -541,6 +541,35 @@ EvaluatePatchSizes = Annotated[
         show_default=f"{sizes_text(PATCH_SIZES)}, or all that an artifact has",
     ),
 ]
+EvaluateCascade = Annotated[
+    str | None,
+    typer.Option(
+        "--cascade",
+        help="Patch sizes from large to small, such as 48,24,8: each hears the clips that those "
+        "before it doubt. Accuracy and operations of a clip, at a threshold set on the validation "
+        "clips.",
+        show_default=False,
+    ),
+]
+PredictCascade = Annotated[
+    str | None,
+    typer.Option(
+        "--cascade",
+        help="Patch sizes from large to small, such as 48,24,8: each hears the clips that those "
+        "before it doubt.",
+        show_default=False,
+    ),
+]
+Threshold = Annotated[
+    float,
+    typer.Option(
+        min=0, max=1, help="Score at which --cascade believes a class; evaluate --cascade finds it."
+    ),
+]
+MeanOfSizes = Annotated[
+    bool,
+    typer.Option("--mean", help="Mean of the scores at all sizes of --cascade, in place of it."),
+]
 Split = Annotated[str, typer.Option(help="Split: train, validation, test, or all.")]
 Confusion = Annotated[
     pathlib.Path | None,

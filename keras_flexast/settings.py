@@ -49,6 +49,7 @@ FORMATS = ("serving", "mobile", "onnx", "mediapipe")
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 INPUTS = ("waveform", "features")
 DEFAULT_WINDOW = 1.0  # seconds of a timeline's windows
+DEFAULT_THRESHOLD = 0.9  # score at which a cascade believes a class
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 MAX_DROPOUT = 0.9
 MAX_TEMPERATURE = 100.0

@@ -75,10 +75,31 @@ def evaluation_table(results):
     return table
 
 
+def cascade_table(results):
+    """Accuracy and cost of a cascade, of its stages and of their mean; see `evaluate_cascade`."""
+    from keras_flexast.evaluation import share_text
+
+    cascade = next(one for one in results if "threshold" in one)
+    heard = ", ".join(f"{100 * share:.0f} %" for share in cascade["reached"])
+    caption = (
+        f"± one standard error; the stages of the cascade hear {heard} of the clips, at "
+        f"--threshold {cascade['threshold']:g}"
+    )
+    table = Table("patch", results[0]["metric"], "MFLOP a clip", "clips", caption=caption)
+    for one in results:
+        cost = f"{one['operations'] / 1e6:,.1f}"
+        table.add_row(one["name"], share_text(one), cost, str(one["clips"]))
+    return table
+
+
+def _patch_text(name):
+    return f"patch {name}" if name[:1].isdigit() else name
+
+
 def class_table(results):
     """The accuracy (average precision where clips have several labels) of each class."""
     key = "accuracy" if results[0]["metric"] == "accuracy" else "average_precision"
-    table = Table("class", "clips", *(f"patch {one['name']}" for one in results))
+    table = Table("class", "clips", *(_patch_text(one["name"]) for one in results))
     for columns in zip(*(one["per_class"] for one in results), strict=True):
         values = ("" if one[key] is None else f"{100 * one[key]:.1f} %" for one in columns)
         table.add_row(columns[0]["class"], str(columns[0]["clips"]), *values)

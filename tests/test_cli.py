@@ -254,6 +254,28 @@ def test_explain_draws_where_a_run_looks(trained, sounds, tmp_path, monkeypatch)
     assert (tmp_path / "mine.png").read_bytes() == b"not ours"
 
 
+def test_a_cascade_is_evaluated_and_predicts(trained, sounds):
+    code, out, message = run("evaluate", trained, sounds, "--cascade", "48,16", "--json")
+    assert code == 0, message
+    *stages, cascade, mean = json.loads(out)
+    assert [one["name"] for one in stages] == ["48", "16"] and mean["name"] == "mean"
+    code, out, message = run("evaluate", trained, sounds, "--cascade", "48,16")
+    assert code == 0 and f"--threshold {cascade['threshold']:g}" in " ".join(out.split()), out
+    file = sounds / "low" / "0.mp3"
+    for more in (["--threshold", cascade["threshold"]], ["--mean"], []):
+        code, out, message = run("predict", trained, file, "--cascade", "48,16", *more, "--json")
+        assert code == 0, message
+        (answer,) = json.loads(out)
+        assert answer["patch_size"] == "48,16" and len(answer["top"]) == 3
+    for wrong in (
+        ["--cascade", "16,48"],
+        ["--threshold", 0.5],
+        ["--cascade", "48,16", "--timeline"],
+    ):
+        code, _, message = run("predict", trained, file, *wrong)
+        assert code != 0 and "cascade" in message
+
+
 def test_stats_measures_the_data(sounds):
     code, out, message = run("stats", sounds, "--json")
     assert code == 0, message

@@ -1,0 +1,208 @@
+"""A cascade over patch sizes: the cheap one for all clips, finer ones for those in doubt."""
+
+import itertools
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_flexast.inference.artifacts import FileScores, is_artifact
+from keras_flexast.inference.classifier import Classifier, checked_waveforms, load_classifier
+from keras_flexast.runs import Run, configured_run
+from keras_flexast.settings import DEFAULT_THRESHOLD
+from tf_data_pipelines.hints import PatchSize, PathLike
+from tf_data_pipelines.settings import check_between, patch_name, patch_pair
+
+THRESHOLDS = np.arange(201) / 200  # that `best_threshold` compares
+MOST_STAGES = 8
+
+
+def load_cascade(
+    path: Run | PathLike,
+    patch_sizes: Sequence[PatchSize],
+    *,
+    threshold: float | None = DEFAULT_THRESHOLD,
+    frame_shift_ms: float | None = None,
+    resize: str | None = None,
+    full_length: bool = False,
+    threads: int = 2,
+) -> "CascadeClassifier":
+    """A run, or an exported artifact of several patch sizes, as a cascade.
+
+    Args:
+        path, frame_shift_ms, resize, full_length, threads: as in `load_classifier`.
+        patch_sizes: ints or (frequency, time) pairs, each smaller than the one before, such as
+            (48, 24, 8).
+        threshold: score in [0, 1]; where the best score of a clip is below it, the next patch
+            size is asked. `evaluate_cascade` finds one on validation clips. None asks all of
+            them for every clip and takes the mean of their scores.
+
+    Returns:
+        CascadeClassifier.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_classifier`; fewer than two patch sizes, or not
+            from large to small; or a threshold for clips of several labels.
+
+    Example:
+        classifier = load_cascade("run", (48, 24, 8), threshold=0.8)
+        found = classifier.predict_files(["a.ogg", "b.mp3"])
+    """
+    pairs = checked_stages(patch_sizes)
+    if threshold is not None:
+        check_between("threshold", threshold, 0, 1)
+    settled = {"frame_shift_ms": frame_shift_ms, "resize": resize, "full_length": full_length}
+    if (
+        not isinstance(path, Run)
+        and not is_artifact(path)
+        and not pathlib.Path(path, "serving").is_dir()
+    ):
+        path = configured_run(path)  # read once
+    classifiers = [load_classifier(path, pair, threads=threads, **settled) for pair in pairs]
+    return CascadeClassifier(classifiers, threshold)
+
+
+class CascadeClassifier(Classifier):
+    """Classifiers of the same classes, of which each hears what those before it doubt.
+
+    Args:
+        classifiers: list of Classifier, from the cheapest to the finest.
+        threshold: score in [0, 1] at which a clip's best class is believed; None for the mean of
+            all classifiers' scores.
+    """
+
+    def __init__(self, classifiers, threshold=DEFAULT_THRESHOLD):
+        first = classifiers[0]
+        if first.multi_label and threshold is not None:
+            raise ValueError(
+                "threshold needs one label for each clip, and this model gives several; "
+                "threshold=None takes the mean of all patch sizes."
+            )
+        self.classifiers = classifiers
+        self.threshold = threshold
+        self.classes = first.classes
+        self.sample_rate = first.sample_rate
+        self.multi_label = first.multi_label
+        self.patch_size = ",".join(str(one.patch_size) for one in classifiers)
+
+    def predict(self, waveforms):
+        waveforms = checked_waveforms(waveforms, self.sample_rate)
+        return self._gathered(
+            len(waveforms),
+            lambda classifier, places: classifier.predict([waveforms[place] for place in places]),
+        )
+
+    def predict_files(self, paths, progress=False):
+        first = self.classifiers[0].predict_files(paths, progress)
+
+        def score(classifier, places):
+            if classifier is self.classifiers[0]:
+                return first.scores
+            chosen = [first.paths[place] for place in places]
+            found = classifier.predict_files(chosen, progress)
+            scores = np.full((len(chosen), len(self.classes)), np.nan, "float32")
+            heard = dict(zip(found.paths, found.scores, strict=True))
+            for place, path in enumerate(chosen):  # too long for finer patches: as it was heard
+                if path in heard:
+                    scores[place] = heard[path]
+            return scores
+
+        return FileScores(self._gathered(len(first.paths), score), first.paths, first.rejected)
+
+    def embed_files(self, paths, progress=False):
+        raise ValueError(_ONE_SIZE.format("embeddings"))
+
+    def timeline(self, path, *, window=None, hop=None, progress=False):
+        raise ValueError(_ONE_SIZE.format("timeline"))
+
+    def _gathered(self, clips, score):
+        """Scores float32 (clips, classes), where `score(classifier, places)` gives those of some.
+
+        Rows of NaN are of clips that a classifier cannot hear; they keep what they have.
+        """
+        scores = np.zeros((clips, len(self.classes)), "float32")
+        counts, doubted = np.zeros((clips, 1), "float32"), np.arange(clips)
+        for classifier in self.classifiers:
+            if not doubted.size:
+                break
+            found = score(classifier, doubted)
+            heard = ~np.isnan(found).any(1)
+            places, found = doubted[heard], found[heard]
+            if self.threshold is None:
+                scores[places] += found
+                counts[places] += 1
+            else:
+                scores[places] = found
+                doubted = doubted[scores[doubted].max(1) < self.threshold]
+        return scores if self.threshold is not None else scores / np.maximum(counts, 1)
+
+
+_ONE_SIZE = (
+    "a cascade has no {}: each of its patch sizes would have its own. Choose one patch size."
+)
+
+
+def checked_stages(patch_sizes):
+    """Patch sizes of a cascade as pairs.
+
+    Raises:
+        ValueError: fewer than two, more than MOST_STAGES, or not from large to small.
+    """
+    pairs = tuple(patch_pair(size) for size in patch_sizes)
+    areas = [frequency * time for frequency, time in pairs]
+    falling = all(after < before for before, after in itertools.pairwise(areas))
+    if not 2 <= len(pairs) <= MOST_STAGES or not falling:
+        names = ",".join(map(patch_name, pairs))
+        raise ValueError(
+            f"cascade={names} must be 2 to {MOST_STAGES} patch sizes, each smaller than the one "
+            f"before, such as 48,24,8."
+        )
+    return pairs
+
+
+def best_threshold(scores, targets, costs):
+    """The threshold at which a cascade costs least while it is as accurate as its best stage.
+
+    Args:
+        scores: float (stages, clips, classes) of validation clips, in [0, 1].
+        targets: int (clips,).
+        costs: float (stages, clips), what each stage costs for each clip.
+
+    Returns:
+        float, one of THRESHOLDS. Where none is as accurate as the best stage, the most accurate
+        one; of equals the cheapest.
+    """
+    right = scores.argmax(-1) == targets
+    least, found = right.mean(1).max(), []
+    for threshold in THRESHOLDS:
+        stage = stages_of(scores, threshold)
+        accuracy = right[stage, np.arange(stage.size)].mean()
+        found.append((min(accuracy, least), -cascade_costs(costs, stage).mean(), float(threshold)))
+    return max(found)[2]
+
+
+def stages_of(scores, threshold):
+    """The stage at which each clip ends, int (clips,); see `best_threshold`."""
+    sure = scores.max(-1) >= threshold
+    sure[-1] = True
+    return sure.argmax(0)
+
+
+def cascade_costs(costs, stage):
+    """What a cascade that ends at these stages costs for each clip, float (clips,)."""
+    return np.cumsum(costs, 0)[stage, np.arange(stage.size)]
+
+
+def clip_operations(model, tokens):
+    """Floating-point operations that a PackedAST takes for clips, float as `tokens`.
+
+    Those of the matrix products: of the patch embedding, the blocks, and attention between the
+    tokens of a clip.
+    """
+    backbone = model.backbone
+    tokens = np.asarray(tokens, "float64")
+    hidden = backbone.blocks[0].mlp_dim
+    area = backbone.base_patch[0] * backbone.base_patch[1]
+    block = 8 * backbone.dim**2 + 4 * backbone.dim * hidden
+    each = 2 * area * backbone.dim + len(backbone.blocks) * block
+    return tokens * each + 4 * len(backbone.blocks) * backbone.dim * tokens**2

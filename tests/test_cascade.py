@@ -1,0 +1,174 @@
+"""A cascade over patch sizes: who is asked, what it costs, and what cannot be one."""
+
+import itertools
+
+import numpy as np
+import pytest
+import soundfile
+from helpers import randomize, write_tones
+
+from keras_flexast import FlexiAST, evaluate_run, load_classifier
+from keras_flexast.evaluation import evaluate_cascade
+from keras_flexast.inference import CascadeClassifier, Classifier, FileScores, load_cascade
+from keras_flexast.inference.cascade import (
+    THRESHOLDS,
+    best_threshold,
+    cascade_costs,
+    clip_operations,
+    stages_of,
+)
+from keras_flexast.runs import Run
+from tf_data_pipelines.settings import FbankSettings, PackSettings
+
+SIZES = (48, 24, 12)
+
+
+class Known(Classifier):
+    """Gives the scores of a table; a clip is its own number, a file the text of it."""
+
+    def __init__(self, scores, deaf=()):
+        self.scores, self.deaf, self.asked = scores, deaf, []
+        self.classes, self.sample_rate, self.multi_label = ("a", "b", "c"), 16000, False
+        self.patch_size = "16"
+
+    def predict(self, waveforms):
+        numbers = [len(one) - 1000 for one in waveforms]
+        self.asked += numbers
+        return self.scores[numbers]
+
+    def predict_files(self, paths, progress=False):
+        usable = [path for path in paths if int(path) not in self.deaf]
+        self.asked += map(int, usable)
+        return FileScores(self.scores[[int(path) for path in usable]], usable)
+
+    def embed_files(self, paths, progress=False):
+        raise NotImplementedError
+
+    timeline = embed_files
+
+
+def table(stages, clips, seed=0):
+    logits = np.random.default_rng(seed).normal(size=(stages, clips, 3)) * 3
+    return (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)).astype("float32")
+
+
+@pytest.mark.parametrize("threshold", [0, 0.5, 0.8, 1, None])
+def test_each_clip_ends_at_the_first_stage_that_is_sure(threshold):
+    scores, rng = table(3, 50), np.random.default_rng(1)
+    stages = [Known(one) for one in scores]
+    found = CascadeClassifier(stages, threshold).predict(
+        [rng.uniform(-1, 1, 1000 + number).astype("float32") for number in range(50)]
+    )
+    for clip in range(50):
+        heard = [clip in stage.asked for stage in stages]
+        if threshold is None:
+            expected = scores[:, clip].mean(0)
+            assert heard == [True] * 3
+        else:
+            place = next((k for k in range(2) if scores[k, clip].max() >= threshold), 2)
+            expected = scores[place, clip]
+            assert heard == [k <= place for k in range(3)]
+        np.testing.assert_allclose(found[clip], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [0.99, None])
+def test_a_file_too_long_for_finer_patches_keeps_its_coarse_scores(threshold):
+    scores = table(2, 6)
+    cascade = CascadeClassifier(
+        [Known(scores[0], deaf={4}), Known(scores[1], deaf={0, 1})], threshold
+    )
+    found = cascade.predict_files([str(number) for number in range(6)])
+    assert found.paths == ["0", "1", "2", "3", "5"]
+    np.testing.assert_array_equal(found.scores[:2], scores[0, :2])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_threshold_is_cheaper_and_as_accurate(seed):
+    scores, rng = table(3, 200, seed), np.random.default_rng(seed)
+    targets = rng.integers(0, 3, 200)
+    right = rng.random((3, 200)) < np.array([[0.4], [0.6], [0.7]])  # finer is better
+    scores = np.where(right[..., None], np.sort(scores), np.sort(scores)[..., ::-1])
+    order = np.stack([(targets + shift) % 3 for shift in (2, 1, 0)], -1)
+    scores = np.take_along_axis(scores, np.argsort(order, -1)[None].repeat(3, 0), -1)
+    costs = rng.uniform(1, 2, (3, 200)) * np.array([[1], [4], [16]])
+    results = {}
+    for threshold in THRESHOLDS:
+        stage = stages_of(scores, threshold)
+        ended = scores[stage, np.arange(200)]
+        paid = sum(costs[: last + 1, clip].sum() for clip, last in enumerate(stage)) / 200
+        results[threshold] = (ended.argmax(-1) == targets).mean(), paid
+        np.testing.assert_allclose(cascade_costs(costs, stage).mean(), paid)
+    least = (scores.argmax(-1) == targets).mean(1).max()
+    accuracy, paid = results[best_threshold(scores, targets, costs)]
+    able = [cost for value, cost in results.values() if value >= least]
+    assert (
+        (accuracy >= least and paid == min(able))
+        if able
+        else accuracy == max(value for value, _ in results.values())
+    )
+
+
+def test_operations_are_those_of_the_matrices():
+    model = FlexiAST(3, dim=48, depth=2, num_heads=4)
+    backbone = model.backbone
+    kernels = [backbone.patch_embed.kernel] + [
+        weight for block in backbone.blocks for weight in block.weights if len(weight.shape) == 2
+    ]
+    tokens = np.array([1, 50, 700])
+    products = 2 * sum(int(np.prod(one.shape)) for one in kernels) * tokens
+    pairs = 2 * 2 * 2 * 48 * tokens**2  # blocks, query x key and weights x value, 2 each
+    np.testing.assert_allclose(clip_operations(model, tokens), products + pairs)
+
+
+@pytest.fixture(scope="module")
+def run():
+    ast = randomize(FlexiAST(2, dim=16, depth=1, num_heads=2))
+    return Run(
+        ast, FbankSettings(), patches=ast.patch_settings(), packing=PackSettings(),
+        classes=("high", "low"), shares=(0.4, 0.4),
+    )  # fmt: skip
+
+
+def test_a_run_and_its_evaluation_agree(run, tmp_path):
+    data = write_tones(tmp_path, clips=20)
+    *stages, cascade, mean = evaluate_cascade(run, data, SIZES)
+    assert [one["name"] for one in stages] == ["48", "24", "12"]
+    for one, other in zip(stages, evaluate_run(run, data, patch_sizes=SIZES), strict=True):
+        assert one["value"] == other["value"] and one["confusion"] == other["confusion"]
+    costs = [one["operations"] for one in stages]
+    assert costs == sorted(costs) and mean["operations"] == pytest.approx(sum(costs))
+    shares = cascade["reached"]
+    assert shares[0] == 1 and all(a >= b for a, b in itertools.pairwise(shares))
+    assert costs[0] <= cascade["operations"] <= sum(costs)
+    files = sorted(map(str, tmp_path.rglob("*.wav")))
+    every = [load_classifier(run, size).predict_files(files).scores for size in SIZES]
+    threshold = float(np.median(every[0].max(1)))
+    found = load_cascade(run, SIZES, threshold=threshold).predict_files(files)
+    stage = stages_of(np.array(every), threshold)
+    assert stage.mean() > 0 and found.paths == files
+    expected = np.array(every)[stage, np.arange(len(files))]
+    np.testing.assert_allclose(found.scores, expected, rtol=0, atol=1e-5)
+    all_of_them = load_cascade(run, SIZES, threshold=None).predict_files(files).scores
+    np.testing.assert_allclose(all_of_them, np.mean(every, 0), rtol=0, atol=1e-5)
+
+
+def test_what_is_no_cascade_is_refused(run, tmp_path):
+    for sizes in ((16,), (16, 24), (16, 16), ((8, 32), 16), range(90, 0, -10)):
+        with pytest.raises(
+            ValueError, match=r"cascade=.* must be 2 to 8 patch sizes, each smaller"
+        ):
+            load_cascade(run, sizes)
+        with pytest.raises(ValueError, match=r"cascade=.* must be 2 to 8 patch sizes"):
+            evaluate_cascade(run, tmp_path, sizes)
+    with pytest.raises(ValueError, match=r"threshold=1.5"):
+        load_cascade(run, SIZES, threshold=1.5)
+    cascade = load_cascade(run, SIZES)
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    with pytest.raises(ValueError, match="a cascade has no embeddings"):
+        cascade.embed_files(tmp_path / "a.wav")
+    with pytest.raises(ValueError, match="a cascade has no timeline"):
+        cascade.timeline(tmp_path / "a.wav")
+    several = Known(table(1, 1)[0])
+    several.multi_label = True
+    with pytest.raises(ValueError, match="threshold needs one label for each clip"):
+        CascadeClassifier([several, several])
