@@ -20,6 +20,7 @@ from keras_flexast.inference.cascade import (
     cascade_costs,
     checked_stages,
     clip_operations,
+    means_so_far,
     stages_of,
 )
 from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
@@ -167,8 +168,9 @@ def evaluate_cascade(
     source, scores, costs = parts[0]
     threshold = best_threshold(scores, source.targets(), costs)
     source, scores, costs = parts[1]
-    stage = stages_of(scores, threshold)
-    chosen = scores[stage, np.arange(len(stage))]
+    means = means_so_far(scores)
+    stage = stages_of(means, threshold)
+    chosen = means[stage, np.arange(len(stage))]
     results = [
         {"name": patch_name(pair), **report_clips(source, one), "operations": cost.mean()}
         for pair, one, cost in zip(pairs, scores, costs, strict=True)
@@ -178,7 +180,7 @@ def evaluate_cascade(
                "reached": reached}  # fmt: skip
     results.append({"name": "cascade", **report_clips(source, chosen), **cascade})
     mean = {"operations": costs.sum(0).mean()}
-    return [*results, {"name": "mean", **report_clips(source, scores.mean(0)), **mean}]
+    return [*results, {"name": "mean", **report_clips(source, means[-1]), **mean}]
 
 
 def measure(artifact, data, description=None):

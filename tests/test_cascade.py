@@ -15,6 +15,7 @@ from keras_flexast.inference.cascade import (
     best_threshold,
     cascade_costs,
     clip_operations,
+    means_so_far,
     stages_of,
 )
 from keras_flexast.runs import Run
@@ -61,14 +62,11 @@ def test_each_clip_ends_at_the_first_stage_that_is_sure(threshold):
     )
     for clip in range(50):
         heard = [clip in stage.asked for stage in stages]
-        if threshold is None:
-            expected = scores[:, clip].mean(0)
-            assert heard == [True] * 3
-        else:
-            place = next((k for k in range(2) if scores[k, clip].max() >= threshold), 2)
-            expected = scores[place, clip]
-            assert heard == [k <= place for k in range(3)]
-        np.testing.assert_allclose(found[clip], expected, rtol=1e-6)
+        means = [scores[: k + 1, clip].mean(0) for k in range(3)]
+        ends = (k for k in range(2) if threshold is not None and means[k].max() >= threshold)
+        place = next(ends, 2)
+        assert heard == [k <= place for k in range(3)]
+        np.testing.assert_allclose(found[clip], means[place], rtol=1e-6)
 
 
 @pytest.mark.parametrize("threshold", [0.99, None])
@@ -93,10 +91,10 @@ def test_no_threshold_is_cheaper_and_as_accurate(seed):
     costs = rng.uniform(1, 2, (3, 200)) * np.array([[1], [4], [16]])
     results = {}
     for threshold in THRESHOLDS:
-        stage = stages_of(scores, threshold)
-        ended = scores[stage, np.arange(200)]
+        stage = stages_of(means_so_far(scores), threshold)
+        ended = [scores[: last + 1, clip].mean(0) for clip, last in enumerate(stage)]
         paid = sum(costs[: last + 1, clip].sum() for clip, last in enumerate(stage)) / 200
-        results[threshold] = (ended.argmax(-1) == targets).mean(), paid
+        results[threshold] = (np.argmax(ended, -1) == targets).mean(), paid
         np.testing.assert_allclose(cascade_costs(costs, stage).mean(), paid)
     least = (scores.argmax(-1) == targets).mean(1).max()
     accuracy, paid = results[best_threshold(scores, targets, costs)]
@@ -144,9 +142,10 @@ def test_a_run_and_its_evaluation_agree(run, tmp_path):
     every = [load_classifier(run, size).predict_files(files).scores for size in SIZES]
     threshold = float(np.median(every[0].max(1)))
     found = load_cascade(run, SIZES, threshold=threshold).predict_files(files)
-    stage = stages_of(np.array(every), threshold)
+    means = means_so_far(np.array(every))
+    stage = stages_of(means, threshold)
     assert stage.mean() > 0 and found.paths == files
-    expected = np.array(every)[stage, np.arange(len(files))]
+    expected = means[stage, np.arange(len(files))]
     np.testing.assert_allclose(found.scores, expected, rtol=0, atol=1e-5)
     all_of_them = load_cascade(run, SIZES, threshold=None).predict_files(files).scores
     np.testing.assert_allclose(all_of_them, np.mean(every, 0), rtol=0, atol=1e-5)

@@ -33,9 +33,9 @@ def load_cascade(
         path, frame_shift_ms, resize, full_length, threads: as in `load_classifier`.
         patch_sizes: ints or (frequency, time) pairs, each smaller than the one before, such as
             (48, 24, 8).
-        threshold: score in [0, 1]; where the best score of a clip is below it, the next patch
-            size is asked. `evaluate_cascade` finds one on validation clips. None asks all of
-            them for every clip and takes the mean of their scores.
+        threshold: score in [0, 1]. A clip's scores are the mean of those at the patch sizes so
+            far; where the best of them is below the threshold, the next patch size is asked.
+            `evaluate_cascade` finds one on validation clips. None asks all of them for every clip.
 
     Returns:
         CascadeClassifier.
@@ -65,10 +65,11 @@ def load_cascade(
 class CascadeClassifier(Classifier):
     """Classifiers of the same classes, of which each hears what those before it doubt.
 
+    A clip's scores are the mean of those of all classifiers that heard it.
+
     Args:
         classifiers: list of Classifier, from the cheapest to the finest.
-        threshold: score in [0, 1] at which a clip's best class is believed; None for the mean of
-            all classifiers' scores.
+        threshold: score in [0, 1] at which a clip's best class is believed; None for never.
     """
 
     def __init__(self, classifiers, threshold=DEFAULT_THRESHOLD):
@@ -76,7 +77,7 @@ class CascadeClassifier(Classifier):
         if first.multi_label and threshold is not None:
             raise ValueError(
                 "threshold needs one label for each clip, and this model gives several; "
-                "threshold=None takes the mean of all patch sizes."
+                "threshold=None takes the mean of all patch sizes for every clip."
             )
         self.classifiers = classifiers
         self.threshold = threshold
@@ -120,21 +121,19 @@ class CascadeClassifier(Classifier):
 
         Rows of NaN are of clips that a classifier cannot hear; they keep what they have.
         """
-        scores = np.zeros((clips, len(self.classes)), "float32")
-        counts, doubted = np.zeros((clips, 1), "float32"), np.arange(clips)
+        sums, counts = np.zeros((clips, len(self.classes)), "float32"), np.zeros((clips, 1))
+        doubted = np.arange(clips)
         for classifier in self.classifiers:
             if not doubted.size:
                 break
             found = score(classifier, doubted)
             heard = ~np.isnan(found).any(1)
-            places, found = doubted[heard], found[heard]
-            if self.threshold is None:
-                scores[places] += found
-                counts[places] += 1
-            else:
-                scores[places] = found
-                doubted = doubted[scores[doubted].max(1) < self.threshold]
-        return scores if self.threshold is not None else scores / np.maximum(counts, 1)
+            sums[doubted[heard]] += found[heard]
+            counts[doubted[heard]] += 1
+            if self.threshold is not None:
+                best = sums[doubted].max(1) / counts[doubted, 0]
+                doubted = doubted[best < self.threshold]
+        return np.float32(sums / counts)
 
 
 _ONE_SIZE = (
@@ -161,10 +160,10 @@ def checked_stages(patch_sizes):
 
 
 def best_threshold(scores, targets, costs):
-    """The threshold at which a cascade costs least while it is as accurate as its best stage.
+    """The threshold at which a cascade costs least while it is as accurate as its best stage alone.
 
     Args:
-        scores: float (stages, clips, classes) of validation clips, in [0, 1].
+        scores: float (stages, clips, classes) of validation clips at each stage, in [0, 1].
         targets: int (clips,).
         costs: float (stages, clips), what each stage costs for each clip.
 
@@ -172,8 +171,8 @@ def best_threshold(scores, targets, costs):
         float, one of THRESHOLDS. Where none is as accurate as the best stage, the most accurate
         one; of equals the cheapest.
     """
-    right = scores.argmax(-1) == targets
-    least, found = right.mean(1).max(), []
+    least, scores = (scores.argmax(-1) == targets).mean(1).max(), means_so_far(scores)
+    right, found = scores.argmax(-1) == targets, []
     for threshold in THRESHOLDS:
         stage = stages_of(scores, threshold)
         accuracy = right[stage, np.arange(stage.size)].mean()
@@ -181,9 +180,14 @@ def best_threshold(scores, targets, costs):
     return max(found)[2]
 
 
-def stages_of(scores, threshold):
-    """The stage at which each clip ends, int (clips,); see `best_threshold`."""
-    sure = scores.max(-1) >= threshold
+def means_so_far(scores):
+    """The scores of a cascade that ends at each stage, float (stages, clips, classes)."""
+    return np.cumsum(scores, 0) / np.arange(1, len(scores) + 1)[:, None, None]
+
+
+def stages_of(means, threshold):
+    """The stage at which each clip ends, int (clips,), from the `means_so_far`."""
+    sure = means.max(-1) >= threshold
     sure[-1] = True
     return sure.argmax(0)
 
