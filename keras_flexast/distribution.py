@@ -93,6 +93,16 @@ def batch_devices():
     return max(1, distribution.num_model_replicas // distribution.num_processes)
 
 
+def check_devices(packing):
+    """Raise a ValueError where the devices cannot share the rows of a batch evenly."""
+    devices = batch_devices()
+    if packing.rows % devices:
+        raise ValueError(
+            f"devices={devices} cannot share the {packing.rows} rows of a batch of this training "
+            f"evenly. Resume it on as many devices as before, or on a number that divides them."
+        )
+
+
 def sum_over_devices(*values):
     """Sums of what the devices of a tf.distribute strategy hold, and the number of devices.
 

@@ -22,7 +22,7 @@ from keras_flexast.checkpoints import (
     read_state,
 )
 from keras_flexast.distillation import Distillation, teacher_of
-from keras_flexast.distribution import batch_devices
+from keras_flexast.distribution import batch_devices, check_devices
 from keras_flexast.files import (
     RUN,
     STATE,
@@ -168,6 +168,7 @@ def train_run(
     if facts:
         check_data(facts, known)
         run = Run(PackedAST.from_config(facts["model"]), **fields_of(facts["run"]))
+        check_devices(run.packing)
     else:
         run = _new_run(data, front_end, recipe=recipe, init=init, names=names)
         if command_line:

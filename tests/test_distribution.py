@@ -6,8 +6,9 @@ import keras
 import pytest
 from helpers import ONCE, run_python, write_tones
 
-from keras_flexast import load_run
+from keras_flexast import distribution, load_run
 from keras_flexast.distribution import data_parallel
+from tf_data_pipelines.settings import PackSettings
 
 COMMON = """
     import keras, numpy as np
@@ -160,6 +161,20 @@ def test_the_task_of_kerashub_learns_the_same_on_two_devices(monkeypatch):
     pytest.importorskip("keras_hub")
     code = TASK + on_two_devices(monkeypatch) + TOGETHER
     run_python(code, backend=keras.backend.backend())
+
+
+def test_rows_that_devices_cannot_share_are_refused(monkeypatch):
+    monkeypatch.setattr(distribution, "batch_devices", lambda: 3)
+    distribution.check_devices(PackSettings(rows=6))
+    with pytest.raises(
+        ValueError, match=r"devices=3 cannot share the 4 rows .* number that divides"
+    ):
+        distribution.check_devices(PackSettings(rows=4))
+    with (
+        pytest.raises(ValueError, match=r"devices=1\.0 must be an int"),
+        distribution.data_parallel(1.0),
+    ):
+        pass
 
 
 TRAINED = """

@@ -1,5 +1,6 @@
 """Each augmentation changes what it should, within its limits, and repeats exactly."""
 
+import functools
 import json
 
 import numpy as np
@@ -232,6 +233,18 @@ def epochs(data, count, **options):
     return [inputs["tokens"] for inputs, _, _ in batches.take(count).as_numpy_iterator()]
 
 
+ONE_CLIP = WaveformSource([np.random.default_rng(1).normal(0, 0.1, 8009)])
+
+
+@functools.cache
+def plain_epochs(cache_seconds):
+    """Epochs of a clip without augmentation, all the same, with so many seconds cached."""
+    plain = epochs(ONE_CLIP, 3)
+    np.testing.assert_array_equal(plain[0], plain[2])
+    np.testing.assert_array_equal(plain, epochs(ONE_CLIP, 3, augment=AugmentSettings()))
+    return plain
+
+
 @pytest.mark.parametrize("cache_seconds", [0, 3600])
 @pytest.mark.parametrize(
     "settings", [GAIN, MASKS, DROPS, CHANGES], ids=["gain", "masks", "drops", "changes"]
@@ -239,10 +252,7 @@ def epochs(data, count, **options):
 def test_training_clips_change_in_every_epoch(monkeypatch, settings, cache_seconds):
     """One clip, so that a batch is an epoch and only the augmentation can change it."""
     monkeypatch.setattr(pipeline, "CACHE_SECONDS", cache_seconds)
-    data = WaveformSource([np.random.default_rng(1).normal(0, 0.1, 8009)])
-    plain = epochs(data, 3)
-    np.testing.assert_array_equal(plain[0], plain[2])
-    np.testing.assert_array_equal(plain, epochs(data, 3, augment=AugmentSettings()))
+    data, plain = ONE_CLIP, plain_epochs(cache_seconds)
     augmented = epochs(data, 3, augment=settings)
     for one, other in ((0, 1), (1, 2), (0, 2)):
         assert not np.array_equal(augmented[one], augmented[other])
