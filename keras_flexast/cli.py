@@ -7,6 +7,7 @@ import pathlib
 import platform
 import sys
 import warnings
+from typing import Any
 
 import typer
 from rich.table import Column, Table
@@ -247,7 +248,7 @@ def evaluate(
 
     refuse_picture(figure)
     refuse_picture(confusion)
-    how = {
+    how: dict[str, Any] = {
         "split": split, "frame_shift_ms": frame_shift_ms, "resize": resize,
         "full_length": full_length, "progress": not as_json,
     }  # fmt: skip
@@ -322,12 +323,14 @@ def predict(
         prefix = timeline_out or f"{files[0].stem}_timeline"
         if timeline:
             refuse_timeline(prefix)
-        how = {"frame_shift_ms": frame_shift_ms, "resize": resize, "full_length": full_length}
-        if stages:
-            believed = None if mean else threshold
-            classifier = load_cascade(run, stages, threshold=believed, **how)
-        else:
-            classifier = load_classifier(run, pair, **how)
+        how: dict[str, Any] = {
+            "frame_shift_ms": frame_shift_ms, "resize": resize, "full_length": full_length,
+        }  # fmt: skip
+        classifier = (
+            load_cascade(run, stages, threshold=None if mean else threshold, **how)
+            if stages
+            else load_classifier(run, pair, **how)
+        )
         if timeline:
             line = classifier.timeline(files[0], window=window, hop=hop, progress=not as_json)
             found = FileScores(line.overall()[None], [str(files[0])])
@@ -466,7 +469,8 @@ def explain(
 
     The last layer's attention, and that of all layers, one after the other (rollout).
     """
-    pair, out = parse_pair(patch_size, "--patch-size"), out or f"{file.stem}_attention.png"
+    pair = parse_pair(patch_size, "--patch-size")
+    out = out or pathlib.Path(f"{file.stem}_attention.png")
     _start()
     from keras_flexast.figures import explanation_figure, refuse_picture
     from keras_flexast.inference import explain_file

@@ -534,6 +534,7 @@ def test_main_prints_one_line_without_a_traceback(monkeypatch, capsys, tmp_path)
     assert message.startswith("Error: ") and "Traceback" not in message
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX has all of its parts")
 def test_the_demo_end_to_end_in_small(monkeypatch, tmp_path):
     pytest.importorskip("espeakng_loader")
     from keras_flexast import demo

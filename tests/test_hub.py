@@ -141,7 +141,7 @@ def test_lora_of_a_backbone_trains_few_weights(run, classifier):
     np.testing.assert_allclose(merged, after, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize("mode", [{"tensorflow": "int8", "jax": "int4"}[keras.backend.backend()]])
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_a_quantized_classifier_comes_back(tmp_path, mode, classifier):
     waveforms, _ = clips()

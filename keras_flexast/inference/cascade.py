@@ -3,6 +3,7 @@
 import itertools
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,9 @@ def load_cascade(
     pairs = checked_stages(patch_sizes)
     if threshold is not None:
         check_between("threshold", threshold, 0, 1)
-    settled = {"frame_shift_ms": frame_shift_ms, "resize": resize, "full_length": full_length}
+    settled: dict[str, Any] = {
+        "frame_shift_ms": frame_shift_ms, "resize": resize, "full_length": full_length,
+    }  # fmt: skip
     if (
         not isinstance(path, Run)
         and not is_artifact(path)

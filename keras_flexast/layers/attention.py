@@ -9,6 +9,7 @@ from keras_flexast.hints import Shape, Tensor
 from keras_flexast.layers.configured import ConfiguredLayer
 from keras_flexast.layers.kernels import (
     KERNELS,
+    Kernel,
     choose_kernel,
     current_site,
     masked_attention,
@@ -135,7 +136,7 @@ class MaskedSelfAttention(_Attention):
             attended = kernel.function(query, key, value, segment_ids, scale=self.scale)
         return self._output(attended, training)
 
-    def kernel(self, length):
+    def kernel(self, length: int | None) -> Kernel:
         """The Kernel that is taken here for rows of so many tokens; None where that is unknown."""
         width = self.query_dense.units // self.num_heads
         return choose_kernel(self.attention, current_site(length, width, self.compute_dtype))
