@@ -307,6 +307,8 @@ def predict(
         raise typer.BadParameter("--cascade has its own patch sizes, and no --timeline.")
     if not cascade and (mean or "threshold" in typed_options(context)):
         raise typer.BadParameter("--threshold and --mean belong to --cascade.")
+    if mean and "threshold" in typed_options(context):
+        raise typer.BadParameter("give --threshold or --mean, not both.")
     pair = parse_pair(patch_size, "--patch-size")
     stages = parse_patch_sizes(cascade, "--cascade")
     more = {}

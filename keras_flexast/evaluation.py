@@ -127,7 +127,9 @@ def evaluate_cascade(
     Args:
         run: Run of clips of one label, or its folder.
         patch_sizes: ints or (frequency, time) pairs, each smaller than the one before.
-        data, split, frame_shift_ms, resize, full_length, progress: as in `evaluate_run`.
+        split: "test" or "train".
+        data, frame_shift_ms, resize, full_length, progress: as in `evaluate_run`. A clip that is
+            too long for a stage has no score there, but in the first one it is cut.
 
     Returns:
         list of dictionaries like those of `evaluate_run`: one for each patch size, then one named
@@ -147,6 +149,16 @@ def evaluate_cascade(
     from tf_data_pipelines.sources import read_data
 
     pairs = checked_stages(patch_sizes)
+    if split in ("validation", "all"):
+        raise ValueError(
+            f"split={split!r} has the validation clips, on which a cascade's threshold is set. "
+            f"Choose 'test' or 'train'."
+        )
+    if not isinstance(run, Run) and is_artifact(run):
+        raise ValueError(
+            f"{run} is an exported artifact, and a cascade is evaluated with a run. Give the one "
+            f"that it was exported from; its threshold holds for the artifact, too."
+        )
     run = configured_run(run, resize=resize, full_length=full_length)
     if run.multi_label:
         raise ValueError("a cascade needs clips of one label each, and this run has several.")
@@ -163,12 +175,16 @@ def evaluate_cascade(
         cut = sum(is_cut(run.fbank, one) for one in heard.durations)
         warn_of_cuts(run, cut * (part == split), len(heard.durations))
         scores = np.exp([found[pair][0] for pair in pairs])
-        costs = clip_operations(run.model, _clip_tokens(run, heard, pairs, frame_shift_ms))
-        parts.append((heard.source, scores, costs))
-    source, scores, costs = parts[0]
-    threshold = best_threshold(scores, source.targets(), costs)
-    source, scores, costs = parts[1]
-    means = means_so_far(scores)
+        tokens = _clip_tokens(run, heard, pairs, frame_shift_ms)
+        costs = clip_operations(run.model, np.minimum(tokens, MAX_ROW_LENGTH))
+        unheard = tokens > MAX_ROW_LENGTH
+        unheard[0] = False  # the first stage cuts them, as there is no other
+        parts.append((heard.source, scores, costs, unheard))
+    source, scores, costs, unheard = parts[0]
+    in_cascade = np.where(unheard[..., None], np.nan, scores)
+    threshold = best_threshold(in_cascade, source.targets(), costs * ~unheard)
+    source, scores, costs, unheard = parts[1]
+    means = means_so_far(np.where(unheard[..., None], np.nan, scores))
     stage = stages_of(means, threshold)
     chosen = means[stage, np.arange(len(stage))]
     results = [
@@ -176,10 +192,10 @@ def evaluate_cascade(
         for pair, one, cost in zip(pairs, scores, costs, strict=True)
     ]
     reached = [float((stage >= place).mean()) for place in range(len(pairs))]
-    cascade = {"operations": cascade_costs(costs, stage).mean(), "threshold": threshold,
-               "reached": reached}  # fmt: skip
+    spent = cascade_costs(costs * ~unheard, stage).mean()
+    cascade = {"operations": spent, "threshold": threshold, "reached": reached}
     results.append({"name": "cascade", **report_clips(source, chosen), **cascade})
-    mean = {"operations": costs.sum(0).mean()}
+    mean = {"operations": (costs * ~unheard).sum(0).mean()}
     return [*results, {"name": "mean", **report_clips(source, means[-1]), **mean}]
 
 

@@ -19,7 +19,7 @@ from keras_flexast.inference.cascade import (
     stages_of,
 )
 from keras_flexast.runs import Run
-from tf_data_pipelines.settings import FbankSettings, PackSettings
+from tf_data_pipelines.settings import DataWarning, FbankSettings, PackSettings
 
 SIZES = (48, 24, 12)
 
@@ -75,7 +75,8 @@ def test_a_file_too_long_for_finer_patches_keeps_its_coarse_scores(threshold):
     cascade = CascadeClassifier(
         [Known(scores[0], deaf={4}), Known(scores[1], deaf={0, 1})], threshold
     )
-    found = cascade.predict_files([str(number) for number in range(6)])
+    with pytest.warns(DataWarning, match="2 of 5 clips are too long for patch 16"):
+        found = cascade.predict_files([str(number) for number in range(6)])
     assert found.paths == ["0", "1", "2", "3", "5"]
     np.testing.assert_array_equal(found.scores[:2], scores[0, :2])
 
@@ -151,6 +152,34 @@ def test_a_run_and_its_evaluation_agree(run, tmp_path):
     np.testing.assert_allclose(all_of_them, np.mean(every, 0), rtol=0, atol=1e-5)
 
 
+def test_a_long_clip_is_heard_at_the_sizes_that_hold_it(run, tmp_path):
+    """In memory, in files and in the evaluation alike."""
+    rng = np.random.default_rng(0)
+    for name, seconds in (("train/low/a", 1), ("validation/high/b", 1), ("test/low/c", 40)):
+        path = tmp_path / f"{name}.wav"
+        path.parent.mkdir(parents=True)
+        soundfile.write(path, rng.normal(0, 0.1, 16000 * seconds), 16000)
+    sizes = (48, (48, 2), (4, 4))  # 4 x 4 has 32,000 tokens
+    cascade = load_cascade(run, sizes, threshold=None)
+    with pytest.warns(DataWarning, match="1 of 1 clips are too long for patch 4;"):
+        of_file = cascade.predict_files(path).scores
+    with pytest.warns(DataWarning, match="1 of 1 clips are too long for patch 4;"):
+        in_memory = cascade.predict([soundfile.read(path, dtype="float32")[0]])
+    expected = np.mean(
+        [load_classifier(run, one).predict_files(path).scores for one in sizes[:2]], 0
+    )
+    np.testing.assert_allclose(of_file, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(in_memory, expected, rtol=0, atol=1e-5)
+    with pytest.warns(DataWarning, match="more than 8,192 tokens"):
+        *stages, _, mean = evaluate_cascade(run, tmp_path, sizes)
+    spent = sum(one["operations"] for one in stages[:2])
+    assert mean["operations"] == pytest.approx(spent)
+    assert mean["per_class"][1]["accuracy"] == float(expected[0].argmax() == 1)
+    for split in ("validation", "all"):
+        with pytest.raises(ValueError, match=f"split='{split}' has the validation clips"):
+            evaluate_cascade(run, tmp_path, sizes, split=split)
+
+
 def test_what_is_no_cascade_is_refused(run, tmp_path):
     for sizes in ((16,), (16, 24), (16, 16), ((8, 32), 16), range(90, 0, -10)):
         with pytest.raises(
@@ -167,6 +196,9 @@ def test_what_is_no_cascade_is_refused(run, tmp_path):
         cascade.embed_files(tmp_path / "a.wav")
     with pytest.raises(ValueError, match="a cascade has no timeline"):
         cascade.timeline(tmp_path / "a.wav")
+    (tmp_path / "model.tflite").write_bytes(b"")
+    with pytest.raises(ValueError, match="is an exported artifact, and a cascade is evaluated"):
+        evaluate_cascade(tmp_path / "model.tflite", tmp_path, SIZES)
     several = Known(table(1, 1)[0])
     several.multi_label = True
     with pytest.raises(ValueError, match="threshold needs one label for each clip"):

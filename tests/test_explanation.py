@@ -1,5 +1,7 @@
 """Where a model looks: exact attention, in its place in the spectrogram."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -9,11 +11,11 @@ from keras import ops
 
 from keras_flexast import FlexiAST, PackedAST, load_classifier
 from keras_flexast.figures import explanation_figure, mel_place
-from keras_flexast.inference import explain_file
+from keras_flexast.inference import explain_file, explanation
 from keras_flexast.inference.explanation import attention_map, over_spectrogram
 from keras_flexast.runs import Run
 from tf_data_pipelines.fbank import features
-from tf_data_pipelines.settings import FbankSettings, PackSettings, PatchSettings
+from tf_data_pipelines.settings import DataWarning, FbankSettings, PackSettings, PatchSettings
 
 COUNTS = (7, 11, 5)
 
@@ -165,5 +167,23 @@ def test_a_clip_too_long_for_a_row_is_refused(run, tmp_path):
     soundfile.write(
         tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.1, 16000 * 60), 16000
     )
-    with pytest.raises(ValueError, match=r"long.wav \(60.0 s\) has .* larger patch size"):
+    with pytest.raises(ValueError, match=r"long.wav \(60.0 s\) has more .* patch 8. Use a larger"):
         explain_file(run, tmp_path / "long.wav", 8)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(ValueError, match="is an exported artifact, which gives scores and no"):
+        explain_file(tmp_path / "model.onnx", tmp_path / "long.wav")
+
+
+def test_what_a_run_does_not_hear_is_said(run, sound):
+    cut = dataclasses.replace(run, fbank=dataclasses.replace(run.fbank, clip_ms=500))
+    with pytest.warns(DataWarning, match="not heard"):
+        assert explain_file(cut, sound).spectrogram.shape == (50, 128)
+
+
+def test_attention_is_followed_a_part_of_the_queries_at_a_time(monkeypatch):
+    packed, inputs = model("mean"), batch()
+    whole = [attention_map(packed, inputs, rollout) for rollout in (False, True)]
+    monkeypatch.setattr(explanation, "QUERIES", 4)
+    for rollout in (False, True):
+        found = attention_map(packed, inputs, rollout)
+        np.testing.assert_allclose(found, whole[rollout], rtol=0, atol=1e-6)

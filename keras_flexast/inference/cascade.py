@@ -2,17 +2,23 @@
 
 import itertools
 import pathlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_flexast.inference.artifacts import FileScores, is_artifact
-from keras_flexast.inference.classifier import Classifier, checked_waveforms, load_classifier
+from keras_flexast.inference.classifier import (
+    Classifier,
+    RunClassifier,
+    checked_waveforms,
+    load_classifier,
+)
 from keras_flexast.runs import Run, configured_run
 from keras_flexast.settings import DEFAULT_THRESHOLD
 from tf_data_pipelines.hints import PatchSize, PathLike
-from tf_data_pipelines.settings import check_between, patch_name, patch_pair
+from tf_data_pipelines.settings import DataWarning, check_between, patch_name, patch_pair
 
 THRESHOLDS = np.arange(201) / 200  # that `best_threshold` compares
 MOST_STAGES = 8
@@ -80,7 +86,7 @@ class CascadeClassifier(Classifier):
         if first.multi_label and threshold is not None:
             raise ValueError(
                 "threshold needs one label for each clip, and this model gives several; "
-                "threshold=None takes the mean of all patch sizes for every clip."
+                "threshold=None (--mean) takes the mean of all patch sizes for every clip."
             )
         self.classifiers = classifiers
         self.threshold = threshold
@@ -91,10 +97,17 @@ class CascadeClassifier(Classifier):
 
     def predict(self, waveforms):
         waveforms = checked_waveforms(waveforms, self.sample_rate)
-        return self._gathered(
-            len(waveforms),
-            lambda classifier, places: classifier.predict([waveforms[place] for place in places]),
-        )
+
+        def score(classifier, places):
+            heard = [place for place in places if _is_heard(classifier, waveforms[place])]
+            if classifier is self.classifiers[0]:
+                heard = places  # which says what is wrong with a clip
+            scores = np.full((len(waveforms), len(self.classes)), np.nan, "float32")
+            if len(heard):
+                scores[heard] = classifier.predict([waveforms[place] for place in heard])
+            return scores[places]
+
+        return self._gathered(len(waveforms), score)
 
     def predict_files(self, paths, progress=False):
         first = self.classifiers[0].predict_files(paths, progress)
@@ -122,7 +135,8 @@ class CascadeClassifier(Classifier):
     def _gathered(self, clips, score):
         """Scores float32 (clips, classes), where `score(classifier, places)` gives those of some.
 
-        Rows of NaN are of clips that a classifier cannot hear; they keep what they have.
+        Rows of NaN are of clips that are too long for a classifier; they keep what they have, and
+        a warning counts them.
         """
         sums, counts = np.zeros((clips, len(self.classes)), "float32"), np.zeros((clips, 1))
         doubted = np.arange(clips)
@@ -131,12 +145,30 @@ class CascadeClassifier(Classifier):
                 break
             found = score(classifier, doubted)
             heard = ~np.isnan(found).any(1)
+            if not heard.all():
+                warnings.warn(
+                    f"{np.sum(~heard)} of {clips} clips are too long for patch "
+                    f"{classifier.patch_size}; their scores are those of larger patches.",
+                    DataWarning,
+                    stacklevel=4,
+                )
             sums[doubted[heard]] += found[heard]
             counts[doubted[heard]] += 1
             if self.threshold is not None:
                 best = sums[doubted].max(1) / counts[doubted, 0]
                 doubted = doubted[best < self.threshold]
         return np.float32(sums / counts)
+
+
+def _is_heard(classifier, waveform):
+    """Whether a run's classifier has a row for a clip; an artifact says so itself."""
+    if not isinstance(classifier, RunClassifier):
+        return True
+    from tf_data_pipelines.lengths import overlong_reason
+
+    run, seconds = classifier.run, len(waveform) / classifier.sample_rate
+    patches = run.patches_at([classifier.pair], classifier.frame_shift_ms)
+    return overlong_reason("", seconds, fbank=run.fbank, patches=patches) is None
 
 
 _ONE_SIZE = (
@@ -166,7 +198,8 @@ def best_threshold(scores, targets, costs):
     """The threshold at which a cascade costs least while it is as accurate as its best stage alone.
 
     Args:
-        scores: float (stages, clips, classes) of validation clips at each stage, in [0, 1].
+        scores: float (stages, clips, classes) of validation clips at each stage, in [0, 1]; NaN
+            where a clip is too long for a stage.
         targets: int (clips,).
         costs: float (stages, clips), what each stage costs for each clip.
 
@@ -174,10 +207,11 @@ def best_threshold(scores, targets, costs):
         float, one of THRESHOLDS. Where none is as accurate as the best stage, the most accurate
         one; of equals the cheapest.
     """
-    least, scores = (scores.argmax(-1) == targets).mean(1).max(), means_so_far(scores)
-    right, found = scores.argmax(-1) == targets, []
+    means, found = means_so_far(scores), []
+    alone = np.where(np.isnan(scores), means, scores)
+    least, right = (alone.argmax(-1) == targets).mean(1).max(), means.argmax(-1) == targets
     for threshold in THRESHOLDS:
-        stage = stages_of(scores, threshold)
+        stage = stages_of(means, threshold)
         accuracy = right[stage, np.arange(stage.size)].mean()
         found.append((min(accuracy, least), -cascade_costs(costs, stage).mean(), float(threshold)))
     return max(found)[2]
@@ -185,7 +219,8 @@ def best_threshold(scores, targets, costs):
 
 def means_so_far(scores):
     """The scores of a cascade that ends at each stage, float (stages, clips, classes)."""
-    return np.cumsum(scores, 0) / np.arange(1, len(scores) + 1)[:, None, None]
+    heard = ~np.isnan(scores)
+    return np.cumsum(np.where(heard, scores, 0), 0) / np.cumsum(heard, 0)
 
 
 def stages_of(means, threshold):
@@ -203,8 +238,8 @@ def cascade_costs(costs, stage):
 def clip_operations(model, tokens):
     """Floating-point operations that a PackedAST takes for clips, float as `tokens`.
 
-    Those of the matrix products: of the patch embedding, the blocks, and attention between the
-    tokens of a clip.
+    Those of the encoder's matrix products: the patch embedding, the blocks, and attention between
+    the tokens of a clip; pooling and head are left out.
     """
     backbone = model.backbone
     tokens = np.asarray(tokens, "float64")

@@ -6,11 +6,14 @@ import pathlib
 import numpy as np
 from keras import ops
 
+from keras_flexast.inference.artifacts import is_artifact
 from keras_flexast.layers.attention import slot_mask
-from keras_flexast.runs import Run, configured_run
+from keras_flexast.runs import Run, configured_run, is_cut, warn_of_cuts
 from tf_data_pipelines.hints import PatchSize, PathLike
 from tf_data_pipelines.resize import axis_grid
-from tf_data_pipelines.settings import FbankSettings, patch_name, patch_pair
+from tf_data_pipelines.settings import MAX_ROW_LENGTH, FbankSettings, patch_name, patch_pair
+
+QUERIES = 256  # whose attention is in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +81,23 @@ def explain_file(
     from tf_data_pipelines.lengths import overlong_reason
     from tf_data_pipelines.patches import check_patches
 
+    if not isinstance(run, Run) and is_artifact(run):
+        raise ValueError(
+            f"{run} is an exported artifact, which gives scores and no attention. Give the run "
+            f"that it was exported from."
+        )
     run = configured_run(run, resize=resize, full_length=full_length)
     pair = run.model.backbone.base_patch if patch_size is None else patch_pair(patch_size)
     patches = run.patches_at([pair], frame_shift_ms)
     check_patches(patches, run.fbank.mel_bins)
     waveform = read_audio(path, run.fbank.sample_rate, min_samples=run.fbank.window)
-    reason = overlong_reason(
-        path, len(waveform) / run.fbank.sample_rate, fbank=run.fbank, patches=patches
-    )
-    if reason:
-        raise ValueError(reason)
+    seconds = len(waveform) / run.fbank.sample_rate
+    if overlong_reason(path, seconds, fbank=run.fbank, patches=patches):
+        raise ValueError(
+            f"{path} ({seconds:.1f} s) has more than {MAX_ROW_LENGTH:,} tokens at patch "
+            f"{patch_name(pair)}. Use a larger patch size, or a part of the recording."
+        )
+    warn_of_cuts(run, int(is_cut(run.fbank, seconds)), 1)
     spectrogram, inputs = _one_clip(run, waveform, patches)
     maps = []
     for rollout in (False, True):
@@ -175,26 +185,38 @@ def attention_map(model, inputs, rollout=False):
     if backbone.prefix is not None:
         tokens = backbone.prefix(tokens, positions)
     mask, real = slot_mask(ids, 1), ops.cast(ops.greater(ids, 0), "float32")
-    through, last = None, None
-    for number, block in enumerate(backbone.blocks, 1):
-        if rollout or number == len(backbone.blocks):
-            normed = block.attention_norm(tokens)
-            last = block.self_attention.weights_of(normed, normed, mask)
-            if rollout:
-                half = (last + ops.eye(last.shape[-1])) / 2
-                through = half if through is None else ops.matmul(half, through)
+    before = []  # the tokens that each block gets
+    for block in backbone.blocks:
+        before.append(tokens)
         tokens = block(tokens, ids, training=False)
     if hasattr(pooling, "query"):
         tokens = backbone.norm(tokens)
         query = ops.broadcast_to(ops.cast(pooling.query, tokens.dtype), tokens[:, :1].shape)
         weights = pooling.weights_of(query, tokens, mask)
-        last = None
     else:
         is_prefix = ops.equal(positions[..., 2], 0)
         of_prefix = model.pooling_name.startswith("cls")
         chosen = is_prefix if of_prefix else ops.logical_not(is_prefix)
         chosen = ops.cast(chosen, "float32") * real
         weights = (chosen / ops.sum(chosen, -1, keepdims=True))[:, None]
-    matrix = through if rollout else last
-    weights = weights if matrix is None else ops.matmul(weights, matrix)
+        if not rollout:
+            weights = _attended(backbone.blocks[-1], before[-1], mask, weights)
+    if rollout:
+        for block, tokens in zip(reversed(backbone.blocks), reversed(before), strict=True):
+            weights = (weights + _attended(block, tokens, mask, weights)) / 2
     return ops.convert_to_numpy(weights[:, 0] * real).astype("float32")
+
+
+def _attended(block, tokens, mask, weights):
+    """What queries with these weights attend to in a block, float32 (rows, 1, length).
+
+    QUERIES at a time, and only those with a weight: a long clip has a square of attention.
+    """
+    normed, total = block.attention_norm(tokens), ops.zeros_like(weights)
+    for start in range(0, tokens.shape[1], QUERIES):
+        part = weights[:, :, start : start + QUERIES]
+        if not ops.any(ops.not_equal(part, 0)):
+            continue
+        queries = normed[:, start : start + QUERIES]
+        total += ops.matmul(part, block.self_attention.weights_of(queries, normed, mask))
+    return total
