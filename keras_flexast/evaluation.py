@@ -145,7 +145,6 @@ def evaluate_cascade(
         classifier = load_cascade("run", (48, 24, 8), threshold=cascade["threshold"])
     """
     from tf_data_pipelines.patches import check_patches
-    from tf_data_pipelines.shards import damage_named
     from tf_data_pipelines.sources import read_data
 
     pairs = checked_stages(patch_sizes)
@@ -163,40 +162,48 @@ def evaluate_cascade(
     if run.multi_label:
         raise ValueError("a cascade needs clips of one label each, and this run has several.")
     check_patches(run.patches_at(pairs, frame_shift_ms), run.fbank.mel_bins)
-    parts = []
-    for part in ("validation", split):
-        heard = read_data(
-            data, run.fbank, classes=run.classes, split=part, shares=run.shares, progress=progress
-        )
-        with damage_named(heard):
-            found = _packed_scores(
-                run, heard, pairs, frame_shift_ms=frame_shift_ms, progress=progress
-            )
-        cut = sum(is_cut(run.fbank, one) for one in heard.durations)
-        warn_of_cuts(run, cut * (part == split), len(heard.durations))
-        scores = np.exp([found[pair][0] for pair in pairs])
-        tokens = _clip_tokens(run, heard, pairs, frame_shift_ms)
-        costs = clip_operations(run.model, np.minimum(tokens, MAX_ROW_LENGTH))
-        unheard = tokens > MAX_ROW_LENGTH
-        unheard[0] = False  # the first stage cuts them, as there is no other
-        parts.append((heard.source, scores, costs, unheard))
-    source, scores, costs, unheard = parts[0]
-    in_cascade = np.where(unheard[..., None], np.nan, scores)
-    threshold = best_threshold(in_cascade, source.targets(), costs * ~unheard)
-    source, scores, costs, unheard = parts[1]
-    means = means_so_far(np.where(unheard[..., None], np.nan, scores))
+    how: dict[str, Any] = {"frame_shift_ms": frame_shift_ms, "progress": progress}
+    named: dict[str, Any] = {"classes": run.classes, "shares": run.shares, "progress": progress}
+    data, held_out = (
+        read_data(data, run.fbank, split=part, **named) for part in (split, "validation")
+    )
+    warn_of_cuts(run, sum(is_cut(run.fbank, one) for one in data.durations), len(data.durations))
+    scores, heard, costs = _stage_scores(run, held_out, pairs, **how)
+    targets = held_out.source.targets()
+    threshold = best_threshold(scores, heard, targets=targets, costs=costs)
+    scores, heard, costs = _stage_scores(run, data, pairs, **how)
+    means = means_so_far(scores, heard)
     stage = stages_of(means, threshold)
-    chosen = means[stage, np.arange(len(stage))]
+    ends = means[stage, np.arange(len(stage))]
     results = [
-        {"name": patch_name(pair), **report_clips(source, one), "operations": cost.mean()}
+        {"name": patch_name(pair), **report_clips(data.source, one), "operations": cost.mean()}
         for pair, one, cost in zip(pairs, scores, costs, strict=True)
     ]
-    reached = [float((stage >= place).mean()) for place in range(len(pairs))]
-    spent = cascade_costs(costs * ~unheard, stage).mean()
-    cascade = {"operations": spent, "threshold": threshold, "reached": reached}
-    results.append({"name": "cascade", **report_clips(source, chosen), **cascade})
-    mean = {"operations": (costs * ~unheard).sum(0).mean()}
-    return [*results, {"name": "mean", **report_clips(source, means[-1]), **mean}]
+    cascade = {
+        "operations": cascade_costs(costs, heard, stage).mean(),
+        "threshold": threshold,
+        "reached": [float((stage >= place).mean()) for place in range(len(pairs))],
+    }
+    mean = {"operations": (costs * heard).sum(0).mean()}
+    results.append({"name": "cascade", **report_clips(data.source, ends), **cascade})
+    return [*results, {"name": "mean", **report_clips(data.source, means[-1]), **mean}]
+
+
+def _stage_scores(run, data, pairs, *, frame_shift_ms, progress):
+    """Scores (stages, clips, classes), whom each stage hears (stages, clips), and its operations.
+
+    A clip that is too long for a stage is cut in its scores, but no cascade asks for them: only
+    the first stage cuts, as there is no other.
+    """
+    from tf_data_pipelines.shards import damage_named
+
+    with damage_named(data):
+        found = _packed_scores(run, data, pairs, frame_shift_ms=frame_shift_ms, progress=progress)
+    tokens = _clip_tokens(run, data, pairs, frame_shift_ms)
+    heard = tokens <= MAX_ROW_LENGTH
+    heard[0] = True
+    costs = clip_operations(run.model, np.minimum(tokens, MAX_ROW_LENGTH))
+    return np.exp([found[pair][0] for pair in pairs]), heard, costs
 
 
 def measure(artifact, data, description=None):

@@ -91,14 +91,15 @@ def test_no_threshold_is_cheaper_and_as_accurate(seed):
     scores = np.take_along_axis(scores, np.argsort(order, -1)[None].repeat(3, 0), -1)
     costs = rng.uniform(1, 2, (3, 200)) * np.array([[1], [4], [16]])
     results = {}
+    heard = np.ones((3, 200), bool)
     for threshold in THRESHOLDS:
-        stage = stages_of(means_so_far(scores), threshold)
+        stage = stages_of(means_so_far(scores, heard), threshold)
         ended = [scores[: last + 1, clip].mean(0) for clip, last in enumerate(stage)]
         paid = sum(costs[: last + 1, clip].sum() for clip, last in enumerate(stage)) / 200
         results[threshold] = (np.argmax(ended, -1) == targets).mean(), paid
-        np.testing.assert_allclose(cascade_costs(costs, stage).mean(), paid)
+        np.testing.assert_allclose(cascade_costs(costs, heard, stage).mean(), paid)
     least = (scores.argmax(-1) == targets).mean(1).max()
-    accuracy, paid = results[best_threshold(scores, targets, costs)]
+    accuracy, paid = results[best_threshold(scores, heard, targets=targets, costs=costs)]
     able = [cost for value, cost in results.values() if value >= least]
     assert (
         (accuracy >= least and paid == min(able))
@@ -143,7 +144,7 @@ def test_a_run_and_its_evaluation_agree(run, tmp_path):
     every = [load_classifier(run, size).predict_files(files).scores for size in SIZES]
     threshold = float(np.median(every[0].max(1)))
     found = load_cascade(run, SIZES, threshold=threshold).predict_files(files)
-    means = means_so_far(np.array(every))
+    means = means_so_far(np.array(every), np.ones((3, len(files)), bool))
     stage = stages_of(means, threshold)
     assert stage.mean() > 0 and found.paths == files
     expected = means[stage, np.arange(len(files))]

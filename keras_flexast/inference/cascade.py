@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_flexast.inference.artifacts import FileScores, is_artifact
+from keras_flexast.files import RUN
+from keras_flexast.inference.artifacts import FileScores
 from keras_flexast.inference.classifier import (
     Classifier,
     RunClassifier,
@@ -61,11 +62,7 @@ def load_cascade(
     settled: dict[str, Any] = {
         "frame_shift_ms": frame_shift_ms, "resize": resize, "full_length": full_length,
     }  # fmt: skip
-    if (
-        not isinstance(path, Run)
-        and not is_artifact(path)
-        and not pathlib.Path(path, "serving").is_dir()
-    ):
+    if not isinstance(path, Run) and RUN.is_whole(pathlib.Path(path)):
         path = configured_run(path)  # read once
     classifiers = [load_classifier(path, pair, threads=threads, **settled) for pair in pairs]
     return CascadeClassifier(classifiers, threshold)
@@ -98,33 +95,26 @@ class CascadeClassifier(Classifier):
     def predict(self, waveforms):
         waveforms = checked_waveforms(waveforms, self.sample_rate)
 
-        def score(classifier, places):
-            heard = [place for place in places if _is_heard(classifier, waveforms[place])]
+        def ask(classifier, places):
+            heard = np.array([_is_heard(classifier, waveforms[place]) for place in places])
             if classifier is self.classifiers[0]:
-                heard = places  # which says what is wrong with a clip
-            scores = np.full((len(waveforms), len(self.classes)), np.nan, "float32")
-            if len(heard):
-                scores[heard] = classifier.predict([waveforms[place] for place in heard])
-            return scores[places]
+                heard[:] = True  # it says what is wrong with a clip
+            chosen = [waveforms[place] for place in places[heard]]
+            return heard, classifier.predict(chosen) if chosen else _no_scores(self)
 
-        return self._gathered(len(waveforms), score)
+        return self._gathered(len(waveforms), ask)
 
     def predict_files(self, paths, progress=False):
         first = self.classifiers[0].predict_files(paths, progress)
 
-        def score(classifier, places):
+        def ask(classifier, places):
             if classifier is self.classifiers[0]:
-                return first.scores
+                return np.ones(len(places), bool), first.scores
             chosen = [first.paths[place] for place in places]
             found = classifier.predict_files(chosen, progress)
-            scores = np.full((len(chosen), len(self.classes)), np.nan, "float32")
-            heard = dict(zip(found.paths, found.scores, strict=True))
-            for place, path in enumerate(chosen):  # too long for finer patches: as it was heard
-                if path in heard:
-                    scores[place] = heard[path]
-            return scores
+            return np.isin(chosen, found.paths), found.scores
 
-        return FileScores(self._gathered(len(first.paths), score), first.paths, first.rejected)
+        return FileScores(self._gathered(len(first.paths), ask), first.paths, first.rejected)
 
     def embed_files(self, paths, progress=False):
         raise ValueError(_ONE_SIZE.format("embeddings"))
@@ -132,19 +122,21 @@ class CascadeClassifier(Classifier):
     def timeline(self, path, *, window=None, hop=None, progress=False):
         raise ValueError(_ONE_SIZE.format("timeline"))
 
-    def _gathered(self, clips, score):
-        """Scores float32 (clips, classes), where `score(classifier, places)` gives those of some.
+    def _gathered(self, clips, ask):
+        """Scores of clips, float32 (clips, classes).
 
-        Rows of NaN are of clips that are too long for a classifier; they keep what they have, and
-        a warning counts them.
+        Args:
+            clips: number of clips.
+            ask: function of a classifier and the places of clips, int (n,), to bool (n,), which of
+                them are short enough for it, and their scores. The others keep what they have, and
+                a warning counts them.
         """
         sums, counts = np.zeros((clips, len(self.classes)), "float32"), np.zeros((clips, 1))
         doubted = np.arange(clips)
         for classifier in self.classifiers:
             if not doubted.size:
                 break
-            found = score(classifier, doubted)
-            heard = ~np.isnan(found).any(1)
+            heard, scores = ask(classifier, doubted)
             if not heard.all():
                 warnings.warn(
                     f"{np.sum(~heard)} of {clips} clips are too long for patch "
@@ -152,12 +144,16 @@ class CascadeClassifier(Classifier):
                     DataWarning,
                     stacklevel=4,
                 )
-            sums[doubted[heard]] += found[heard]
+            sums[doubted[heard]] += scores
             counts[doubted[heard]] += 1
             if self.threshold is not None:
                 best = sums[doubted].max(1) / counts[doubted, 0]
                 doubted = doubted[best < self.threshold]
         return np.float32(sums / counts)
+
+
+def _no_scores(classifier):
+    return np.zeros((0, len(classifier.classes)), "float32")
 
 
 def _is_heard(classifier, waveform):
@@ -194,12 +190,12 @@ def checked_stages(patch_sizes):
     return pairs
 
 
-def best_threshold(scores, targets, costs):
+def best_threshold(scores, heard, *, targets, costs):
     """The threshold at which a cascade costs least while it is as accurate as its best stage alone.
 
     Args:
-        scores: float (stages, clips, classes) of validation clips at each stage, in [0, 1]; NaN
-            where a clip is too long for a stage.
+        scores: float (stages, clips, classes) of validation clips at each stage, in [0, 1].
+        heard: bool (stages, clips): which clips are short enough for each stage.
         targets: int (clips,).
         costs: float (stages, clips), what each stage costs for each clip.
 
@@ -207,20 +203,20 @@ def best_threshold(scores, targets, costs):
         float, one of THRESHOLDS. Where none is as accurate as the best stage, the most accurate
         one; of equals the cheapest.
     """
-    means, found = means_so_far(scores), []
-    alone = np.where(np.isnan(scores), means, scores)
-    least, right = (alone.argmax(-1) == targets).mean(1).max(), means.argmax(-1) == targets
+    least, means = (scores.argmax(-1) == targets).mean(1).max(), means_so_far(scores, heard)
+    right, found = means.argmax(-1) == targets, []
     for threshold in THRESHOLDS:
         stage = stages_of(means, threshold)
         accuracy = right[stage, np.arange(stage.size)].mean()
-        found.append((min(accuracy, least), -cascade_costs(costs, stage).mean(), float(threshold)))
+        cost = cascade_costs(costs, heard, stage).mean()
+        found.append((min(accuracy, least), -cost, float(threshold)))
     return max(found)[2]
 
 
-def means_so_far(scores):
+def means_so_far(scores, heard):
     """The scores of a cascade that ends at each stage, float (stages, clips, classes)."""
-    heard = ~np.isnan(scores)
-    return np.cumsum(np.where(heard, scores, 0), 0) / np.cumsum(heard, 0)
+    counts = np.cumsum(heard, 0)[..., None]
+    return np.cumsum(np.where(heard[..., None], scores, 0), 0) / counts
 
 
 def stages_of(means, threshold):
@@ -230,9 +226,9 @@ def stages_of(means, threshold):
     return sure.argmax(0)
 
 
-def cascade_costs(costs, stage):
+def cascade_costs(costs, heard, stage):
     """What a cascade that ends at these stages costs for each clip, float (clips,)."""
-    return np.cumsum(costs, 0)[stage, np.arange(stage.size)]
+    return np.cumsum(costs * heard, 0)[stage, np.arange(stage.size)]
 
 
 def clip_operations(model, tokens):

@@ -34,19 +34,18 @@ def _attention(query, key, value, ids, begin, end, scale):
     @ops.custom_gradient
     def attention(query, key, value, *clips):
         tiles = _Tiles(*(ops.cast(x, "int32") for x in clips))
-        output, logsumexp = _forward(query, key, value, tiles, scale)
+        output, logsumexp = _forward(query, key, value, tiles=tiles, scale=scale)
 
-        def gradients(*arguments, upstream=None):  # PyTorch passes it by name
-            upstream = arguments[0] if upstream is None else upstream
-            slopes = _backward(query, key, value, output, logsumexp, upstream, tiles, scale)
-            return *slopes, *map(ops.zeros_like, clips)
+        def gradients(d_output):
+            given = query, key, value, output, logsumexp, d_output
+            return *_backward(*given, tiles=tiles, scale=scale), *map(ops.zeros_like, clips)
 
         return output, gradients
 
     return attention(query, key, value, *clips)
 
 
-def _forward(query, key, value, tiles, scale):
+def _forward(query, key, value, *, tiles, scale):
     q = tiles.split(query)
 
     def visit(step, output, row_sum, row_max):
@@ -67,7 +66,7 @@ def _forward(query, key, value, tiles, scale):
     return tiles.join(output), row_max + ops.log(row_sum)
 
 
-def _backward(query, key, value, output, logsumexp, d_output, tiles, scale):
+def _backward(query, key, value, output, logsumexp, d_output, *, tiles, scale):
     delta = ops.cast(d_output, "float32") * ops.cast(output, "float32")
     delta = ops.sum(delta, -1, keepdims=True)
     q, k, v, d_out, own_delta = map(tiles.split, (query, key, value, d_output, delta))

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from keras_flexast.layers.clip_ranges import LOWEST, token_ranges
+
 TILE, PARALLEL = 192, 2  # tiles of 64 to 512 tokens and 1 to 8 of them were timed on a CPU
 
 
@@ -54,7 +56,7 @@ def _forward(query, key, value, segment_ids):
             return output, row_sum * shrink + weights.sum(-1, keepdims=True), new_max
 
         shape = PARALLEL, heads, TILE
-        zeros, lowest = (jnp.full((*shape, 1), number) for number in (0.0, -1e30))
+        zeros, lowest = (jnp.full((*shape, 1), number) for number in (0.0, LOWEST))
         output, row_sum, row_max = _for_each_key_tile(
             visit_keys, tile, (jnp.zeros((*shape, width)), zeros, lowest)
         )
@@ -123,12 +125,10 @@ class _Tiles(NamedTuple):
 
 def _query_tiles(segment_ids):
     """Number of steps of PARALLEL query tiles, and the _Tiles, empty ones behind the tokens."""
-    tokens, length = segment_ids.size, segment_ids.shape[1]
-    flat, places = jnp.ravel(segment_ids), jnp.arange(tokens)
-    first = (flat != jnp.roll(flat, 1)) | (places % length == 0)
-    start = jax.lax.cummax(jnp.where(first, places, 0))
-    clip = jnp.cumsum(first) - 1
-    end = start + jnp.zeros(tokens, "int32").at[clip].add(1)[clip]
+    rows, length = segment_ids.shape
+    tokens, flat, places = rows * length, jnp.ravel(segment_ids), jnp.arange(rows * length)
+    row = (jnp.arange(rows) * length)[:, None]
+    start, end = (jnp.ravel(row + x) for x in token_ranges(segment_ids))
     is_tile = (flat > 0) & ((places - start) % TILE == 0)
     (place,) = jnp.nonzero(is_tile, size=tokens + PARALLEL, fill_value=tokens)
     start, end = (jnp.append(x, tokens)[place] for x in (start, end))

@@ -134,7 +134,7 @@ KERNELS = {  # "auto" takes the first that works and is preferred
     ),
     "clip_bands": Kernel(
         _from_file("clip_bands"),
-        works=lambda site: site.length is not None,
+        works=lambda site: site.backend in ("tensorflow", "jax") and site.length is not None,
         preferred=_long_rows_on("gpu", several=True),
     ),
     "dense": Kernel(dense_mask, works=lambda site: True, preferred=lambda site: True),
