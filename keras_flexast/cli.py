@@ -44,6 +44,7 @@ from keras_flexast.terminal import (
     nothing_on_stderr,
     print_tables,
     show_warning,
+    sweep_table,
 )
 from tf_data_pipelines.settings import PATCH_SIZES, FbankSettings, PatchSettings
 
@@ -223,6 +224,8 @@ def evaluate(
     data: options.DataArgument,
     patch_sizes: options.EvaluatePatchSizes = None,
     cascade: options.EvaluateCascade = None,
+    sweep: options.Sweep = None,
+    points: options.Points = None,
     split: options.Split = "test",
     frame_shift_ms: options.FrameShift = None,
     resize: options.ResizeRun = None,
@@ -241,13 +244,36 @@ def evaluate(
         raise typer.BadParameter(
             "--cascade has its own patch sizes, and no --figure or --confusion; leave them out."
         )
+    if sweep and (cascade or figure or confusion or frame_shift_ms or resize or full_length):
+        raise typer.BadParameter(
+            "--sweep takes --patch-sizes, --points and --split alone; `flexast report` makes its "
+            "pictures."
+        )
+    if points and (sweep or "patch-size") == "patch-size":
+        raise typer.BadParameter("--points belongs to --sweep length, frame-shift and pooling.")
     stages = parse_patch_sizes(cascade, "--cascade")
+    sizes, values = parse_patch_sizes(patch_sizes), parse_numbers(points, "--points")
+    if sweep and sweep != "patch-size" and sizes and len(sizes) > 1:
+        raise typer.BadParameter(f"--sweep {sweep} takes one patch size, not {len(sizes)}.")
     _start()
     from keras_flexast.evaluation import evaluate_cascade, evaluate_run
     from keras_flexast.figures import accuracy_figure, confusion_figure, refuse_picture
+    from keras_flexast.sweeps import evaluate_sweep
 
     refuse_picture(figure)
     refuse_picture(confusion)
+    if sweep:
+        found = evaluate_sweep(
+            run, data, sweep, split=split, progress=not as_json,
+            **({"points": sizes} if sweep == "patch-size" else
+               {"points": values, "patch_size": sizes and sizes[0]}),
+        )  # fmt: skip
+        results = found["sweeps"][sweep]
+        if as_json:
+            typer.echo(json_text(found))
+        else:
+            print_tables(sweep_table(sweep, results), *([class_table(results)] * per_class))
+        return
     how: dict[str, Any] = {
         "split": split, "frame_shift_ms": frame_shift_ms, "resize": resize,
         "full_length": full_length, "progress": not as_json,
@@ -259,7 +285,7 @@ def evaluate(
         else:
             print_tables(cascade_table(results), *([class_table(results)] * per_class))
         return
-    results = evaluate_run(run, data, patch_sizes=parse_patch_sizes(patch_sizes), **how)
+    results = evaluate_run(run, data, patch_sizes=sizes, **how)
     first = results[0]
     if figure:
         accuracy_figure({run.name: results}, figure, f"{first['clips']} clips")

@@ -73,8 +73,8 @@ def evaluate_run(
         list of dictionaries, one per patch size: `name` ("16", "16x24"), `metric` ("accuracy"
         or "mAP"), `value`, `standard_error` (None for mAP), `clips`, and what
         `metrics.classification_report` gives: `top1`, `top5`, `mAP`, `auc`, `d_prime`,
-        `per_class` and `confusion`. Of a run also `patch_size` (frequency, time), `rows`, `tokens`
-        and `fill`; of an artifact `signature`.
+        `per_class` and `confusion`. Of a run also `patch_size` (frequency, time), `rows`, `tokens`,
+        `fill` and `operations` of a clip on average; of an artifact `signature`.
 
     Raises:
         FileNotFoundError, ValueError: no run or artifact, no such data, split or patch size, or
@@ -105,7 +105,7 @@ def evaluate_run(
     )
     warn_of_cuts(run, sum(is_cut(run.fbank, one) for one in data.durations), len(data.durations))
     with damage_named(data):
-        return _evaluate_packed(run, data, sizes, frame_shift_ms=frame_shift_ms, progress=progress)
+        return evaluate_packed(run, data, sizes, frame_shift_ms=frame_shift_ms, progress=progress)
 
 
 def evaluate_cascade(
@@ -199,7 +199,7 @@ def _stage_scores(run, data, pairs, *, frame_shift_ms, progress):
 
     with damage_named(data):
         found = _packed_scores(run, data, pairs, frame_shift_ms=frame_shift_ms, progress=progress)
-    tokens = _clip_tokens(run, data, pairs, frame_shift_ms)
+    tokens = _clip_tokens(run, data, pairs, frame_shift_ms=frame_shift_ms)
     heard = tokens <= MAX_ROW_LENGTH
     heard[0] = True
     costs = clip_operations(run.model, np.minimum(tokens, MAX_ROW_LENGTH))
@@ -293,9 +293,20 @@ def _evaluate_artifact(artifact, data, progress):
     return {"name": name, "signature": artifact.signature, **report_clips(data.source, scores)}
 
 
-def _evaluate_packed(run, data, patch_sizes, *, frame_shift_ms=None, progress=False):
-    """Results of a run at each patch size."""
-    found = _packed_scores(run, data, patch_sizes, frame_shift_ms=frame_shift_ms, progress=progress)
+def evaluate_packed(run, data, patch_sizes, *, progress=False, predictor=None, **resolution):
+    """Results of a run at each patch size, see `evaluate_run`, on a ScannedSource.
+
+    Args:
+        run: Run.
+        data: ScannedSource of the run's classes.
+        patch_sizes: ints or (frequency, time) pairs.
+        progress: show progress bars.
+        predictor: PackedPredictor of the run's model, which keeps what it compiled; None for a
+            new one.
+        **resolution: frame_shift_ms or pool_frames, see `Run.patches_at`.
+    """
+    how = {"progress": progress, "predictor": predictor}
+    found = _packed_scores(run, data, patch_sizes, **how, **resolution)
     return [
         {
             "name": patch_name(pair),
@@ -307,7 +318,7 @@ def _evaluate_packed(run, data, patch_sizes, *, frame_shift_ms=None, progress=Fa
     ]
 
 
-def _packed_scores(run, data, patch_sizes, *, frame_shift_ms=None, progress=False):
+def _packed_scores(run, data, patch_sizes, *, progress=False, predictor=None, **resolution):
     """{patch size: (outputs that rank as scores do, float (clips, classes), counts)} of a run.
 
     Clips of one label have log softmax, others logits; counts are those of `packed_outputs`.
@@ -318,34 +329,38 @@ def _packed_scores(run, data, patch_sizes, *, frame_shift_ms=None, progress=Fals
     from tf_data_pipelines.lengths import packing_for
     from tf_data_pipelines.pipeline import evaluation_batches
 
-    pairs = run.patches_at(patch_sizes, frame_shift_ms).patch_sizes
-    tokens = _clip_tokens(run, data, pairs, frame_shift_ms)
+    pairs = run.patches_at(patch_sizes, **resolution).patch_sizes
+    tokens = _clip_tokens(run, data, pairs, **resolution)
     _warn_of_overlong(tokens, pairs)
     fits = dict(zip(pairs, tokens.max(1) <= run.packing.row_length, strict=True))
-    predictor, found = PackedPredictor(run.model), {}
+    predictor, found = predictor or PackedPredictor(run.model), {}
     for group in (True, False):
         chosen = [pair for pair in pairs if fits[pair] == group]
         if not chosen:
             continue
-        together = run.patches_at(chosen, frame_shift_ms)
+        together = run.patches_at(chosen, **resolution)
         packing = packing_for(data, run.fbank, together, run.packing, crop=True)
         for pair in chosen:
-            patches = run.patches_at([pair], frame_shift_ms)
+            patches = run.patches_at([pair], **resolution)
             logits, counts = packed_outputs(
                 predictor,
                 evaluation_batches(data, run.fbank, patches=patches, packing=packing),
                 len(data.source),
                 f"Evaluating at patch {patch_name(pair)}" if progress else None,
             )
+            costs = clip_operations(
+                run.model, np.minimum(tokens[pairs.index(pair)], MAX_ROW_LENGTH)
+            )
+            counts = {**counts, "operations": float(costs.mean())}
             found[pair] = (logits if run.multi_label else log_softmax(logits)), counts
     return {pair: found[pair] for pair in pairs}
 
 
-def _clip_tokens(run, data, pairs, frame_shift_ms):
+def _clip_tokens(run, data, pairs, **resolution):
     """Tokens of each clip, int (patch sizes, clips)."""
     from tf_data_pipelines.lengths import clip_tokens
 
-    return clip_tokens(data, run.fbank, run.patches_at(pairs, frame_shift_ms))
+    return clip_tokens(data, run.fbank, run.patches_at(pairs, **resolution))
 
 
 def _warn_of_overlong(tokens, pairs):

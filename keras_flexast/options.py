@@ -26,6 +26,7 @@ from keras_flexast.settings import (
     PRECISIONS,
     SCHEDULES,
     SIZES,
+    SWEEPS,
     TABLE_RULES,
     TARGETS,
 )
@@ -56,6 +57,7 @@ Remainder = Literal[REMAINDERS]
 Resize = Literal[RESIZES]
 Schedules = Literal[SCHEDULES]
 Size = Literal[tuple(SIZES)]
+Sweeps = Literal[SWEEPS]
 TableRule = Literal[TABLE_RULES]
 Target = Literal[TARGETS]
 
@@ -111,7 +113,7 @@ def parse_milliseconds(text):
     return value
 
 
-def parse_numbers(text):
+def parse_numbers(text, name="--frame-shifts-ms"):
     """ "10,20" -> (10.0, 20.0); None -> None."""
     if text is None:
         return None
@@ -119,7 +121,7 @@ def parse_numbers(text):
         return tuple(float(part) for part in text.split(",") if part)
     except ValueError:
         raise typer.BadParameter(
-            f"--frame-shifts-ms {text!r} is not a list of numbers such as 10,20."
+            f"{name} {text!r} is not a list of numbers such as 10,20."
         ) from None
 
 
@@ -569,6 +571,23 @@ Threshold = Annotated[
 MeanOfSizes = Annotated[
     bool,
     typer.Option("--mean", help="Mean of the scores at all sizes of --cascade, in place of it."),
+]
+Sweep = Annotated[
+    Sweeps | None,
+    typer.Option(
+        help="Accuracy along one axis: patch sizes, seconds after which clips are cut, "
+        "milliseconds from frame to frame, or neighboring frames pooled to one. `flexast report` "
+        "joins what --json prints.",
+        show_default=False,
+    ),
+]
+Points = Annotated[
+    str | None,
+    typer.Option(
+        help="Values along the axis of --sweep, such as 0.5,1,2; --patch-sizes has those of "
+        "patch-size, and the one size of the others.",
+        show_default="usual ones",
+    ),
 ]
 Split = Annotated[str, typer.Option(help="Split: train, validation, test, or all.")]
 Confusion = Annotated[

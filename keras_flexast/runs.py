@@ -111,15 +111,19 @@ class Run:
         return dataclasses.replace(self, patches=dataclasses.replace(self.patches, resize=resize))
 
     def patches_at(
-        self, patch_sizes: Sequence[PatchSize], frame_shift_ms: float | None = None
+        self,
+        patch_sizes: Sequence[PatchSize],
+        frame_shift_ms: float | None = None,
+        pool_frames: int = 1,
     ) -> PatchSettings:
-        """The run's PatchSettings at other patch sizes and one frame shift.
+        """The run's PatchSettings at other patch sizes and one time resolution.
 
         Args:
             patch_sizes: ints or (frequency, time) pairs.
             frame_shift_ms: frame shift in milliseconds; None for that of training.
+            pool_frames: number of neighboring frames that are pooled to one.
         """
-        return self.patches.at(patch_sizes, frame_shift_ms)
+        return self.patches.at(patch_sizes, frame_shift_ms, pool_frames)
 
     def front_end(self, frame_shift_ms: float | None = None) -> tuple[FbankSettings, float]:
         """The run's FbankSettings at a frame shift, and that shift over the one of training."""

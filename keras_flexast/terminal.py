@@ -75,6 +75,26 @@ def evaluation_table(results):
     return table
 
 
+SWEPT = {  # title of the first column
+    "patch-size": "patch", "length": "seconds", "frame-shift": "ms", "pooling": "frames",
+}  # fmt: skip
+
+
+def sweep_table(sweep, results):
+    """Accuracy along one axis and what a clip costs there; see `evaluate_sweep`."""
+    from keras_flexast.evaluation import share_text
+
+    caption = "shares in percent, ± one standard error; tokens and operations of a clip"
+    table = Table(
+        SWEPT[sweep], results[0]["metric"], "clips", "tokens", "operations", caption=caption
+    )
+    for one in results:
+        tokens = f"{one['tokens'] / one['clips']:.0f}"
+        row = str(one["point"]), share_text(one), str(one["clips"]), tokens
+        table.add_row(*row, f"{one['operations']:.2g}")
+    return table
+
+
 def cascade_table(results):
     """Accuracy and cost of a cascade, of its stages and of their mean; see `evaluate_cascade`."""
     from keras_flexast.evaluation import share_text

@@ -237,7 +237,7 @@ def test_a_training_step_becomes_triton_code_without_a_gpu():
 def test_a_gpu_without_triton_takes_the_bands_and_says_so(monkeypatch, caplog):
     from keras_flexast.layers import clip_triton
 
-    gpu = SITE._replace(backend="jax", device="gpu", xla=True)
+    gpu = SITE._replace(backend="jax", device="gpu", length=4096, xla=True)
     trials = (
         (lambda *_: 1e-6, "clip_triton"), (lambda *_: 1.0, "clip_bands"),
         (lambda *_: 1 / 0, "clip_bands"),
@@ -276,13 +276,16 @@ SITE = Site("tensorflow", "cpu", False, length=512, width=64, dtype="float32", x
         ({"length": 511}, "dense"),
         ({"length": None}, "dense"),
         ({"xla": True}, "dense"),
-        ({"device": "gpu"}, "clip_bands"),
-        ({"device": "gpu", "xla": True}, "clip_bands"),
-        ({"device": "gpu", "length": 511}, "dense"),
+        ({"device": "gpu", "length": 4096}, "clip_bands"),
+        ({"device": "gpu", "length": 4096, "xla": True}, "clip_bands"),
+        ({"device": "gpu", "length": 4095}, "dense"),
         ({"distributed": True}, "dense"),
         ({"backend": "jax", "xla": True}, "clip_tiles"),
         ({"backend": "jax", "xla": True, "length": None}, "dense"),
-        ({"backend": "jax", "xla": True, "device": "gpu", "distributed": True}, "clip_bands"),
+        (
+            {"backend": "jax", "xla": True, "device": "gpu", "length": 4096, "distributed": True},
+            "clip_bands",
+        ),
         ({"backend": "jax", "xla": True, "device": "tpu"}, "dense"),
         ({"backend": "torch"}, "dense"),
     ],

@@ -159,6 +159,28 @@ class ScannedSource:
         source, keep = self.source.split(name), self.source.split_names == name
         return dataclasses.replace(self, source=source, durations=self.durations[keep])
 
+    def shortened(self, seconds: float) -> Self:
+        """The same clips without what comes after so many seconds of each.
+
+        Raises:
+            ValueError: the clips are in shards, which hold whole clips.
+        """
+        if not isinstance(self.source.clips, tuple | list):
+            raise ValueError(
+                "clips in shards cannot be cut. Give the data that `flexast prepare` was given."
+            )
+        long = self.durations > seconds
+        clips = tuple(
+            dataclasses.replace(clip, stop=clip.start + seconds) if cut else clip
+            for clip, cut in zip(self.source.clips, long, strict=True)
+        )
+        return dataclasses.replace(
+            self,
+            source=dataclasses.replace(self.source, clips=clips),
+            durations=np.minimum(self.durations, seconds),
+            graph_only=self.graph_only and not long.any(),
+        )
+
     def clip_name(self, clip_id: int) -> str:
         """Name of a clip in messages: its path, and which part of the file it is."""
         return self.source.clips[clip_id].name

@@ -2,7 +2,7 @@
 
 Three Pallas kernels, which Triton compiles: one for the output, one for the gradient of the
 queries, one for those of keys and values. Each program has one tile of TILE tokens of one head,
-and visits only the tiles that hold tokens of the same clips. On a CPU the same kernels are
+and visits only tokens near those of the same clips, some at a time. On a CPU the same kernels are
 interpreted, which is for tests: exact, and slow.
 
 JAX's own `pallas.ops.gpu.attention.mha` masks the tiles of other clips and computes them all the
@@ -27,7 +27,18 @@ from jax.experimental.pallas import triton
 
 from keras_flexast.layers.clip_ranges import LOWEST, in_tiles
 
-TILE, WARPS, STAGES = 64, 4, 2  # not tuned on a GPU yet
+
+class Loop(NamedTuple):
+    """How the programs of a kernel visit other tokens."""
+
+    visited: int  # tokens at a time, which divide TILE
+    warps: int
+    stages: int  # of the pipeline that loads them ahead
+
+
+# The fastest of those that examples/benchmarks/gpu/kernels.py tries, on an H200.
+TILE = 64
+OUTPUT_LOOP, QUERY_LOOP, KEY_LOOP = Loop(32, 4, 3), Loop(64, 4, 3), Loop(64, 4, 3)
 NARROWEST = 16  # width of a matrix product on tensor cores
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}  # of numbers around 1
 log = logging.getLogger(__name__)
@@ -107,7 +118,7 @@ def _attention(query, key, value, clips, scale):
 def _forward(query, key, value, clips, scale):
     rows, length, heads, _ = query.shape
     output, logsumexp = _run(
-        _output_kernel, scale, clips, own=(query,), others=(key, value),
+        _output_kernel, OUTPUT_LOOP, scale, clips, own=(query,), others=(key, value),
         results=(query, jax.ShapeDtypeStruct((rows, heads, length), "float32")),
     )  # fmt: skip
     return output, (query, key, value, clips, output, logsumexp)
@@ -118,11 +129,13 @@ def _backward(scale, saved, d_output):
     delta = jnp.einsum("rthw,rthw->rht", *(x.astype("float32") for x in (d_output, output)))
     of_queries = query, d_output, logsumexp, delta
     (d_query,) = _run(
-        _query_kernel, scale, clips, own=of_queries, others=(key, value), results=(query,)
-    )
+        _query_kernel, QUERY_LOOP, scale, clips, own=of_queries, others=(key, value),
+        results=(query,),
+    )  # fmt: skip
     d_key, d_value = _run(
-        _key_kernel, scale, clips, own=(key, value), others=of_queries, results=(key, value)
-    )
+        _key_kernel, KEY_LOOP, scale, clips, own=(key, value), others=of_queries,
+        results=(key, value),
+    )  # fmt: skip
     return d_query, d_key, d_value, None
 
 
@@ -132,7 +145,7 @@ _attention.defvjp(_forward, _backward)
 # === Kernels: own are this program's tile, others all tokens of the row ===
 
 
-def _output_kernel(clips, own, others, output_ref, logsumexp_ref, *, scale):
+def _output_kernel(clips, own, others, output_ref, logsumexp_ref, *, scale, visited):
     (query,), (keys, values) = own, others
     q = triton.load(query)
 
@@ -141,20 +154,21 @@ def _output_kernel(clips, own, others, output_ref, logsumexp_ref, *, scale):
         k, v = triton.load(keys.at[places]), triton.load(values.at[places])
         logits = jnp.where(pairs, _dot(q, k.T) * scale, LOWEST)
         new_max = jnp.maximum(row_max, logits.max(1))
-        weights = jnp.where(pairs, jnp.exp(logits - new_max[:, None]), 0)
+        # Where no token counts yet, all weights are 1, until a real one shrinks them to 0.
+        weights = jnp.exp(logits - new_max[:, None])
         shrink = jnp.exp(row_max - new_max)
         output = output * shrink[:, None] + _dot(weights.astype(v.dtype), v)
         return output, row_sum * shrink + weights.sum(1), new_max
 
     zeros, column = jnp.zeros(q.shape, "float32"), jnp.zeros(TILE, "float32")
     carry = zeros, column, column + LOWEST
-    output, row_sum, row_max = _for_each_tile(clips, visit, carry)
-    row_sum = jnp.where(row_sum == 0, 1, row_sum)  # of padding
+    output, row_sum, row_max = _for_each_tile(clips, visited, visit, carry)
+    row_sum = jnp.where(row_sum == 0, 1, row_sum)  # of a tile of padding alone
     triton.store(output_ref, (output / row_sum[:, None]).astype(output_ref.dtype))
     triton.store(logsumexp_ref, row_max + jnp.log(row_sum))
 
 
-def _query_kernel(clips, own, others, d_query_ref, *, scale):
+def _query_kernel(clips, own, others, d_query_ref, *, scale, visited):
     q, d_out, logsumexp, delta = map(triton.load, own)
     keys, values = others
 
@@ -164,11 +178,11 @@ def _query_kernel(clips, own, others, d_query_ref, *, scale):
         d_logits = jnp.where(pairs, weights * (_dot(d_out, v.T) - delta[:, None]), 0)
         return d_query + _dot(d_logits.astype(k.dtype), k)
 
-    d_query = _for_each_tile(clips, visit, jnp.zeros(q.shape, "float32"))
+    d_query = _for_each_tile(clips, visited, visit, jnp.zeros(q.shape, "float32"))
     triton.store(d_query_ref, (d_query * scale).astype(d_query_ref.dtype))
 
 
-def _key_kernel(clips, own, others, d_key_ref, d_value_ref, *, scale):
+def _key_kernel(clips, own, others, d_key_ref, d_value_ref, *, scale, visited):
     k, v = map(triton.load, own)
 
     def visit(pairs, places, carry):
@@ -180,23 +194,27 @@ def _key_kernel(clips, own, others, d_key_ref, d_value_ref, *, scale):
         return d_key + _dot(d_logits.astype(q.dtype), q), d_value
 
     zeros = jnp.zeros(k.shape, "float32")
-    d_key, d_value = _for_each_tile(clips, visit, (zeros, zeros))
+    d_key, d_value = _for_each_tile(clips, visited, visit, (zeros, zeros))
     triton.store(d_key_ref, (d_key * scale).astype(d_key_ref.dtype))
     triton.store(d_value_ref, d_value.astype(d_value_ref.dtype))
 
 
-def _for_each_tile(clips, visit, carry):
-    """The carry after `visit(pairs, places, carry)` of every tile with tokens of the same clips."""
+def _for_each_tile(clips, visited, visit, carry):
+    """The carry after `visit(pairs, places, carry)` of all tokens of the same clips.
+
+    `visited` of them come at a time, at `places`; `pairs` (TILE, visited) tells which are of one
+    clip.
+    """
     own_ids = triton.load(clips.ids.at[pl.ds(pl.program_id(0) * TILE, TILE)])
 
     def body(index, carry):
-        places = pl.ds(index * TILE, TILE)
+        places = pl.ds(index * visited, visited)
         other_ids = triton.load(clips.ids.at[places])
         pairs = (own_ids[:, None] == other_ids[None]) & (other_ids > 0)[None]
         return visit(pairs, places, carry)
 
-    first = triton.load(clips.begin) // TILE
-    last = (triton.load(clips.end) + TILE - 1) // TILE
+    first = triton.load(clips.begin) // visited
+    last = (triton.load(clips.end) + visited - 1) // visited
     return jax.lax.fori_loop(first, last, body, carry)
 
 
@@ -208,11 +226,12 @@ def _dot(a, b):
 # === How a kernel is started ===
 
 
-def _run(kernel, scale, clips, *, own, others, results):
+def _run(kernel, loop, scale, clips, *, own, others, results):
     """Run a kernel for each tile of each row and head.
 
     Args:
         kernel: function of references to clips, own, others and each result, and of scale.
+        loop: Loop.
         scale: factor on the query-key products.
         clips: _Clips.
         own: tuple of arrays of which a program has its own tile: (rows, length, heads, width), or
@@ -242,7 +261,7 @@ def _run(kernel, scale, clips, *, own, others, results):
 
     def call(interpret):
         return pl.pallas_call(
-            functools.partial(kernel, scale=scale),
+            functools.partial(kernel, scale=scale, visited=loop.visited),
             grid=(length // TILE, rows, heads),
             in_specs=(
                 _Clips(scalar_spec, scalar_spec, ids_spec),
@@ -251,7 +270,7 @@ def _run(kernel, scale, clips, *, own, others, results):
             ),
             out_specs=tuple(map(tile_spec, results)),
             out_shape=tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results),
-            compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+            compiler_params=triton.CompilerParams(num_warps=loop.warps, num_stages=loop.stages),
             interpret=interpret,
             name=kernel.__name__.strip("_"),
         )

@@ -3,7 +3,8 @@
 KERAS_BACKEND=jax python train.py batches.npz [--size base] [--peer ELASTICAST] [--json PATH]
 
 batches.npz is from `batches.py`; this script needs no TensorFlow. Each case is a process of its
-own, in bfloat16. The useful operations are those of the real tokens and of the pairs of tokens of
+own, in bfloat16. Ours is trained by `model.fit`, as users do; steps are not waited for one by one.
+The useful operations are those of the real tokens and of the pairs of tokens of
 one clip; their rate is divided by that of plain matrix products in bfloat16, measured beside it.
 The peers learn from the same clips: padded to the longest one of the batch (Hugging Face's AST
 with scaled dot-product attention, timm's NaFlexVit), and in the ElasticAST authors' packing, all
@@ -12,6 +13,7 @@ under autocast; they need PyTorch, and what is not installed is left out.
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -23,7 +25,8 @@ import numpy as np
 
 from keras_flexast.settings import SIZES
 
-CLASSES, STEPS, WIDTH = 10, 10, 256
+CLASSES, WIDTH = 10, 256
+GROUPS, STEPS = 5, 10  # a time is that of STEPS steps; the median is over GROUPS of them
 OURS = ("auto", "clip_triton", "clip_bands", "dense")
 CASES = {
     "matrix products": lambda given: products(),
@@ -57,15 +60,22 @@ def operations(size, lengths):
 
 
 def timed(step, wait, batches):
-    """Seconds of a step: the median over STEPS of them, after one of each batch."""
+    """Seconds of a step, after one of each batch; see `summary`."""
     start = time.perf_counter()
     for batch in batches:
         wait(step(batch))
     first, seconds = time.perf_counter() - start, []
-    for number in range(STEPS):
+    for _ in range(GROUPS):
         start = time.perf_counter()
-        wait(step(batches[number % len(batches)]))
-        seconds.append(time.perf_counter() - start)
+        for number in range(STEPS):
+            last = step(batches[number % len(batches)])
+        wait(last)
+        seconds.append((time.perf_counter() - start) / STEPS)
+    return summary(first, seconds)
+
+
+def summary(first, seconds):
+    """Median, least and most seconds of a step, and those of all that came before."""
     return {"seconds": float(np.median(seconds)), "least": min(seconds), "most": max(seconds),
             "first": first}  # fmt: skip
 
@@ -85,6 +95,19 @@ def products(width=8192):
     return {**found, "rate": 8 * 2 * width**3 / found["seconds"]}
 
 
+class Watch:
+    """Seconds of each epoch."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def begin(self, epoch, logs=None):
+        self.start = time.perf_counter()
+
+    def end(self, epoch, logs=None):  # Keras has waited for the device: it has the losses
+        self.seconds.append(time.perf_counter() - self.start)
+
+
 def ours(given, attention, *, kind="16", training=True):
     import jax
     import keras
@@ -98,28 +121,28 @@ def ours(given, attention, *, kind="16", training=True):
     data = [
         (
             {"tokens": tokens, **{k: jax.device_put(b[k]) for k in ("positions", "segment_ids")}},
-            b["labels"], b["weights"],
+            jax.device_put(b["labels"]), jax.device_put(b["weights"]),
         )
         for b in batches
     ]  # fmt: skip
-    segments = batches[0]["weights"].shape[1]
     model = ElasticAST(
-        CLASSES, size=given.size, segments=segments, attention=attention,
+        CLASSES, size=given.size, segments=batches[0]["weights"].shape[1], attention=attention,
         dtype="mixed_bfloat16", remat=given.remat,
     )  # fmt: skip
     if training:
         compile_packed(model, 1e-4, row_length=shape[1])
-
-        def step(one):
-            return model.train_on_batch(*one)[0]
+        watch = Watch()
+        model.fit(
+            (one for one in itertools.cycle(data)), steps_per_epoch=STEPS, epochs=1 + GROUPS,
+            verbose=0, callbacks=[keras.callbacks.LambdaCallback(
+                on_epoch_begin=watch.begin, on_epoch_end=watch.end
+            )],
+        )  # fmt: skip
+        found = summary(watch.seconds[0], [one / STEPS for one in watch.seconds[1:]])
     else:
         forward = jax.jit(lambda weights, inputs: model.stateless_call(weights, [], inputs)[0])
         weights = [one.value for one in model.variables]
-
-        def step(one):
-            return forward(weights, one[0])
-
-    found = timed(step, lambda x: np.asarray(keras.ops.convert_to_numpy(x)), data)
+        found = timed(lambda one: forward(weights, one[0]), jax.block_until_ready, data)
     stats = jax.local_devices()[0].memory_stats() or {}
     lengths = [clip_lengths(batch) for batch in batches]
     done = np.mean([operations(given.size, one) for one in lengths]) / (1 if training else 3)

@@ -1,0 +1,140 @@
+"""One set of weights at many patch sizes, clip lengths, frame shifts or factors of pooling."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_flexast.evaluation import evaluate_packed
+from keras_flexast.inference.artifacts import is_artifact
+from keras_flexast.inference.scoring import PackedPredictor
+from keras_flexast.runs import Run, as_run
+from keras_flexast.settings import SWEEPS
+from tf_data_pipelines.hints import PatchSize, PathLike
+from tf_data_pipelines.settings import (
+    MAX_POOL_FRAMES,
+    PATCH_SIZES,
+    check_between,
+    check_choice,
+    check_positive,
+)
+
+if TYPE_CHECKING:
+    import tf_data_pipelines
+
+BETWEEN = (14, 18, 22, 28, 36, 44)  # patch sizes that PATCH_SIZES leaves out
+SHIFTS = (1, 1.5, 2, 2.5, 3, 3.5, 4)  # of the run's frame shift, as ElasticAST
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the longest clip
+SHORTEST = 0.1  # seconds
+
+
+def evaluate_sweep(
+    run: Run | PathLike,
+    data: "PathLike | tf_data_pipelines.ScannedSource",
+    sweep: str,
+    *,
+    points: Sequence[Any] | None = None,
+    patch_size: PatchSize | None = None,
+    split: str = "test",
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Accuracy (mAP where clips have several labels) of one set of weights along one axis.
+
+    Args:
+        run: Run of any kind, or its folder. One that hears clips of one fixed length (see
+            FbankSettings.clip_ms) cuts and fills up what it hears here, too.
+        data: folder or manifest as for training, or a ScannedSource.
+        sweep: "patch-size"; "length": every clip is cut after so many seconds; "frame-shift":
+            milliseconds; or "pooling": so many neighboring frames are pooled to one, see
+            PatchSettings.
+        points: values along the axis; None for usual ones.
+        patch_size: patch size of all sweeps but that of patch sizes, an int or (frequency, time);
+            None for the base patch of the run.
+        split: "train", "validation", "test", or "all" for all clips.
+        progress: show progress bars.
+
+    Returns:
+        dictionary for JSON, as `flexast report` reads it: `name` of the run, `data`, `seed` of
+        the training (None where no one knows it), and `sweeps`: {sweep: list of dictionaries,
+        one for each point}. Each has its `point`, and what `evaluate_run` gives.
+
+    Raises:
+        FileNotFoundError, ValueError: as `evaluate_run`; no such sweep or point; clips of shards
+            cannot be cut.
+
+    Example:
+        evaluate_sweep("run", "sounds", "length", points=(0.5, 1, 2))
+    """
+    from tf_data_pipelines.patches import check_patches
+    from tf_data_pipelines.shards import damage_named
+    from tf_data_pipelines.sources import read_data
+
+    check_choice("sweep", sweep, SWEEPS)
+    if not isinstance(run, Run) and is_artifact(run):
+        raise ValueError(
+            f"{run} is an exported artifact, and a sweep is evaluated with a run. Give the one "
+            f"that it was exported from."
+        )
+    names = {"name": _name(run), "data": _name(data)}
+    run = as_run(run)
+    if sweep == "patch-size" and patch_size is not None:
+        raise ValueError(f"patch_size={patch_size!r} belongs to other sweeps; give points.")
+    size = run.patches.base_patch if patch_size is None else patch_size
+    points = _usual_points(run, sweep) if points is None else _checked(sweep, points)
+    data = read_data(
+        data, run.fbank, classes=run.classes, split=split, shares=run.shares, progress=progress
+    )
+    if points is None:  # of lengths
+        points = [round(float(share * max(data.durations)), 2) for share in SHARES]
+        points = [one for one in points if one >= SHORTEST]
+    places = [({}, data) for _ in points]
+    if sweep == "frame-shift":
+        places = [({"frame_shift_ms": one}, data) for one in points]
+    elif sweep == "pooling":
+        places = [({"pool_frames": one}, data) for one in points]
+    elif sweep == "length":
+        places = [({}, data.shortened(one)) for one in points]
+    sizes = points if sweep == "patch-size" else [size] * len(points)
+    for one, (how, _) in zip(sizes, places, strict=True):  # before anything is computed
+        check_patches(run.patches_at([one], **how), run.fbank.mel_bins)
+    found = []
+    predictor = PackedPredictor(run.model)
+    for point, one, (how, clips) in zip(points, sizes, places, strict=True):
+        how |= {"progress": progress, "predictor": predictor}
+        with damage_named(clips):
+            (result,) = evaluate_packed(run, clips, [one], **how)
+        point = result["name"] if sweep == "patch-size" else point
+        found.append({"point": point, **result})
+    seed = run.made_by.get("settings", {}).get("seed")
+    return {**names, "seed": seed, "sweeps": {sweep: found}}
+
+
+def _name(path):
+    """Name of a file or folder; None for what is in memory."""
+    return pathlib.Path(path).resolve().name if isinstance(path, str | os.PathLike) else None
+
+
+def _usual_points(run, sweep):
+    """Points of a sweep that nobody chose; None for lengths, which depend on the clips."""
+    if sweep == "patch-size":
+        return sorted({*PATCH_SIZES, *BETWEEN})
+    if sweep == "frame-shift":
+        return [float(np.round(one * run.fbank.frame_shift_ms, 3)) for one in SHIFTS]
+    return list(range(1, MAX_POOL_FRAMES + 1)) if sweep == "pooling" else None
+
+
+def _checked(sweep, points):
+    """The points of a sweep as a list, without any twice; a ValueError unless they can be."""
+    points = list(points)
+    for one in points:
+        if sweep == "length":
+            check_between("points", one, SHORTEST, np.inf)
+        elif sweep == "pooling":
+            check_between("points", one, 1, MAX_POOL_FRAMES, kind=int)
+        elif sweep == "frame-shift":
+            check_positive("points", one)
+    if not points or any(one in points[:place] for place, one in enumerate(points)):
+        raise ValueError(f"points={points} must be one or more different values.")
+    return points
