@@ -43,6 +43,7 @@ from keras_flexast.terminal import (
     json_text,
     nothing_on_stderr,
     print_tables,
+    report_table,
     show_warning,
     sweep_table,
 )
@@ -299,6 +300,25 @@ def evaluate(
         print_tables(evaluation_table(results), *([class_table(results)] * per_class))
     if confusion and not matrix:
         raise ValueError("confusion=True needs clips of one label each; leave it out.")
+
+
+@app.command()
+def report(
+    files: options.ResultFiles,
+    out: options.ReportOut,
+    overwrite: options.Overwrite = False,
+):
+    """Results of several runs as tables and figures, for each data set and each sweep.
+
+    Runs of one name are one row: the mean over their seeds, with the least and the most.
+    OUT holds report.md, its figures (PNG and SVG), report.csv and report.json.
+    """
+    from keras_flexast.report import join_results, read_results, report_tables, write_report
+
+    results = read_results(files)
+    folder = write_report(results, out, overwrite=overwrite)
+    print_tables(*map(report_table, report_tables(join_results(results))))
+    typer.echo(f"The report is {folder / 'report.md'}.")
 
 
 @app.command()

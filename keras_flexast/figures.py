@@ -1,4 +1,4 @@
-"""Pictures of results, as PNG files."""
+"""Pictures of results, as PNG files; of a report also as SVG."""
 
 import io
 import warnings
@@ -29,7 +29,7 @@ def accuracy_figure(curves, path, title):
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     results = [result for curve in curves.values() for result in curve]
-    names = sorted({result["name"] for result in results}, key=_area)
+    names = sorted({result["name"] for result in results}, key=patch_order)
     for (label, curve), marker in zip(curves.items(), "so^v", strict=False):
         curve = sorted(curve, key=lambda result: names.index(result["name"]))
         places = [names.index(result["name"]) for result in curve]
@@ -53,12 +53,52 @@ def accuracy_figure(curves, path, title):
     _write(figure, path)
 
 
-def _area(name):
+def patch_order(name):
     """A key that sorts "8" before "16" and "16x24"; names that are no patch sizes come last."""
     sizes = name.split("x")
     if not all(size.isdecimal() for size in sizes):
         return np.inf, name
     return int(sizes[0]) * int(sizes[-1]), sizes[0].zfill(9)
+
+
+def sweep_figure(curves, points, path, *, title, xlabel, ylabel):
+    """Draw a metric against what was swept, one line per name, a band from least to most.
+
+    Numbers and square patch sizes stand where they are on the axis; patch sizes that are not all
+    square stand side by side.
+
+    Args:
+        curves: {name: list of cells}, a table of `report.join_results`.
+        points: the points of all curves, in order.
+        path: path of the PNG file to write; the same picture as SVG is written beside it.
+        title: text above the axes.
+        xlabel, ylabel: titles of the axes.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.5, 4.6), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    numeric = not any("x" in str(point) for point in points)
+    places = {point: float(point) if numeric else place for place, point in enumerate(points)}
+    for number, (name, curve) in enumerate(curves.items()):
+        style = {"color": f"C{number % 10}", "zorder": 3}
+        x = [places[cell["point"]] for cell in curve]
+        mean, least, most = (
+            [100 * cell[key] for cell in curve] for key in ("mean", "least", "most")
+        )
+        axes.plot(x, mean, marker=MARKERS[number % 8], label=_short(name, 40), **style)
+        axes.fill_between(x, least, most, alpha=0.2, linewidth=0, color=style["color"])
+    ticks = list(places.values())
+    if numeric and min(np.diff(ticks), default=1) < 0.04 * (ticks[-1] - ticks[0]):
+        axes.set_xscale("log")  # the numbers of a linear axis would hide each other
+        axes.minorticks_off()
+    axes.set_xticks(ticks, [point if isinstance(point, str) else f"{point:g}" for point in points])
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=_short(title, 80))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    _write(figure, path)
+    drawn = _content(figure, "svg", {"Creator": SOFTWARE, "Date": None})
+    atomic_write(path.with_suffix(".svg"), drawn)
 
 
 def confusion_figure(classes, confusion, path, title):
@@ -327,8 +367,15 @@ def refuse_picture(path):
 def _write(figure, path, note=None):
     """Write a PNG file; it names this program, which then may replace it."""
     refuse_picture(path)
+    atomic_write(path, _content(figure, "png", {"Software": SOFTWARE, "Comment": note}))
+
+
+def _content(figure, suffix, metadata):
+    """A picture as bytes, the same in every process."""
+    import matplotlib
+
     content = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": SOFTWARE}):
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names in any script
-        figure.savefig(content, format="png", metadata={"Software": SOFTWARE, "Comment": note})
-    atomic_write(path, content.getvalue())
+        figure.savefig(content, format=suffix, metadata=metadata)
+    return content.getvalue()

@@ -651,6 +651,17 @@ ChooseFormats = Annotated[
     str, typer.Option(help="Formats to choose from: serving, mobile (.tflite), onnx.")
 ]
 
+# === report ===
+
+ResultFiles = Annotated[
+    list[pathlib.Path],
+    typer.Argument(
+        help="JSON files that `flexast evaluate --sweep ... --json` printed, and folders of them.",
+        show_default=False,
+    ),
+]
+ReportOut = Annotated[pathlib.Path, typer.Option(help="Folder to write.", show_default=False)]
+
 # === embed ===
 
 EmbedOut = Annotated[pathlib.Path, typer.Option(help="File to write, .npz.", show_default=False)]

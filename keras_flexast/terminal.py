@@ -9,7 +9,8 @@ import sys
 import warnings
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from tf_data_pipelines.settings import DataWarning
 
@@ -124,6 +125,15 @@ def class_table(results):
         values = ("" if one[key] is None else f"{100 * one[key]:.1f} %" for one in columns)
         table.add_row(columns[0]["class"], str(columns[0]["clips"]), *values)
     return table
+
+
+def report_table(table):
+    """One table of a report, the best of each column in bold; see `report.report_tables`."""
+    columns = (Column(name, overflow="fold") for name in ("", *table.columns))
+    shown = Table(*columns, title=table.title, caption=table.note)
+    for name, cells in table.rows.items():
+        shown.add_row(name, *(Text(cell, "bold" * best) for cell, best in cells))
+    return shown
 
 
 def conversion_table(done):

@@ -17,6 +17,7 @@ from keras_flexast.export.backgrounds import BACKGROUNDS, BufferedClips
 from keras_flexast.figures import points_figure
 from keras_flexast.inference.artifacts import load_artifact, scoring_artifacts
 from keras_flexast.inference.classifier import load_classifier
+from keras_flexast.report import markdown_text
 from keras_flexast.runs import described
 from keras_flexast.settings import FORMATS
 from tf_data_pipelines.atomic import atomic_write
@@ -378,7 +379,7 @@ def _readme(card):
     model, points, measured = card["model"], card["points"], card["measured"]
     metric, errors = points[0]["metric"], points[0]["standard_error"]
     labels = model["classes"]
-    named = ", ".join(map(_text, labels[:50])) + (
+    named = ", ".join(map(markdown_text, labels[:50])) + (
         f" and {len(labels) - 50} more" if len(labels) > 50 else ""
     )
     several = "any number of labels for a clip" if model["multi_label"] else "one label for a clip"
@@ -392,7 +393,7 @@ def _readme(card):
             "pipeline_tag: audio-classification",
             "---",
             "",
-            f"# {_text(model['name'])}",
+            f"# {markdown_text(model['name'])}",
             "",
             f"Audio classifier with {several}: {model['parameters']:,} parameters, "
             f"{model['pooling']} pooling. Waveform in, scores out; the front end is inside.",
@@ -419,7 +420,8 @@ def _readme(card):
             "## How it was measured",
             "",
             f"Every artifact scored {points[0]['clips']} clips"
-            f"{' of ' + _text(model['data']) if model.get('data') else ''} in its own runtime. "
+            f"{' of ' + markdown_text(model['data']) if model.get('data') else ''} "
+            "in its own runtime. "
             f"Times are medians of warm calls on one clip of {lengths} s; all artifacts took turns "
             f"in one process. {measured['machine']}, {measured['cores']} cores, Python "
             f"{measured['python']}, {measured['date']}.{command}",
@@ -514,11 +516,6 @@ def _reason(point):
     if point["precision"] != "float32":
         reasons.append(REASONS[point["precision"]])
     return "; ".join(reasons) or "its runtime computes other numbers, which it should not"
-
-
-def _text(name):
-    """A name of the user's as Markdown shows it: as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", name)
 
 
 def _code(text):
