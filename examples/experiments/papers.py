@@ -1,0 +1,336 @@
+"""The experiments of FlexiAST and ElasticAST, and ours, on speech that anyone can make.
+
+python examples/experiments/papers.py WORK [--scale small|gpu|quick] [--jobs 1] [--only NAME,...]
+    [--seeds 3] [--report]
+
+WORK holds the data sets and the runs. What is done is skipped, also after a kill: there is one
+JSON for each run in results/papers/SCALE/ beside this file, as `flexast report` reads them.
+--report writes their tables and pictures and the table of targets. EXPERIMENTS below says what is
+trained; each run is a process of its own, and --jobs of them go at a time.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from keras_flexast.settings import Recipe, TrainSettings
+from tf_data_pipelines.settings import PATCH_SIZES, AugmentSettings, FbankSettings
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "papers"
+ALL_SIZES = tuple(range(8, 49, 2))
+EVENLY = {"patch_weights": tuple(1 / size for size in ALL_SIZES)}  # in the logarithm of the size
+SWEPT_SIZES = (*PATCH_SIZES, 14, 18, 22, 28, 36, 44, (16, 12), (24, 16))
+LENGTHS = (1, 2, 3, 4, 6, 8, 10, 15, 20)  # seconds
+SHIFTS = (10, 15, 20, 25, 30, 35, 40)  # milliseconds
+STAGES = (48, 24, 8)  # of the cascade
+FIXED_SECONDS = 1.5  # of words, none of which is longer
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How much is trained."""
+
+    size: str
+    epochs: dict  # of each data set
+    clips: dict  # of each data set: clips of each class for training, validation and test
+    batch_clips: int = 32
+    learning_rate: float = 4e-3
+    dtype: str = "float32"
+
+
+SCALES = {
+    "quick": Scale(
+        "nano", {"words": 1, "speakers": 1},
+        {"words": (4, 2, 2), "speakers": (4, 2, 2)},
+    ),
+    "small": Scale(
+        "nano", {"words": 15, "speakers": 30},
+        {"words": (100, 30, 60), "speakers": (40, 10, 20)},
+    ),
+    "gpu": Scale(
+        "tiny", {"words": 40, "speakers": 80},
+        {"words": (200, 30, 60), "speakers": (60, 10, 20)},
+        batch_clips=64, learning_rate=3e-3, dtype="mixed_bfloat16",
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One row of the tables: what is trained, and what it is evaluated on."""
+
+    data: str
+    recipe: dict  # what is replaced in the recipe of all
+    sweeps: tuple = ("patch-size",)
+    init: str | None = None  # name of the experiment that it starts from
+    teacher: str | None = None
+    cascade: bool = False
+    trained: str | None = None  # another experiment, whose run is evaluated
+    resize: str | None = None  # of the evaluation
+
+
+def _fixed(seconds, patch_size=16, **model):
+    """A standard AST: one patch size, clips of one length."""
+    return {
+        "patch_sizes": (patch_size,), "fbank": FbankSettings(clip_ms=1000 * seconds),
+        "model": {"base_patch": patch_size, **model},
+    }  # fmt: skip
+
+
+PAPER = {"pooling": "cls", "position": "grid", "remainder": "crop"}
+WORDS, SPEAKERS = {"data": "words"}, {"data": "speakers"}
+AXES = ("patch-size",)
+ALL_SWEEPS = ("patch-size", "length", "frame-shift")
+EXPERIMENTS = {
+    # FlexiAST, on words
+    "AST/16": Experiment(**WORDS, recipe={"patch_sizes": (16,)}),
+    "AST/16, bilinear": Experiment(**WORDS, recipe={}, trained="AST/16", resize="bilinear"),
+    "AST/8": Experiment(**WORDS, recipe={"patch_sizes": (8,)}, init="AST/16"),
+    "AST/32": Experiment(**WORDS, recipe={"patch_sizes": (32,)}, init="AST/16"),
+    "FlexiAST": Experiment(**WORDS, recipe={}, init="AST/16"),
+    "FlexiAST, all sizes": Experiment(
+        **WORDS, recipe={"patch_sizes": ALL_SIZES, "patches": EVENLY}, init="AST/16", cascade=True,
+    ),
+    "FlexiAST, distilled": Experiment(**WORDS, recipe={}, init="AST/16", teacher="AST/16"),
+    "FlexiAST, bilinear": Experiment(**WORDS, recipe={"model": {"resize": "bilinear"}},
+                                     init="AST/16"),
+    "FlexiAST, from scratch": Experiment(**WORDS, recipe={}),
+    "FlexiAST, few sizes": Experiment(**WORDS, recipe={"patch_sizes": (8, 16, 32, 48)},
+                                      init="AST/16"),
+    "AST/16 as published": Experiment(**WORDS, recipe={"patch_sizes": (16,), "model": PAPER}),
+    "FlexiAST as published": Experiment(
+        **WORDS, recipe={"model": {"position": "grid", "remainder": "crop"},
+                         "patches": {"clips_per_draw": 32}}, init="AST/16 as published",
+    ),
+    # ElasticAST, on speakers
+    "ElasticAST": Experiment(**SPEAKERS, recipe={"patch_sizes": (16,)},
+                             sweeps=("length", "frame-shift")),
+    **{
+        f"AST, {seconds} s": Experiment(**SPEAKERS, recipe=_fixed(seconds), sweeps=("length",))
+        for seconds in (2, 4, 8)
+    },
+    "ElasticAST, average": Experiment(
+        **SPEAKERS, recipe={"patch_sizes": (16,), "model": {"pooling": "mean"}}, sweeps=("length",)
+    ),
+    "ElasticAST, mixed frame shifts": Experiment(
+        **SPEAKERS, recipe={"patch_sizes": (16,), "augment": {"frame_shift_range_ms": (10, 40)}},
+        sweeps=("length", "frame-shift"),
+    ),
+    **{
+        f"AST, {shift} ms": Experiment(
+            **SPEAKERS, recipe={"patch_sizes": (16,), "frame_shifts_ms": (shift,)},
+            sweeps=("frame-shift",),
+        )
+        for shift in (20, 30, 40)
+    },
+    **{
+        f"FlexiAST, {axis}": Experiment(
+            **SPEAKERS, recipe={"patch_sizes": sizes}, init="ElasticAST"
+        )
+        for axis, sizes in {
+            "both axes": PATCH_SIZES,
+            "time": tuple((16, size) for size in PATCH_SIZES),
+            "frequency": tuple((size, 16) for size in PATCH_SIZES),
+        }.items()
+    },
+    # Ours: any patch size, native length and any frame shift, in the same rows
+    **{
+        f"unified, {data}": Experiment(
+            data, {"patch_sizes": ALL_SIZES, "patches": EVENLY,
+                   "augment": {"frame_shift_range_ms": (10, 40)}},
+            sweeps=ALL_SWEEPS, init=start, cascade=data == "words",
+        )
+        for data, start in (("words", "AST/16"), ("speakers", "ElasticAST"))
+    },
+}  # fmt: skip
+
+
+def recipe_of(name, scale, seed):
+    """The Recipe of an experiment, without where it starts from."""
+    own = EXPERIMENTS[name]
+    given = dict(own.recipe)
+    epochs = scale.epochs[own.data]
+    base = Recipe(
+        TrainSettings(
+            epochs=epochs, learning_rate=scale.learning_rate, optimizer="muon", betas=(0.9, 0.99),
+            weight_decay=0.05, decay_all=False, batch_clips=scale.batch_clips, seed=seed,
+            dtype=scale.dtype, average_epochs=max(1, epochs // 10),
+        ),
+        AugmentSettings(
+            **{"freq_mask": 16, "time_mask_share": 0.2, **given.pop("augment", {})}
+        ),
+        model={} if own.init else {"size": scale.size},
+    )  # fmt: skip
+    model = {**base.model, **given.pop("model", {})}
+    return base.replaced(model=model, **given)
+
+
+def set_of(data, work, scale_name):
+    """Folder of a data set, made where it is missing."""
+    from speech_sets import make_set
+
+    counts = dict(zip(("train", "validation", "test"), SCALES[scale_name].clips[data], strict=True))
+    return make_set(data, work / scale_name, **counts)
+
+
+# === One run, in a process of its own ===
+
+
+def slug(name, seed):
+    """Name of the files of a run."""
+    words = name.lower().replace("/", "-").replace(",", "").split()
+    return f"{'-'.join(words)}_{seed}"
+
+
+def run_one(work, scale_name, name, seed):
+    """Train an experiment, evaluate it, and write its JSON."""
+    from keras_flexast.evaluation import evaluate_cascade
+    from keras_flexast.runs import load_run
+    from keras_flexast.sweeps import evaluate_sweep
+    from keras_flexast.training import train_run
+    from tf_data_pipelines import read_data
+
+    own, scale = EXPERIMENTS[name], SCALES[scale_name]
+    out = work / "runs" / scale_name / slug(own.trained or name, seed)
+    recipe, partial = recipe_of(name, scale, seed), out.with_name(f"{out.name}.partial")
+    for kind in ("init", "teacher"):
+        if other := getattr(own, kind):
+            recipe = recipe.replaced(**{kind: str(out.with_name(slug(other, seed)))})
+    folder = set_of(own.data, work, scale_name)
+    start = time.perf_counter()
+    if not out.exists():
+        resume = partial.exists() and any(partial.glob("*state*"))
+        if not resume:
+            shutil.rmtree(partial, ignore_errors=True)
+        train_run(folder, out, **recipe.arguments(), resume=resume)
+    seconds, run = time.perf_counter() - start, load_run(out)
+    run = run.resized(own.resize) if own.resize else run
+    found = {}
+    data = read_data(folder, run.fbank, classes=run.classes, split="test", shares=run.shares)
+    for sweep in own.sweeps:
+        points = {"patch-size": points_of(own), "length": LENGTHS, "frame-shift": SHIFTS}[sweep]
+        swept = evaluate_sweep(run, data, sweep, points=points)["sweeps"][sweep]
+        found[sweep] = [
+            {key: one[key] for key in ("point", "metric", "value", "standard_error", "clips",
+                                       "tokens", "rows", "operations")}
+            for one in swept
+        ]  # fmt: skip
+    cascade = []
+    if own.cascade:
+        for one in evaluate_cascade(run, folder, STAGES):
+            keys = "name", "value", "operations", "threshold", "reached", "clips"
+            cascade.append({key: one[key] for key in keys if key in one})
+    result = {
+        "name": name, "data": own.data, "seed": seed, "sweeps": found, "cascade": cascade,
+        "scale": scale_name, "size": scale.size, "epochs": recipe.train.epochs,
+        "seconds": round(seconds, 1), "init": own.init, "backend": run.made_by["versions"],
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_device()}",
+        "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+    path = RESULTS / scale_name / f"{slug(name, seed)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".part").write_text(json.dumps(result, indent=1) + "\n")
+    path.with_suffix(".part").rename(path)
+
+
+def points_of(experiment):
+    """Patch sizes of an evaluation: those along one axis where the training has no others."""
+    sizes = experiment.recipe.get("patch_sizes", PATCH_SIZES)
+    if any(isinstance(size, tuple) for size in sizes):
+        return sizes
+    return SWEPT_SIZES
+
+
+def _device():
+    import keras
+
+    if keras.backend.backend() != "jax":
+        return "no GPU"
+    import jax
+
+    return jax.devices()[0].device_kind
+
+
+# === All runs ===
+
+
+def run_all(work, scale_name, *, names, seeds, jobs):
+    """Train what is missing, each run after the one that it starts from."""
+    for data in sorted({EXPERIMENTS[name].data for name in names}):
+        set_of(data, work, scale_name)
+    waiting = [(name, seed) for seed in range(seeds) for name in names]
+    waiting = [one for one in waiting if not result_path(scale_name, *one).exists()]
+    asked, running, failed = {*waiting}, {}, {}
+    with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
+        while waiting or running:
+            for one in [*waiting]:
+                needs = before(one)
+                if any(other in failed for other in needs):
+                    failed[one] = "what it starts from failed"
+                    waiting.remove(one)
+                elif len(running) < jobs and not any(other in asked for other in needs):
+                    waiting.remove(one)
+                    running[threads.submit(_in_process, work, scale_name, *one)] = one
+            if not running:
+                continue
+            done, _ = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
+            for future in done:
+                one = running.pop(future)
+                asked.discard(one)
+                code, seconds = future.result()
+                print(f"{one[0]}, seed {one[1]}: {'done' if not code else f'exit code {code}'} "
+                      f"after {seconds:.0f} s", flush=True)  # fmt: skip
+                if code:
+                    failed[one] = f"exit code {code}"
+    if failed:
+        raise SystemExit("\n".join(f"{name}, seed {seed}: {why}"
+                                   for (name, seed), why in failed.items()))  # fmt: skip
+
+
+def before(one):
+    """(name, seed) of the runs that a run needs."""
+    name, seed = one
+    own = EXPERIMENTS[name]
+    return [(other, seed) for other in (own.init, own.teacher, own.trained) if other]
+
+
+def result_path(scale_name, name, seed):
+    return RESULTS / scale_name / f"{slug(name, seed)}.json"
+
+
+def _in_process(work, scale_name, name, seed):
+    start = time.perf_counter()
+    logs = work / "logs" / scale_name
+    logs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, str(work), "--scale", scale_name, "--one", name, str(seed)]
+    with (logs / f"{slug(name, seed)}.log").open("a") as log:
+        code = subprocess.call(command, stdout=log, stderr=log)
+    return code, time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=pathlib.Path)
+    parser.add_argument("--scale", choices=SCALES, default="small")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--only", help="names of experiments, separated by semicolons")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--report", action="store_true", help="tables of what is done, alone")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        run_one(given.work, given.scale, given.one[0], int(given.one[1]))
+    else:
+        names = given.only.split(";") if given.only else [*EXPERIMENTS]
+        if not given.report:
+            run_all(given.work, given.scale, names=names, seeds=given.seeds, jobs=given.jobs)
