@@ -9,6 +9,7 @@ library do the rest.
 import ctypes
 import functools
 import io
+import itertools
 import json
 import os
 import shutil
@@ -71,8 +72,8 @@ def _variants():
     return tuple(sorted(os.listdir(Path(_loader().get_data_path(), "voices", "!v"))))
 
 
-class _Engine:
-    """A private copy of libespeak-ng with its own state.
+class Engine:
+    """A private copy of libespeak-ng with its own state, for speech that can be repeated.
 
     eSpeak keeps pitch wobble, echo and noise in static C variables that nothing resets, so a
     second utterance differs from the first. The dynamic linker takes a copied file for a new
@@ -80,7 +81,13 @@ class _Engine:
     (1 MB each).
 
     Args:
-        seed: random seed of eSpeak's noise.
+        seed: random seed of eSpeak's noise, 0 or more.
+
+    Attributes:
+        sample_rate: 22,050 Hz.
+
+    Raises:
+        ImportError: espeakng-loader is not installed.
 
     Source: espeak-ng 1.52 speak_lib.h, espeak_ng.h, wavegen.c.
     """
@@ -112,6 +119,10 @@ class _Engine:
             )
         lib.espeak_ng_SetRandSeed(seed)  # after initializing, which seeds with the clock
         self._variants = frozenset(_variants())
+        # Klatt's synthesizer (Reed, caleb) draws from the C library's rand(), which the whole
+        # process shares: seeded before each utterance, where it is found (not on Windows).
+        self._srand = getattr(lib, "srand", None)
+        self._seeds = itertools.count(seed)
         self._blocks = []
         self._callback = CALLBACK(self._receive)  # kept: C holds no reference
         self._lock = threading.Lock()
@@ -123,7 +134,7 @@ class _Engine:
         return 0
 
     def speak(self, text, voice, *, rate, pitch, pitch_range):
-        """The waveform of the function `speak`."""
+        """The waveform of the function `speak`, of the same arguments; they are not checked."""
         accent, plus, variant = voice.partition("+")
         name = ("en" if accent == "en-gb" else accent) + plus + variant  # eSpeak: en-gb is "en"
         with self._lock:
@@ -135,6 +146,8 @@ class _Engine:
                 )
             for parameter, value in ((1, rate), (2, VOLUME), (3, pitch), (4, pitch_range)):
                 self._lib.espeak_SetParameter(parameter, value, 0)
+            if self._srand is not None:
+                self._srand(ctypes.c_uint(next(self._seeds)))
             self._blocks.clear()
             encoded = text.encode()
             # From the first character to the last; 1: UTF-8.
@@ -153,7 +166,7 @@ class _Engine:
 
 @functools.cache
 def _shared_engine():
-    return _Engine(seed=0)
+    return Engine(seed=0)
 
 
 def voices():
@@ -200,15 +213,32 @@ def speak(text, voice="en-us", *, rate=175, pitch=50, pitch_range=50):
     return waveform, engine.sample_rate
 
 
-def _split_variants(rng):
-    """{split: variants}; each split draws whole families of variants (iven, iven2, ...)."""
+def variant_families():
+    """The variants of `voices` by speaker: takes of one speaker (iven, iven2, ...) go together.
+
+    Returns:
+        list of lists of variants, in the order of their names.
+    """
     families = {}
     for variant in dict.fromkeys(voice.partition("+")[2] for voice in voices()):
         stem = variant.rstrip("0123456789").lower()
         # f1 to f5 and m1 to m8 are different speakers; other numbers are one speaker's takes.
         families.setdefault(stem if len(stem) > 1 else variant, []).append(variant)
-    total = sum(map(len, families.values()))
-    order = [list(families.values())[index] for index in rng.permutation(len(families))]
+    return list(families.values())
+
+
+def split_variants(rng):
+    """Draw the variants of each split, by whole families; see SHARES.
+
+    Args:
+        rng: numpy.random.Generator.
+
+    Returns:
+        dict from "train", "test" and "validation" to a list of variants.
+    """
+    families = variant_families()
+    total = sum(map(len, families))
+    order = [families[index] for index in rng.permutation(len(families))]
     splits = {}
     for split, share in SHARES.items():
         splits[split] = []
@@ -307,7 +337,7 @@ def make_corpus(
             f"folder={str(folder)!r} exists and is not the corpus of these arguments. Delete it "
             "or choose another folder."
         )
-    engine = _Engine(int(seed))
+    engine = Engine(int(seed))
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -332,7 +362,7 @@ def _write_corpus(folder, arguments, engine, progress):
     available = soundfile.available_formats()  # MP3 came with libsndfile 1.1
     formats = [form for form in ("flac", "ogg", "mp3") if form.upper() in available]
     rng = np.random.default_rng(seed)
-    variants = _split_variants(rng)
+    variants = split_variants(rng)
     plan = list(_plan(words, counts, variants=variants, formats=formats, rng=rng))
     for path, *_ in plan:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

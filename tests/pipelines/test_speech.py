@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -94,6 +95,16 @@ def test_same_seed_gives_the_same_samples(corpus, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="rand() is not found there")
+@pytest.mark.parametrize("voice", ["en-us+f3", "en-us+Reed", "en-gb+caleb"])
+def test_engines_of_a_seed_say_the_same(voice):
+    numbers = {"rate": 170, "pitch": 50, "pitch_range": 50}
+    one, two = speech.Engine(5), speech.Engine(5)
+    for _ in range(2):
+        first, second = (engine.speak("happy", voice, **numbers) for engine in (one, two))
+        np.testing.assert_array_equal(first, second)
+
+
 def test_variants_are_held_out(corpus):
     recorded = json.loads((corpus / "corpus.json").read_text())["variants"]
     heard = {split: variants(corpus, split) for split in COUNTS}
@@ -128,7 +139,7 @@ def test_files_decode_and_are_not_all_wav(corpus):
 
 
 def test_second_call_returns_at_once(corpus, monkeypatch):
-    monkeypatch.setattr(speech, "_Engine", None)
+    monkeypatch.setattr(speech, "Engine", None)
     assert speech.make_corpus(corpus, **SIZES, seed=3) == corpus
 
 
