@@ -30,8 +30,8 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "papers"
 ALL_SIZES = tuple(range(8, 49, 2))
 EVENLY = {"patch_weights": tuple(1 / size for size in ALL_SIZES)}  # in the logarithm of the size
 SWEPT_SIZES = (*PATCH_SIZES, 14, 18, 22, 28, 36, 44, (16, 12), (24, 16))
-LENGTHS = (1, 2, 3, 4, 6, 8, 10, 15, 20)  # seconds
-SHIFTS = (10, 15, 20, 25, 30, 35, 40)  # milliseconds
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 20)  # seconds
+SHIFTS = (10, 15, 20, 30, 40)  # milliseconds
 STAGES = (48, 24, 8)  # of the cascade
 FIXED_SECONDS = 1.5  # of words, none of which is longer
 
@@ -58,7 +58,7 @@ SCALES = {
         {"words": (100, 30, 60), "speakers": (40, 10, 20)},
     ),
     "gpu": Scale(
-        "tiny", {"words": 40, "speakers": 80},
+        "tiny", {"words": 30, "speakers": 60},
         {"words": (200, 30, 60), "speakers": (60, 10, 20)},
         batch_clips=64, learning_rate=3e-3, dtype="mixed_bfloat16",
     ),

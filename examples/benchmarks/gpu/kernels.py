@@ -1,10 +1,10 @@
-"""Milliseconds of packed self-attention alone on one GPU, at different tilings of our kernels.
+"""Milliseconds of packed self-attention alone on one GPU: our kernels beside the dense mask.
 
-KERAS_BACKEND=jax python kernels.py batches.npz [--heads 12] [--width 64] [--csv PATH]
+KERAS_BACKEND=jax python kernels.py batches.npz [--heads 12] [--width 64] [--tilings] [--csv PATH]
 
 batches.npz is from `batches.py`; this script needs no TensorFlow. Before anything is timed, the
-kernels are compared with the dense mask at every dtype; what fails is printed whole. Then output
-and gradients are timed apart, in bfloat16, over CALLS calls in one compiled loop, each call's
+kernels are compared with the dense mask at every dtype; what fails is printed whole. With --tilings
+the Triton kernels are timed at other tilings than their own, too. Output and gradients are timed apart, in bfloat16, over CALLS calls in one compiled loop, each call's
 queries made from the last call's result.
 """
 
@@ -25,6 +25,7 @@ from keras_flexast.layers import clip_bands, clip_triton
 from keras_flexast.layers.kernels import dense_mask
 
 CALLS, TIMES = 20, 3
+LOOPS = "OUTPUT_LOOP", "QUERY_LOOP", "KEY_LOOP"
 TILES, VISITED, WARPS, STAGES = (64, 128), (32, 64, 128), (4, 8), (2, 3)
 
 
@@ -72,11 +73,12 @@ def milliseconds(compiled, arrays):
     return 1e3 * statistics.median(seconds)
 
 
-def tilings():
-    """(tile, Loop) of every tiling that is tried."""
+def tilings(all_of_them):
+    """(tile, loops of output, queries and keys) of every tiling that is tried, our own first."""
+    yield clip_triton.TILE, tuple(getattr(clip_triton, name) for name in LOOPS)
     for tile, *loop in itertools.product(TILES, VISITED, WARPS, STAGES):
-        if loop[0] <= tile:
-            yield tile, clip_triton.Loop(*loop)
+        if all_of_them and loop[0] <= tile:
+            yield tile, (clip_triton.Loop(*loop),) * 3
 
 
 def main():
@@ -85,6 +87,7 @@ def main():
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--check", action="store_true", help="compare alone")
+    parser.add_argument("--tilings", action="store_true", help="try all tilings")
     parser.add_argument("--csv", type=pathlib.Path)
     given = parser.parse_args()
     good = all([check(width) for width in (16, given.width)])
@@ -94,15 +97,15 @@ def main():
     keys = jax.random.split(jax.random.key(0), 3)
     shape = *ids.shape, given.heads, given.width
     arrays = [jax.random.normal(key, shape, "bfloat16") for key in keys]
-    rows = [("dense", "", "", "", ""), ("clip_bands", clip_bands.TILE, "", "", "")]
-    rows += [("clip_triton", tile, *loop) for tile, loop in tilings()]
+    rows = [("dense", "", ""), ("clip_bands", clip_bands.TILE, "")]
+    rows += [("clip_triton", *tiling) for tiling in tilings(given.tilings)]
     kernels = {"dense": dense_mask, "clip_bands": clip_bands.attend}
     programs = []
-    for name, tile, *loop in rows:
+    for name, tile, loops in rows:
         if name == "clip_triton":
             clip_triton.TILE = tile
-            loops = clip_triton.Loop(*loop)
-            clip_triton.OUTPUT_LOOP = clip_triton.QUERY_LOOP = clip_triton.KEY_LOOP = loops
+            for loop_name, loop in zip(LOOPS, loops, strict=True):
+                setattr(clip_triton, loop_name, loop)
         attend = kernels.get(name, clip_triton.attend)
         programs += [lowered(attend, arrays, ids, gradients) for gradients in (False, True)]
     with ThreadPoolExecutor() as threads:
@@ -110,12 +113,13 @@ def main():
     found = []
     for row, both in zip(rows, zip(programs[::2], programs[1::2], strict=True), strict=True):
         times = [one if isinstance(one, str) else milliseconds(one, arrays) for one in both]
-        found.append((*row, *times))
+        loops = " ".join("/".join(map(str, loop)) for loop in row[2])
+        found.append((row[0], row[1], loops, *times))
         texts = (f"{one:9.3f}" if isinstance(one, float) else f"{one:>9}" for one in times)
-        print(f"{row[0]:12}", *(f"{one!s:>5}" for one in row[1:]), *texts, flush=True)
+        print(f"{row[0]:12} {row[1]!s:>4} {loops:24}", *texts, flush=True)
     if given.csv:
         with given.csv.open("w", newline="") as file:
-            titles = "kernel", "tile", "visited", "warps", "stages", "output ms", "both ms"
+            titles = "kernel", "tile", "visited/warps/stages of each loop", "output ms", "both ms"
             csv.writer(file).writerows([titles, *found])
 
 
