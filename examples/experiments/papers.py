@@ -21,8 +21,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-
 from keras_flexast.settings import Recipe, TrainSettings
 from tf_data_pipelines.settings import PATCH_SIZES, AugmentSettings, FbankSettings
 

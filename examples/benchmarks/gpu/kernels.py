@@ -3,9 +3,9 @@
 KERAS_BACKEND=jax python kernels.py batches.npz [--heads 12] [--width 64] [--tilings] [--csv PATH]
 
 batches.npz is from `batches.py`; this script needs no TensorFlow. Before anything is timed, the
-kernels are compared with the dense mask at every dtype; what fails is printed whole. With --tilings
-the Triton kernels are timed at other tilings than their own, too. Output and gradients are timed apart, in bfloat16, over CALLS calls in one compiled loop, each call's
-queries made from the last call's result.
+kernels are compared with the dense mask at every dtype; what fails is printed whole. Output and
+gradients are timed in bfloat16, over CALLS calls in one compiled loop, each call's queries made
+from the last call's result. With --tilings the Triton kernels also run at other tilings.
 """
 
 import argparse
