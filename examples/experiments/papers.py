@@ -52,8 +52,8 @@ SCALES = {
         {"words": (4, 2, 2), "speakers": (4, 2, 2)},
     ),
     "small": Scale(
-        "nano", {"words": 15, "speakers": 30},
-        {"words": (100, 30, 60), "speakers": (40, 10, 20)},
+        "nano", {"words": 20, "speakers": 30},
+        {"words": (120, 20, 40), "speakers": (40, 10, 20)}, batch_clips=16,
     ),
     "gpu": Scale(
         "tiny", {"words": 30, "speakers": 60},
@@ -165,7 +165,7 @@ def recipe_of(name, scale, seed):
             dtype=scale.dtype, average_epochs=max(1, epochs // 10),
         ),
         AugmentSettings(
-            **{"freq_mask": 16, "time_mask_share": 0.2, **given.pop("augment", {})}
+            **{"freq_mask": 12, "time_mask_share": 0.1, **given.pop("augment", {})}
         ),
         model={} if own.init else {"size": scale.size},
     )  # fmt: skip
