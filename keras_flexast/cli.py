@@ -464,8 +464,10 @@ def choose(
             f"{nearest['megabytes']:.2f} MB."
         )
     if not as_json:
-        signature = best["signature"]
+        signature, cascade = best["signature"], best.get("cascade")
         named = "" if signature == "serving_default" else f", signature {signature}"
+        if cascade:
+            named = f" --cascade {best['patch_size']} --threshold {cascade['threshold']:g}"
         typer.echo(f"Best within the budget: {folder / best['path']}{named}")
 
 

@@ -220,10 +220,10 @@ def measure(artifact, data, description=None):
     Raises:
         ValueError: other classes, or a clip that the artifact refuses.
     """
-    return score_clips(data.source, _artifact_scores(artifact, data, description))
+    return score_clips(data.source, artifact_scores(artifact, data, description))
 
 
-def _artifact_scores(artifact, data, description):
+def artifact_scores(artifact, data, description=None):
     """Scores of the clips by an artifact, float32 (clips, classes); see `measure`."""
     source = data.source
     if source.classes != artifact.classes:
@@ -289,7 +289,7 @@ def share_text(result):
 
 def _evaluate_artifact(artifact, data, progress):
     name = artifact.patch_size or artifact.signature
-    scores = _artifact_scores(artifact, data, f"Evaluating {name}" if progress else None)
+    scores = artifact_scores(artifact, data, f"Evaluating {name}" if progress else None)
     return {"name": name, "signature": artifact.signature, **report_clips(data.source, scores)}
 
 

@@ -89,7 +89,7 @@ def evaluate_sweep(
     if points is None:  # of lengths
         points = [round(float(share * max(data.durations)), 2) for share in SHARES]
         points = [one for one in points if one >= SHORTEST]
-    places = [({}, data) for _ in points]
+    places: list[tuple[dict[str, Any], Any]] = [({}, data) for _ in points]
     if sweep == "frame-shift":
         places = [({"frame_shift_ms": one}, data) for one in points]
     elif sweep == "pooling":

@@ -553,11 +553,11 @@ def test_clips_that_a_server_refuses_are_left_out_first(folder, tmp_path):
     plan = _Plan("x", {"16": (16, 16)}, formats=["serving"], precisions=["float32"],
                  options=FixedOptions(), max_seconds=1, version=1)  # fmt: skip
     with pytest.warns(DataWarning, match=r"long\.wav \(2\.0 s\) is longer than max_seconds=1"):
-        train, test = _splits(tmp_path / "sounds", run, plan)
+        train, _, test = _splits(tmp_path / "sounds", run, plan)
     assert (len(train.source), len(test.source)) == (12, 8)
     shutil.rmtree(tmp_path / "sounds" / "test")
     with pytest.warns(DataWarning, match="has no test clips, so nothing is measured"):
-        train, test = _splits(tmp_path / "sounds", run, plan)
+        train, _, test = _splits(tmp_path / "sounds", run, plan)
     assert len(train.source) == 12 and test is None
 
 

@@ -21,6 +21,7 @@ from keras_flexast.export.model_card import (
     write_card,
 )
 from keras_flexast.inference.artifacts import load_artifact, load_artifacts
+from keras_flexast.inference.cascade import load_cascade
 from keras_flexast.metrics import mean_average_precision
 from tf_data_pipelines.audio import read_audio
 from tf_data_pipelines.settings import DataWarning, FbankSettings
@@ -187,6 +188,28 @@ def test_latencies_are_of_each_number_of_threads(artifacts):
     times = latencies([*loaded, load_artifact(artifacts / "serving")], rounds=3, seconds=0.05)
     assert [set(one) == {"1", "2"} for one in times[:2]] == [True, True] and len(times[2]) == 1
     assert all(0 < value < 1000 for one in times for value in one.values())
+
+
+def test_a_cascade_is_an_operating_point(found, artifacts, tmp_path):
+    path, data = artifacts / "full.tflite", found["single"]
+    *stages, point = operating_points([path], data, threads=(1,), held_out=data)
+    assert (point["name"], point["patch_size"]) == ("full cascade 16,8", "16,8")
+    threshold, reached = point["cascade"]["threshold"], point["cascade"]["reached"]
+    waveforms = [read_audio(clip.path) for clip in data.source.clips]
+    scores = load_cascade(path, (16, 8), threshold=threshold).predict(waveforms)
+    assert point["value"] == np.mean(scores.argmax(1) == data.source.targets())
+    coarse = load_artifact(path, "patch_16").scores(waveforms)
+    assert reached == [1, np.mean(coarse.max(1) < threshold)]
+    fine, coarse = (one["latency_ms"]["1"] for one in sorted(stages, key=lambda p: p["name"])[::-1])
+    assert point["latency_ms"]["1"] == pytest.approx(coarse + reached[1] * fine, abs=1e-3)
+    assert len(operating_points([path], found["multi"], threads=(1,), held_out=found["multi"])) == 2
+    write_card(tmp_path, [{**point, "value": 1.0}, *stages], MODEL)
+    assert choose_point(read_card(tmp_path)["points"])[0]["name"] == point["name"]
+    text = (tmp_path / "README.md").read_text()
+    shares = f"100 %, {100 * reached[1]:.0f} %"
+    assert f"`full cascade 16,8`: threshold {threshold:g}; its stages hear {shares}" in text
+    done = CliRunner().invoke(cli.app, ["choose", str(tmp_path)])
+    assert f"full.tflite --cascade 16,8 --threshold {threshold:g}" in done.stdout.replace("\n", "")
 
 
 def test_a_card_tells_what_was_measured(found, artifacts):

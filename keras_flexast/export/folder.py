@@ -191,7 +191,7 @@ def build_export(folder, arguments):
     )
     run, data = configured_run(arguments["run"], resize=arguments["resize"]), arguments["data"]
     _check_fixed_sizes(run, plan)
-    train, test = _splits(data, run, plan) if data else (None, None)
+    train, validation, test = _splits(data, run, plan) if data else (None, None, None)
     if "serving" in plan.formats:
         plan = dataclasses.replace(plan, default=_default_size(run, test, plan))
     written = [
@@ -199,7 +199,9 @@ def build_export(folder, arguments):
         for write, path, keywords in track(_writers(run, folder, plan, train), "Exporting")
     ]
     if test:
-        points = operating_points(written, test, run=run, frame_shift_ms=shift, progress=True)
+        points = operating_points(
+            written, test, held_out=validation, run=run, frame_shift_ms=shift, progress=True
+        )
         facts = {
             "data": f"the test split of {pathlib.Path(data).name}",
             "command": arguments["command"],
@@ -358,7 +360,7 @@ def _check_fixed_sizes(run, plan):
 
 
 def _splits(data, run, plan):
-    """ScannedSource of the training clips, and of the test clips; None where none are needed.
+    """ScannedSource of training, validation and test clips; None where none are needed.
 
     What is longer than the exported model takes at one of its patch sizes is left out, so that
     the run and all artifacts are measured on the same clips.
@@ -384,7 +386,8 @@ def _splits(data, run, plan):
             stacklevel=2,
         )
     train = found.split("train") if "train" in splits or "int8" in plan.precisions else None
-    return train, found.split("test") if "test" in splits else None
+    held_out = (found.split(name) if name in splits else None for name in ("validation", "test"))
+    return train, *held_out
 
 
 def _check(arguments, precisions):

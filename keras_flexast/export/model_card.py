@@ -12,10 +12,11 @@ import time
 import numpy as np
 from rich.progress import Progress
 
-from keras_flexast.evaluation import evaluate_run, measure, share_text
+from keras_flexast.evaluation import artifact_scores, evaluate_run, score_clips, share_text
 from keras_flexast.export.backgrounds import BACKGROUNDS, BufferedClips
 from keras_flexast.figures import points_figure
 from keras_flexast.inference.artifacts import load_artifact, scoring_artifacts
+from keras_flexast.inference.cascade import best_threshold, means_so_far, stages_of
 from keras_flexast.inference.classifier import load_classifier
 from keras_flexast.report import markdown_text
 from keras_flexast.runs import described
@@ -34,7 +35,7 @@ REASONS = {
 KINDS = ("saved_model", "tflite", "onnx")  # how a card names FORMATS
 WARM_ROUNDS = 3
 POINT = {  # what is read again of an operating point
-    "name": str, "path": str, "format": str, "signature": str, "patch_size": str | None,
+    "name": str, "path": str, "format": str, "signature": str | None, "patch_size": str | None,
     "precision": str | None, "metric": str, "value": float | int,
     "standard_error": float | int | None, "latency_ms": dict, "megabytes": float | int,
 }  # fmt: skip
@@ -78,13 +79,17 @@ def latencies(artifacts, threads=(1, 2), *, rounds=20, seconds=10.0, progress=Fa
     return results
 
 
-def operating_points(paths, data, threads=(1, 2), *, run=None, frame_shift_ms=None, progress=False):
-    """Accuracy, latency and size of every signature of exported artifacts.
+def operating_points(
+    paths, data, threads=(1, 2), *, held_out=None, run=None, frame_shift_ms=None, progress=False
+):
+    """Accuracy, latency and size of every signature of exported artifacts, and of cascades.
 
     Args:
         paths: list of the artifacts' paths.
         data: ScannedSource of the clips, such as the test split.
         threads: list of numbers of threads to time with.
+        held_out: ScannedSource of validation clips, on which the thresholds of cascades over the
+            patch sizes of one artifact are set; None for no cascades.
         run: Run that was exported, measured on the same clips; None for no comparison.
         frame_shift_ms: frame shift of the export in milliseconds; None for that of training.
         progress: whether to show progress bars.
@@ -99,9 +104,11 @@ def operating_points(paths, data, threads=(1, 2), *, run=None, frame_shift_ms=No
     seconds = max(lengths, default=float(np.median(data.durations)))
     any_length = min(seconds, float(max(data.durations)))  # which nothing refuses
     buffered = BufferedClips(data, seconds)
-    points = []
+    points, scores = [], []
     for artifact in artifacts:
-        result = measure(artifact, data, f"Testing {artifact.name}" if progress else None)
+        description = f"Testing {artifact.name}" if progress else None
+        scores.append(artifact_scores(artifact, data, description))
+        result = score_clips(data.source, scores[-1])
         points.append(
             {
                 "name": artifact.name,
@@ -119,11 +126,67 @@ def operating_points(paths, data, threads=(1, 2), *, run=None, frame_shift_ms=No
         )
     times = latencies(artifacts, threads, seconds=any_length, progress=progress)
     points = [{**point, "latency_ms": one} for point, one in zip(points, times, strict=True)]
+    if held_out is not None and not held_out.source.multi_label:
+        points += _cascade_points(artifacts, points, scores, data=data, held_out=held_out)
     if run is None:
         return points
     sizes = list(dict.fromkeys(one.patch_size for one in artifacts if one.patch_size))
     options = {"buffered": buffered, "frame_shift_ms": frame_shift_ms, "progress": progress}
     return [*points, *_run_points(run, data, sizes, **options)]
+
+
+def _cascade_points(artifacts, points, scores, *, data, held_out):
+    """Points of the cascades over the patch sizes of artifacts that have several.
+
+    The stages are the largest, the middle and the smallest patch size. A clip's time is that of
+    the stages that hear it, on average.
+    """
+    found = []
+    for path in dict.fromkeys(one.path for one in artifacts):
+        places = [
+            place for place, one in enumerate(artifacts) if one.path == path and one.patch_size
+        ]
+        places.sort(key=lambda place: -_area(artifacts[place].patch_size))
+        places = list(dict.fromkeys(places[k] for k in (0, len(places) // 2, -1) if places))
+        if len({_area(artifacts[place].patch_size) for place in places}) < max(2, len(places)):
+            continue  # a cascade needs sizes that fall
+        stages, first = [points[place] for place in places], artifacts[places[0]]
+        times = {
+            count: np.array([one["latency_ms"][count] for one in stages])
+            for count in stages[0]["latency_ms"]
+        }
+        costs = next(iter(times.values()))[:, None]
+        validated = np.stack([artifact_scores(artifacts[place], held_out) for place in places])
+        heard = np.ones(validated.shape[:2], bool)
+        threshold = best_threshold(
+            validated, heard, targets=held_out.source.targets(), costs=costs * heard
+        )
+        means = means_so_far(np.stack([scores[place] for place in places]),
+                             np.ones((len(places), len(data.source)), bool))  # fmt: skip
+        stage = stages_of(means, threshold)
+        reached = np.array([(stage >= k).mean() for k in range(len(places))])
+        sizes = ",".join(one["patch_size"] for one in stages)
+        found.append(
+            {
+                **stages[0],
+                "name": f"{first.name.removesuffix(' ' + first.signature)} cascade {sizes}",
+                "signature": None,
+                "patch_size": sizes,
+                **score_clips(data.source, means[stage, np.arange(stage.size)]),
+                "backgrounds": None,
+                "latency_ms": {
+                    count: round(float(one @ reached), 3) for count, one in times.items()
+                },
+                "cascade": {"threshold": threshold, "reached": reached.tolist()},
+            }
+        )
+    return found
+
+
+def _area(name):
+    """Bins times frames of the patch size with a name."""
+    sides = [int(side) for side in name.split("x")]
+    return sides[0] * sides[-1]
 
 
 def _run_points(run, data, sizes, *, buffered, frame_shift_ms, progress):
@@ -191,8 +254,12 @@ def write_card(folder, points, run_info):
         model        run_info
         run          list, the run itself at each patch size; the keys of points that apply
         points       list, one operating point each:
-            name, path, signature, format    the artifact; path relative to the folder
-            patch_size, precision            "16x24", "int8"; null if unknown
+            name, path, signature, format    the artifact; path relative to the folder; no
+                                             signature of a cascade
+            patch_size, precision            "16x24", "int8"; null if unknown; "48,24,8" of a
+                                             cascade
+            cascade                          its threshold, and reached, the share of the clips
+                                             that each stage hears
             metric, value, clips             "accuracy" or "mAP", 0 to 1, number of clips
             standard_error                   of the accuracy, 0 to 1; null for mAP
             takes_length                     whether it hears the clip alone, whatever follows it
@@ -415,6 +482,7 @@ def _readme(card):
             f"The {metric} is in percent{' ± one standard error' * bool(errors)}, of clips at "
             f"their own lengths.",
             "",
+            *_cascades(points),
             *_explained(card),
             *_losses(points),
             "## How it was measured",
@@ -463,6 +531,26 @@ def _table(points):
         ]
         rows.append(cells)
     return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def _cascades(points):
+    """Lines about cascades; none where there are none."""
+    found = [point for point in points if point.get("cascade")]
+    if not found:
+        return []
+    lines = [
+        "A cascade hears every clip with its first patch size, and asks the next one where its "
+        "best score is below a threshold, which was set on the validation clips. Its time is that "
+        "of the stages that hear a clip, on average.",
+        "",
+    ]
+    for point in found:
+        shares = ", ".join(f"{100 * share:.0f} %" for share in point["cascade"]["reached"])
+        lines.append(
+            f"- {_code(point['name'])}: threshold {point['cascade']['threshold']:g}; its stages "
+            f"hear {shares} of the clips."
+        )
+    return [*lines, ""]
 
 
 def _explained(card):
