@@ -57,7 +57,7 @@ Remainder = Literal[REMAINDERS]
 Resize = Literal[RESIZES]
 Schedules = Literal[SCHEDULES]
 Size = Literal[tuple(SIZES)]
-Sweeps = Literal[SWEEPS]
+Sweeps = Literal[tuple(SWEEPS)]
 TableRule = Literal[TABLE_RULES]
 Target = Literal[TARGETS]
 

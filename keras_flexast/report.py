@@ -19,15 +19,10 @@ from typing import Any
 
 from keras_flexast.figures import patch_order, sweep_figure
 from keras_flexast.files import PICTURE, FolderKind, atomic_folder
+from keras_flexast.settings import SWEEPS
 from tf_data_pipelines.hints import PathLike
 from tf_data_pipelines.settings import patch_name
 
-SWEEPS = {  # title of the axis
-    "patch-size": "patch size (mel bins x frames)",
-    "length": "clip length (seconds)",
-    "frame-shift": "frame shift (milliseconds)",
-    "pooling": "frames pooled",
-}
 METRICS = ("accuracy", "mAP")
 COLUMNS = ("data", "name", "seed", "sweep", "point", "metric", "value", "standard_error", "clips")
 REPORT = FolderKind("report", (("report.md", "report.csv", "report.json"),))

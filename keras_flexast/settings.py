@@ -35,7 +35,12 @@ FIXED_BY_INIT = (  # arguments of a model for which the weights that it starts f
     "size", "dim", "depth", "num_heads", "mlp_ratio", "pooling", "prefix_tokens", "table", "grid",
     "base_patch", "stride", "mel_bins",
 )  # fmt: skip
-SWEEPS = ("patch-size", "length", "frame-shift", "pooling")  # of an evaluation
+SWEEPS = {  # of an evaluation, with the title of the axis
+    "patch-size": "patch size (mel bins x frames)",
+    "length": "clip length (seconds)",
+    "frame-shift": "frame shift (milliseconds)",
+    "pooling": "frames pooled",
+}
 PATCH_OPTIONS = ("patch_weights", "clips_per_draw", "pool_frames", "pooling")
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 WEIGHT_DECAYS = {"adam": 5e-7, "adamw": 0.05, "muon": 0.05}  # where none is given

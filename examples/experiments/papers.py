@@ -17,6 +17,7 @@ import os
 import pathlib
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -31,7 +32,8 @@ SWEPT_SIZES = (*PATCH_SIZES, 14, 18, 22, 28, 36, 44, (16, 12), (24, 16))
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 20)  # seconds
 SHIFTS = (10, 15, 20, 30, 40)  # milliseconds
 STAGES = (48, 24, 8)  # of the cascade
-FIXED_SECONDS = 1.5  # of words, none of which is longer
+OURS = "FlexiAST, all sizes"
+BETWEEN = {14: (12, 16), 18: (16, 20), 22: (20, 24), 28: (24, 30), 36: (32, 40), 44: (40, 48)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,7 @@ EXPERIMENTS = {
     "AST/8": Experiment(**WORDS, recipe={"patch_sizes": (8,)}, init="AST/16"),
     "AST/32": Experiment(**WORDS, recipe={"patch_sizes": (32,)}, init="AST/16"),
     "FlexiAST": Experiment(**WORDS, recipe={}, init="AST/16"),
-    "FlexiAST, all sizes": Experiment(
+    OURS: Experiment(
         **WORDS, recipe={"patch_sizes": ALL_SIZES, "patches": EVENLY}, init="AST/16", cascade=True,
     ),
     "FlexiAST, distilled": Experiment(**WORDS, recipe={}, init="AST/16", teacher="AST/16"),
@@ -316,6 +318,148 @@ def _in_process(work, scale_name, name, seed):
     return code, time.perf_counter() - start
 
 
+# === What it says ===
+
+
+def report(scale_name):
+    """Tables and pictures of what is done, the table of targets, and accuracy against cost."""
+    from keras_flexast.report import read_results, write_report
+
+    folder = RESULTS / scale_name
+    files = sorted(folder.glob("*_[0-9]*.json"))
+    write_report(read_results(files), folder / "report", overwrite=True)
+    runs = [json.loads(path.read_text()) for path in files]
+    rows = ["| | to reach | reached |", "|---|---|---|"]
+    rows += [f"| {' | '.join(row)} |" for row in targets(runs)]
+    (folder / "targets.md").write_text("\n".join(rows) + "\n")
+    draw_costs(runs, folder / "cost.png")
+    print("\n".join(rows))
+
+
+def targets(runs):
+    """(what, to reach, reached) of each target whose runs are there."""
+
+    def at(name, data, sweep, point):
+        """Mean of the seeds in percent; None where there is none."""
+        values = [
+            one["value"]
+            for run in runs if (run["name"], run["data"]) == (name, data)
+            for one in run["sweeps"].get(sweep, ()) if str(one["point"]) == str(point)
+        ]  # fmt: skip
+        return 100 * statistics.mean(values) if values else None
+
+    def minus(a, b):
+        return None if a is None or b is None else a - b
+
+    def size(point, name=OURS):
+        return at(name, "words", "patch-size", point)
+
+    def row(what, reach, *numbers):
+        known = [one for one in numbers if one is not None]
+        return [(what, reach, ", ".join(f"{one:+.1f}" for one in known))] if known else []
+
+    rows = []
+    for name in ("FlexiAST", "FlexiAST, distilled", OURS):
+        own = [minus(size(p, name), size(p, f"AST/{p}")) for p in (8, 16, 32)]
+        rows += row(f"{name} against the AST trained at 8, 16, 32", "-1 or more", *own)
+    for name in ("FlexiAST", OURS):
+        dips = []
+        for point, (low, high) in BETWEEN.items():
+            share = (point - low) / (high - low)
+            ends = size(low, name), size(high, name)
+            if None not in ends:
+                dips.append(minus(size(point, name), (1 - share) * ends[0] + share * ends[1]))
+        rows += row(f"{name} at {', '.join(map(str, BETWEEN))} against the line between the "
+                    f"neighbors", "-1 or more", *dips)  # fmt: skip
+        rows += row(f"{name} at 48 against 16", "-4 or more", minus(size(48, name), size(16, name)))
+        rows += row(f"{name} at 8 against 16", "0 or more", minus(size(8, name), size(16, name)))
+    away = [minus(size(p, "AST/16"), size(p, "AST/16, bilinear")) for p in (8, 12, 24, 32)]
+    rows += row("AST/16 at 8, 12, 24, 32: PI-resize against bilinear", "the papers': ahead", *away)
+    for name in ("time", "frequency"):
+        both = [
+            minus(at(f"FlexiAST, {name}", "speakers", "patch-size", point),
+                  at("FlexiAST, both axes", "speakers", "patch-size", p))
+            for p in (8, 32, 48) for point in [f"16x{p}" if name == "time" else f"{p}x16"]
+        ]  # fmt: skip
+        rows += row(f"patch sizes along {name} at 8, 32, 48 against both axes", "ahead", *both)
+    for second in (4, 8, 20):
+        fixed = [at(f"AST, {s} s", "speakers", "length", second) for s in (2, 4, 8)]
+        fixed = [one for one in fixed if one is not None]
+        best = max(fixed, default=None)
+        rows += row(
+            f"ElasticAST against the best fixed-length AST, clips cut after {second} s",
+            "ahead",
+            minus(at("ElasticAST", "speakers", "length", second), best),
+        )
+    shifts = [
+        minus(at("ElasticAST, mixed frame shifts", "speakers", "frame-shift", shift),
+              at(name, "speakers", "frame-shift", shift))
+        for shift, name in ((10, "ElasticAST"), *((s, f"AST, {s} ms") for s in (20, 30, 40)))
+    ]  # fmt: skip
+    rows += row("mixed frame shifts at 10, 20, 30, 40 ms against training at each", "-2 or more",
+                *shifts)  # fmt: skip
+    unified = [minus(size(p, "unified, words"), size(p, OURS)) for p in (8, 16, 32, 48)]
+    rows += row(f"unified against {OURS} at 8, 16, 32, 48", "-1.5 or more", *unified)
+    lengths = [
+        minus(at("unified, speakers", "speakers", "length", s),
+              at("ElasticAST", "speakers", "length", s)) for s in (2, 4, 8, 20)
+    ]  # fmt: skip
+    rows += row("unified against ElasticAST at 2, 4, 8, 20 s", "-1.5 or more", *lengths)
+    for run in runs:
+        if run["cascade"]:
+            *stages, cascade, mean = run["cascade"]
+            best = max(stages, key=lambda one: one["value"])
+            rows.append((
+                f"cascade {','.join(one['name'] for one in stages)} of {run['name']}, seed "
+                f"{run['seed']}, against its best size ({best['name']})",
+                "0 or more at 50 % of its cost",
+                f"{100 * (cascade['value'] - best['value']):+.1f} at "
+                f"{100 * cascade['operations'] / best['operations']:.0f} %; the mean of all sizes "
+                f"{100 * (mean['value'] - best['value']):+.1f}",
+            ))  # fmt: skip
+    return rows
+
+
+def draw_costs(runs, path):
+    """Accuracy against operations of a clip: the flexible models, their cascades, the ASTs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    words = [run for run in runs if run["data"] == "words" and run["seed"] == 0]
+    for run in words:
+        own = run["name"].removeprefix("AST/")
+        points = run["sweeps"]["patch-size"]
+        if own in ("8", "16", "32"):
+            (point,) = [one for one in points if one["point"] == own]
+            axes.plot(point["operations"], 100 * point["value"], "k*", ms=10)
+            axes.annotate(run["name"], (point["operations"], 100 * point["value"]), fontsize=8,
+                          xytext=(5, -10), textcoords="offset points")  # fmt: skip
+        if run["cascade"]:
+            square = sorted((one for one in points if "x" not in one["point"]),
+                            key=lambda one: one["operations"])  # fmt: skip
+            (line,) = axes.plot(
+                [one["operations"] for one in square],
+                [100 * one["value"] for one in square],
+                ".-",
+                label=run["name"],
+            )
+            for one, marker in zip(run["cascade"][-2:], "DP", strict=True):
+                axes.plot(
+                    one["operations"],
+                    100 * one["value"],
+                    marker,
+                    color=line.get_color(),
+                    ms=8,
+                    label=f"{run['name']}: {one['name']} of {','.join(map(str, STAGES))}",
+                )
+    axes.set(xscale="log", xlabel="operations of a clip", ylabel="accuracy (%)",
+             title="Words, seed 0: one model, cascades, specialists")  # fmt: skip
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=pathlib.Path)
@@ -332,3 +476,4 @@ if __name__ == "__main__":
         names = given.only.split(";") if given.only else [*EXPERIMENTS]
         if not given.report:
             run_all(given.work, given.scale, names=names, seeds=given.seeds, jobs=given.jobs)
+        report(given.scale)
