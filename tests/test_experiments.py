@@ -1,18 +1,19 @@
-"""The generated sets of the experiments: published layouts, repeated exactly, nothing shared."""
+"""The experiments: their generated sets, and the driver that trains, skips and reports."""
 
 import csv
 import hashlib
 import importlib.util
-import pathlib
+import json
 
 import pytest
 import soundfile
+from helpers import ONCE, ROOT
 
 pytest.importorskip("espeakng_loader")
 
 from tf_data_pipelines import FbankSettings, load_source, read_data
 
-PLACE = pathlib.Path(__file__).parents[1] / "examples" / "experiments" / "speech_sets.py"
+PLACE = ROOT / "examples" / "experiments" / "speech_sets.py"
 COUNTS = {"train": 2, "validation": 1, "test": 1}  # clips of each class
 
 
@@ -62,7 +63,9 @@ def test_a_set_is_read_in_its_layout(made, name):
     for split, count in COUNTS.items():
         labels = [clip.labels for clip in source.clips if clip.split == split]
         assert sorted(labels) == [(c,) for c in range(len(source.classes)) for _ in range(count)]
-    assert len(read_data(made[name], FbankSettings(), split="test").source.clips) == 24
+    assert len(read_data(made[name], FbankSettings(), split="test").source.clips) == len(
+        source.classes
+    )
 
 
 @pytest.mark.parametrize("name", ["words", "speakers"])
@@ -124,3 +127,97 @@ def test_speakers_share_no_sentence_between_splits(made):
     ]
     assert disjoint(said)
     assert len({row["voice"] for row in rows}) == speech_sets.SPEAKERS
+
+
+# === The driver ===
+
+
+@pytest.fixture
+def papers(monkeypatch, tmp_path):
+    """The driver, with a folder of its own for results."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "experiments"))
+    import papers
+
+    monkeypatch.setattr(papers, "RESULTS", tmp_path / "results")
+    return papers
+
+
+def result(papers, name, seed, values, cascade=()):
+    """Write the JSON of a run with {(sweep, point): value}."""
+    sweeps = {}
+    for (sweep, point), value in values.items():
+        sweeps.setdefault(sweep, []).append(
+            {"point": point, "metric": "accuracy", "value": value, "standard_error": 0.01,
+             "clips": 100, "operations": 1e6 / int(point.split("x")[0])
+             if isinstance(point, str) else 1e6}
+        )  # fmt: skip
+    path = papers.result_path("quick", name, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run = {"name": name, "data": papers.EXPERIMENTS[name].data, "seed": seed, "sweeps": sweeps,
+           "cascade": list(cascade)}  # fmt: skip
+    path.write_text(json.dumps(run))
+
+
+def sizes(values):
+    return {("patch-size", name): value for name, value in values.items()}
+
+
+def test_every_experiment_is_a_recipe_that_starts_from_another_one(papers):
+    for name, own in papers.EXPERIMENTS.items():
+        for scale in papers.SCALES.values():
+            recipe = papers.recipe_of(name, scale, 3)
+            assert recipe.train.seed == 3
+            assert ("size" in recipe.model) == (own.init is None)
+        for other, _ in papers.before((name, 0)):
+            assert papers.EXPERIMENTS[other].data == own.data
+    slugs = {papers.slug(name, 0) for name in papers.EXPERIMENTS}
+    assert len(slugs) == len(papers.EXPERIMENTS)
+
+
+def test_targets_are_differences_of_means_over_seeds(papers, capsys):
+    for seed, more in ((0, 0.0), (1, 0.02)):
+        result(papers, "AST/16", seed, sizes({"8": 0.4, "16": 0.8 + more, "32": 0.3}))
+        own = {"8": 0.85, "12": 0.84, "14": 0.80, "16": 0.82, "32": 0.7, "48": 0.6}
+        result(papers, papers.OURS, seed, sizes(own), cascade=[
+            {"name": "48", "value": 0.6, "operations": 1e6},
+            {"name": "8", "value": 0.85, "operations": 4e6},
+            {"name": "cascade", "value": 0.86, "operations": 1e6, "threshold": 0.5,
+             "reached": [1, 0.5]},
+            {"name": "mean", "value": 0.87, "operations": 5e6},
+        ])  # fmt: skip
+    result(papers, "ElasticAST", 0, {("length", 4): 0.9, ("frame-shift", 10): 0.8})
+    for seconds, value in ((2, 0.7), (4, 0.88)):
+        result(papers, f"AST, {seconds} s", 0, {("length", 4): value})
+    papers.report("quick")
+    lines = (papers.RESULTS / "quick" / "targets.md").read_text()
+    assert capsys.readouterr().out == lines
+    assert (
+        "| FlexiAST, all sizes against the AST trained at 8, 16, 32 | -1 or more | +1.0 |" in lines
+    )
+    assert "neighbors | -1 or more | -3.0 |" in lines  # 14 between 12 and 16
+    assert "| FlexiAST, all sizes at 48 against 16 | -4 or more | -22.0 |" in lines
+    assert "clips cut after 4 s | ahead | +2.0 |" in lines
+    assert "| +1.0 at 25 %; the mean of all sizes +2.0 |" in lines
+    assert (papers.RESULTS / "quick" / "cost.png").read_bytes()[:4] == b"\x89PNG"
+    table = (papers.RESULTS / "quick" / "report" / "report.md").read_text()
+    assert "81.0 (80.0-82.0)" in table
+
+
+@ONCE
+def test_the_driver_trains_what_is_missing_and_only_that(papers, monkeypatch, tmp_path, capsys):
+    """One run that starts from another one, each in a process of its own, at the smallest scale."""
+    monkeypatch.setenv("FLEXAST_RESULTS", str(papers.RESULTS))
+    few = "FlexiAST, few sizes"
+    how = {"names": [few, "AST/16"], "seeds": 1, "jobs": 2}
+    papers.run_all(tmp_path, "quick", **how)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "seed" in line]
+    assert [line.split(", seed")[0] for line in lines] == ["AST/16", few]
+    run = json.loads(papers.result_path("quick", few, 0).read_text())
+    assert run["init"] == "AST/16"
+    assert [one["point"] for one in run["sweeps"]["patch-size"]] == ["8", "10"]
+    papers.run_all(tmp_path, "quick", **how)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(SystemExit, match="what it starts from failed"):
+        monkeypatch.setattr(papers, "_in_process", lambda *_: (1, 0.0))
+        papers.run_all(tmp_path, "quick", names=["AST, 4 s", "ElasticAST", "unified, speakers"],
+                       seeds=1, jobs=1)  # fmt: skip

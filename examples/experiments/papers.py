@@ -25,7 +25,8 @@ import time
 from keras_flexast.settings import Recipe, TrainSettings
 from tf_data_pipelines.settings import PATCH_SIZES, AugmentSettings, FbankSettings
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "papers"
+RESULTS = pathlib.Path(__file__).parent / "results" / "papers"  # or $FLEXAST_RESULTS
+RESULTS = pathlib.Path(os.environ.get("FLEXAST_RESULTS", RESULTS))
 ALL_SIZES = tuple(range(8, 49, 2))
 EVENLY = {"patch_weights": tuple(1 / size for size in ALL_SIZES)}  # in the logarithm of the size
 SWEPT_SIZES = (*PATCH_SIZES, 14, 18, 22, 28, 36, 44, (16, 12), (24, 16))
@@ -219,6 +220,7 @@ def run_one(work, scale_name, name, seed):
     data = read_data(folder, run.fbank, classes=run.classes, split="test", shares=run.shares)
     for sweep in own.sweeps:
         points = {"patch-size": points_of(own), "length": LENGTHS, "frame-shift": SHIFTS}[sweep]
+        points = points[:2] if scale_name == "quick" else points
         swept = evaluate_sweep(run, data, sweep, points=points)["sweeps"][sweep]
         found[sweep] = [
             {key: one[key] for key in ("point", "metric", "value", "standard_error", "clips",
