@@ -16,6 +16,8 @@ import soundfile
 
 # A test that starts a process of its own, where the backend of this one makes no difference.
 ONCE = pytest.mark.skipif(keras.backend.backend() != "jax", reason="the same on every backend")
+# The same, where TensorFlow does the work in a process of its own if it is not in this one.
+IN_PLACE = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's work")
 ROOT = pathlib.Path(__file__).parents[1]
 SAMPLES, CLASSES = 1000, ("low", "middle", "high")  # of the tiny classifiers
 

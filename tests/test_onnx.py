@@ -5,7 +5,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from helpers import randomize, run_python
+from helpers import IN_PLACE, randomize, run_python
 
 from keras_flexast import ElasticAST
 from keras_flexast.export import FixedOptions, write_onnx
@@ -15,6 +15,7 @@ from keras_flexast.runs import Run, load_run, save_run
 from tf_data_pipelines.fbank import features
 from tf_data_pipelines.settings import FbankSettings, PackSettings
 
+pytestmark = IN_PLACE
 RATE, SECONDS, SAMPLES = 8000, 0.5, 4000
 CLASSES = ("one", "Büro", "three", "four", "five")
 WRITE = """

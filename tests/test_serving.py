@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import soundfile
-from helpers import ONCE, pack_rows, randomize, run_python
+from helpers import IN_PLACE, pack_rows, randomize, run_python
 
 from keras_flexast import ElasticAST, FlexiAST
 from keras_flexast.export.serving import _clips_of_rows, _Serving, group_size, write_serving
@@ -25,6 +25,7 @@ from tf_data_pipelines.settings import (
     patch_pair,
 )
 
+pytestmark = IN_PLACE
 CLASSES = ("one", "two", "three", "four", "five", "six", "Sägewerk")
 RATE, LENGTHS = 16000, (9001, 16000, 4201)
 SIZES = {"elastic": (8, 16, (16, 24)), "flexi": (16,)}  # the second cuts or fills up to 0.8 s
@@ -457,7 +458,6 @@ def test_threads_get_their_own_answers(serve, clips):
             np.testing.assert_allclose(scores, wanted, rtol=0, atol=1e-6)
 
 
-@ONCE
 def test_tensorflow_alone_serves(folder, serve, clips):
     inputs = batch(clips, np.nan)
     np.savez(folder / "inputs.npz", **inputs)
