@@ -227,6 +227,7 @@ def evaluate(
     cascade: options.EvaluateCascade = None,
     sweep: options.Sweep = None,
     points: options.Points = None,
+    name: options.RowName = None,
     split: options.Split = "test",
     frame_shift_ms: options.FrameShift = None,
     resize: options.ResizeRun = None,
@@ -250,6 +251,8 @@ def evaluate(
             "--sweep takes --patch-sizes, --points and --split alone; `flexast report` makes its "
             "pictures."
         )
+    if name and not sweep:
+        raise typer.BadParameter("--name belongs to --sweep.")
     if points and (sweep or "patch-size") == "patch-size":
         raise typer.BadParameter("--points belongs to --sweep length, frame-shift and pooling.")
     stages = parse_patch_sizes(cascade, "--cascade")
@@ -265,7 +268,7 @@ def evaluate(
     refuse_picture(confusion)
     if sweep:
         found = evaluate_sweep(
-            run, data, sweep, split=split, progress=not as_json,
+            run, data, sweep, split=split, name=name, progress=not as_json,
             **({"points": sizes} if sweep == "patch-size" else
                {"points": values, "patch_size": sizes and sizes[0]}),
         )  # fmt: skip

@@ -64,7 +64,7 @@ def evaluate_run(
         patch_sizes: ints or (frequency, time) pairs; None for PATCH_SIZES, or for all that an
             artifact has.
         split: "train", "validation", "test", or "all" for all clips.
-        frame_shift_ms: frame shift in milliseconds, of a run; None for that of training.
+        frame_shift_ms: frame shift in milliseconds, of a run; None for the filterbank's own.
         resize: "pi" or "bilinear", of a run; None for that of training.
         full_length: hear each clip at its full length, where a converted AST cuts or fills up.
         progress: show progress bars.

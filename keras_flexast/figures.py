@@ -11,6 +11,7 @@ from tf_data_pipelines.atomic import atomic_write
 MARKERS = "osD^vP*X"
 HERTZ = (100, 250, 500, 1000, 2000, 4000, 8000, 16000)  # ticks of a frequency axis
 MOST_CLASSES = 50  # of a confusion matrix: more names cannot be read
+MOST_LINES = 20  # of a legend, in one column
 
 
 def accuracy_figure(curves, path, title):
@@ -76,7 +77,8 @@ def sweep_figure(curves, points, path, *, title, xlabel, ylabel):
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.5, 4.6), dpi=150, layout="constrained")
+    columns = -(-len(curves) // MOST_LINES)
+    figure = Figure(figsize=(8.5 + 2.5 * (columns - 1), 4.6), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     numeric = not any("x" in str(point) for point in points)
     places = {point: float(point) if numeric else place for place, point in enumerate(points)}
@@ -95,7 +97,7 @@ def sweep_figure(curves, points, path, *, title, xlabel, ylabel):
     axes.set_xticks(ticks, [point if isinstance(point, str) else f"{point:g}" for point in points])
     axes.set(xlabel=xlabel, ylabel=ylabel, title=_short(title, 80))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), ncols=columns)
     _write(figure, path)
     drawn = _content(figure, "svg", {"Creator": SOFTWARE, "Date": None})
     atomic_write(path.with_suffix(".svg"), drawn)

@@ -589,6 +589,15 @@ Points = Annotated[
         show_default="usual ones",
     ),
 ]
+RowName = Annotated[
+    str | None,
+    typer.Option(
+        "--name",
+        help="Name of the run in a report of --sweep; runs of one name and several seeds are one "
+        "row.",
+        show_default="that of the folder",
+    ),
+]
 Split = Annotated[str, typer.Option(help="Split: train, validation, test, or all.")]
 Confusion = Annotated[
     pathlib.Path | None,

@@ -9,7 +9,6 @@ OUT/<data>_<sweep>.png   the figures, also as .svg
 import csv
 import dataclasses
 import json
-import math
 import pathlib
 import re
 import statistics
@@ -51,6 +50,8 @@ def read_results(paths: Sequence[PathLike]) -> list[dict[str, Any]]:
         for one in _read_file(path):
             data, name, seed, sweep, point, metric = (one[key] for key in COLUMNS[:6])
             key = data, name, seed, sweep, point
+            if files.get(key) == path:
+                raise ValueError(f"{path} has {sweep} {point} twice. Leave one of them out.")
             if key in files:
                 raise ValueError(
                     f"{files[key]} and {path} both have {name!r} on {data!r}, seed {seed}, at "
@@ -89,8 +90,8 @@ def _read_file(path):
     if not isinstance(run, dict) or not isinstance(run.get("sweeps"), dict):
         raise ValueError(f"{path} holds a JSON {type(run).__name__} without sweeps. {WAY_OUT}")
     run = {key: run.get(key) for key in ("data", "name", "seed", "sweeps")}
-    _check(run, path, "data", lambda data: data and isinstance(data, str), "a name")
-    _check(run, path, "name", lambda name: name and isinstance(name, str), "a name")
+    for key in ("data", "name"):
+        _check(run, path, key, _is_name, "a name")
     _check(run, path, "seed", lambda seed: seed is None or type(seed) is int, "a whole number")
     sweeps, results = run.pop("sweeps"), []
     for sweep, points in sweeps.items():
@@ -112,7 +113,7 @@ def _checked(one, sweep, path):
         _check(one, where, "point", _patch_sizes, "a patch size such as '16' or '16x24'")
         one["point"] = patch_name(_patch_sizes(one["point"]))
     else:
-        _check(one, where, "point", lambda x: _is_number(x) and 0 < x < math.inf, "a number over 0")
+        _check(one, where, "point", lambda x: _is_number(x) and 0 < x < 1e9, "a number over 0")
     where = f"{where} {one['point']}"
     _check(one, where, "metric", lambda name: name in METRICS, " or ".join(map(repr, METRICS)))
     _check(one, where, "value", _is_share, "a number from 0 to 1")
@@ -133,6 +134,10 @@ def _patch_sizes(point):
     """ "16" or "16x24" -> ("16", "16") or ("16", "24"); None for anything else."""
     found = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", str(point), re.ASCII)
     return found and (found[1], found[2] or found[1])
+
+
+def _is_name(value):
+    return isinstance(value, str) and value and value.encode(errors="ignore").decode() == value
 
 
 def _is_number(value):
@@ -285,7 +290,10 @@ def write_report(
 
     Raises:
         FileExistsError: `out` exists and must not be replaced.
+        ValueError: there are no results.
     """
+    if not results:
+        raise ValueError(f"there are no results to write into {out}. {WAY_OUT}")
     joined, out = join_results(results), pathlib.Path(out)
     lines = ["# Results", ""]
     drawn = [path.stem for path in out.glob("*.png") if PICTURE.foreign(path) is None]

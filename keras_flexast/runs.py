@@ -120,7 +120,7 @@ class Run:
 
         Args:
             patch_sizes: ints or (frequency, time) pairs.
-            frame_shift_ms: frame shift in milliseconds; None for that of training.
+            frame_shift_ms: frame shift in milliseconds; None for the filterbank's own.
             pool_frames: number of neighboring frames that are pooled to one.
         """
         return self.patches.at(patch_sizes, frame_shift_ms, pool_frames)

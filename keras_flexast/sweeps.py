@@ -10,7 +10,7 @@ import numpy as np
 from keras_flexast.evaluation import evaluate_packed
 from keras_flexast.inference.artifacts import is_artifact
 from keras_flexast.inference.scoring import PackedPredictor
-from keras_flexast.runs import Run, as_run
+from keras_flexast.runs import Run, as_run, is_cut, warn_of_cuts
 from keras_flexast.settings import SWEEPS
 from tf_data_pipelines.hints import PatchSize, PathLike
 from tf_data_pipelines.settings import (
@@ -19,6 +19,7 @@ from tf_data_pipelines.settings import (
     check_between,
     check_choice,
     check_positive,
+    patch_pair,
 )
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ BETWEEN = (14, 18, 22, 28, 36, 44)  # patch sizes that PATCH_SIZES leaves out
 SHIFTS = (1, 1.5, 2, 2.5, 3, 3.5, 4)  # of the run's frame shift, as ElasticAST
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the longest clip
 SHORTEST = 0.1  # seconds
+POOLED = tuple(range(1, MAX_POOL_FRAMES + 1))  # frames
 
 
 def evaluate_sweep(
@@ -38,6 +40,7 @@ def evaluate_sweep(
     points: Sequence[Any] | None = None,
     patch_size: PatchSize | None = None,
     split: str = "test",
+    name: str | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Accuracy (mAP where clips have several labels) of one set of weights along one axis.
@@ -53,16 +56,17 @@ def evaluate_sweep(
         patch_size: patch size of all sweeps but that of patch sizes, an int or (frequency, time);
             None for the base patch of the run.
         split: "train", "validation", "test", or "all" for all clips.
+        name: name in a report, where runs of one name and other seeds are one row; None for that
+            of the folder.
         progress: show progress bars.
 
     Returns:
-        dictionary for JSON, as `flexast report` reads it: `name` of the run, `data`, `seed` of
+        dictionary for JSON, as `flexast report` reads it: `name`, `data`, `seed` of
         the training (None where no one knows it), and `sweeps`: {sweep: list of dictionaries,
         one for each point}. Each has its `point`, and what `evaluate_run` gives.
 
     Raises:
-        FileNotFoundError, ValueError: as `evaluate_run`; no such sweep or point; clips of shards
-            cannot be cut.
+        FileNotFoundError, ValueError: as `evaluate_run`; no such sweep or point.
 
     Example:
         evaluate_sweep("run", "sounds", "length", points=(0.5, 1, 2))
@@ -77,8 +81,9 @@ def evaluate_sweep(
             f"{run} is an exported artifact, and a sweep is evaluated with a run. Give the one "
             f"that it was exported from."
         )
-    names = {"name": _name(run), "data": _name(data)}
+    names = {"name": name or _name(run), "data": _name(data)}
     run = as_run(run)
+    seed = (run.made_by.get("settings") or {}).get("seed")
     if sweep == "patch-size" and patch_size is not None:
         raise ValueError(f"patch_size={patch_size!r} belongs to other sweeps; give points.")
     size = run.patches.base_patch if patch_size is None else patch_size
@@ -89,6 +94,10 @@ def evaluate_sweep(
     if points is None:  # of lengths
         points = [round(float(share * max(data.durations)), 2) for share in SHARES]
         points = [one for one in points if one >= SHORTEST]
+        if not points:
+            raise ValueError(f"no clip is {SHORTEST} s long; choose another sweep, or give points.")
+    if sweep != "length":
+        warn_of_cuts(run, sum(is_cut(run.fbank, s) for s in data.durations), len(data.durations))
     places: list[tuple[dict[str, Any], Any]] = [({}, data) for _ in points]
     if sweep == "frame-shift":
         places = [({"frame_shift_ms": one}, data) for one in points]
@@ -107,7 +116,6 @@ def evaluate_sweep(
             (result,) = evaluate_packed(run, clips, [one], **how)
         point = result["name"] if sweep == "patch-size" else point
         found.append({"point": point, **result})
-    seed = run.made_by.get("settings", {}).get("seed")
     return {**names, "seed": seed, "sweeps": {sweep: found}}
 
 
@@ -122,19 +130,22 @@ def _usual_points(run, sweep):
         return sorted({*PATCH_SIZES, *BETWEEN})
     if sweep == "frame-shift":
         return [float(np.round(one * run.fbank.frame_shift_ms, 3)) for one in SHIFTS]
-    return list(range(1, MAX_POOL_FRAMES + 1)) if sweep == "pooling" else None
+    return [*POOLED] if sweep == "pooling" else None
 
 
 def _checked(sweep, points):
     """The points of a sweep as a list, without any twice; a ValueError unless they can be."""
-    points = list(points)
+    points = [one.item() if isinstance(one, np.generic) else one for one in points]
+    if sweep == "pooling":
+        points = [int(one) if one in POOLED else one for one in points]  # 2.0 is 2
     for one in points:
         if sweep == "length":
             check_between("points", one, SHORTEST, np.inf)
         elif sweep == "pooling":
-            check_between("points", one, 1, MAX_POOL_FRAMES, kind=int)
+            check_between("points", one, *POOLED[:: len(POOLED) - 1], kind=int)
         elif sweep == "frame-shift":
             check_positive("points", one)
-    if not points or any(one in points[:place] for place, one in enumerate(points)):
+    values = [patch_pair(one) if sweep == "patch-size" else one for one in points]
+    if not points or len(set(values)) < len(values):
         raise ValueError(f"points={points} must be one or more different values.")
     return points

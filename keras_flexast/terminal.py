@@ -120,7 +120,8 @@ def _patch_text(name):
 def class_table(results):
     """The accuracy (average precision where clips have several labels) of each class."""
     key = "accuracy" if results[0]["metric"] == "accuracy" else "average_precision"
-    table = Table("class", "clips", *(_patch_text(one["name"]) for one in results))
+    titles = (str(one["point"]) if "point" in one else _patch_text(one["name"]) for one in results)
+    table = Table("class", "clips", *titles)
     for columns in zip(*(one["per_class"] for one in results), strict=True):
         values = ("" if one[key] is None else f"{100 * one[key]:.1f} %" for one in columns)
         table.add_row(columns[0]["class"], str(columns[0]["clips"]), *values)

@@ -191,16 +191,27 @@ def test_targets_are_differences_of_means_over_seeds(papers, capsys):
     papers.report("quick")
     lines = (papers.RESULTS / "quick" / "targets.md").read_text()
     assert capsys.readouterr().out == lines
-    assert (
-        "| FlexiAST, all sizes against the AST trained at 8, 16, 32 | -1 or more | +1.0 |" in lines
-    )
-    assert "neighbors | -1 or more | -3.0 |" in lines  # 14 between 12 and 16
+    assert "trained at 8, 16, 32 | -1 or more | -, +1.0, - |" in lines
+    assert "neighbors | -1 or more | -3.0, -, -, -, -, - |" in lines  # 14 between 12 and 16
     assert "| FlexiAST, all sizes at 48 against 16 | -4 or more | -22.0 |" in lines
     assert "clips cut after 4 s | ahead | +2.0 |" in lines
     assert "| +1.0 at 25 %; the mean of all sizes +2.0 |" in lines
     assert (papers.RESULTS / "quick" / "cost.png").read_bytes()[:4] == b"\x89PNG"
     table = (papers.RESULTS / "quick" / "report" / "report.md").read_text()
     assert "81.0 (80.0-82.0)" in table
+    result(papers, "AST/32", 1, sizes({"32": 0.6}))  # of one seed
+    papers.report("quick")
+    assert "trained at 8, 16, 32 | -1 or more | -, +1.0, +10.0 |" in capsys.readouterr().out
+
+
+def test_what_a_run_starts_from_is_made_before_it(papers, tmp_path):
+    runs = papers.missing(tmp_path, "quick", names=["unified, words", "AST/32"], seeds=2)
+    assert runs == [
+        (name, seed) for seed in (0, 1) for name in ("AST/16", "unified, words", "AST/32")
+    ]
+    (tmp_path / "runs" / "quick" / papers.slug("AST/16", 0)).mkdir(parents=True)
+    result(papers, "AST/32", 0, sizes({"32": 0.5}))
+    assert papers.missing(tmp_path, "quick", names=["AST/32", "AST/8"], seeds=1) == [("AST/8", 0)]
 
 
 @ONCE

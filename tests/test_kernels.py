@@ -111,6 +111,18 @@ def test_clips_never_mix(attention, bad):
     assert not np.isfinite(after[~others]).all() or bad == 1e30
 
 
+@pytest.mark.parametrize("kernel", BY_CLIP)
+def test_huge_values_of_a_neighbor_change_nothing(kernel):
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.normal(size=(1, 128, 2, 16)).astype("float32") for _ in range(3))
+    ids = np.repeat([1, 2, 0], [70, 50, 8])[None].astype("int32")
+    attend = KERNELS[kernel].function
+    before = ops.convert_to_numpy(attend(query, key, value, ids))
+    value[0, :70] = 2e37
+    after = ops.convert_to_numpy(attend(query, key, value, ids))
+    np.testing.assert_array_equal(after[0, 70:120], before[0, 70:120])
+
+
 @pytest.mark.parametrize("kernel", ON_GPU)
 def test_output_and_gradients_in_bfloat16_are_near_those_in_float32(kernel):
     """bfloat16 has 8 bits: the largest numbers differ in the last two or three of them."""

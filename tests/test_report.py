@@ -111,6 +111,17 @@ def test_lines_stand_where_their_points_are(results, tmp_path, monkeypatch):
     )
 
 
+def test_many_lines_leave_room_for_the_curves(results, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("keras_flexast.figures._write", lambda figure, path: figures.append(figure))
+    for number in range(45):
+        path = results / f"many{number}.json"
+        write(path, f"run {number}", 0, "many", length=[point(1, 0.5), point(2, 0.6)])
+    write_report(read_results([results]), tmp_path / "out")
+    figures[-1].draw_without_rendering()
+    assert figures[-1].axes[0].get_window_extent().height > 300
+
+
 def test_only_a_report_is_replaced(results, tmp_path):
     found, out = read_results([results]), results / "out"
     write_report(found, out)
@@ -124,6 +135,12 @@ def test_only_a_report_is_replaced(results, tmp_path):
     with pytest.raises(FileExistsError, match=r"it also holds 'mine\.png'"):
         write_report(found, out, overwrite=True)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_no_results_make_no_report(tmp_path):
+    with pytest.raises(ValueError, match="there are no results to write into"):
+        write_report([], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_error_leaves_an_earlier_report(results, tmp_path, monkeypatch):
@@ -166,6 +183,9 @@ def length(**changed):
         (length(standard_error=-1), "standard_error=-1 must be null or"),
         (length(metric="auc"), "metric='auc' must be 'accuracy' or 'mAP'"),
         (length(clips=0), "clips=0 must be a whole number"),
+        (length(point=10**400), "must be a number over 0"),
+        (RUN | {"name": "\ud800"}, "must be a name"),
+        (RUN | {"sweeps": {"length": [point(1, 0.5)] * 2}}, "has length 1 twice"),
     ],
 )
 def test_what_is_no_result_is_named(tmp_path, content, message):

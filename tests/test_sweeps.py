@@ -15,7 +15,7 @@ from keras_flexast.inference.cascade import clip_operations
 from keras_flexast.runs import Run, save_run
 from keras_flexast.sweeps import evaluate_sweep
 from tf_data_pipelines import load_source, scan_source
-from tf_data_pipelines.settings import FbankSettings, PackSettings
+from tf_data_pipelines.settings import DataWarning, FbankSettings, PackSettings
 
 FBANK = FbankSettings(mel_bins=32)
 
@@ -110,6 +110,7 @@ def test_usual_points(run, sounds):
         ("frame-shift", {"points": (0,)}, "points=0"),
         ("pooling", {"points": (5,)}, "points=5"),
         ("pooling", {"points": (1.5,)}, "points=1.5"),
+        ("patch-size", {"points": (8, (8, 8))}, "different values"),
     ],
 )
 def test_bad_points(run, sounds, sweep, how, message):
@@ -117,12 +118,36 @@ def test_bad_points(run, sounds, sweep, how, message):
         evaluate_sweep(run, sounds, sweep, split="all", **how)
 
 
-def test_shards_cannot_be_cut(run, sounds, tmp_path):
+def test_clips_of_shards_and_clips_that_begin_with_silence_are_cut(run, sounds, tmp_path):
     from tf_data_pipelines.prepare import prepare_data
 
-    prepare_data(sounds, tmp_path / "shards")
-    with pytest.raises(ValueError, match="clips in shards cannot be cut"):
-        evaluate_sweep(run, tmp_path / "shards", "length", split="all")
+    for path in sounds.rglob("*.wav"):
+        waveform, rate = soundfile.read(path, dtype="int16")
+        waveform[:4000] = 0
+        (tmp_path / "late" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / "late" / path.relative_to(sounds), waveform, rate)
+    prepare_data(tmp_path / "late", tmp_path / "shards", shares=run.shares)
+    found = [
+        evaluate_sweep(run, tmp_path / name, "length", points=(0.2, 0.4), split="all")
+        for name in ("late", "shards")
+    ]
+    late, shards = (one["sweeps"]["length"] for one in found)
+    assert [one["value"] for one in late] == [one["value"] for one in shards]
+    silent = 1 + 2 * -(-FBANK.frames(3200) // 16)  # tokens of 0.2 s
+    assert [one["tokens"] for one in (late[0], shards[0])] == [8 * silent] * 2
+
+
+def test_clips_too_short_for_any_usual_length(run, sounds):
+    data = scan_source(load_source(sounds), FBANK)
+    short = dataclasses.replace(data, durations=np.full(8, 0.09))
+    with pytest.raises(ValueError, match=r"no clip is 0\.1 s long"):
+        evaluate_sweep(run, short, "length", split="all")
+
+
+def test_a_run_of_one_length_says_what_it_does_not_hear(run, sounds):
+    fixed = dataclasses.replace(run, fbank=dataclasses.replace(FBANK, clip_ms=400))
+    with pytest.warns(DataWarning, match=r"\d of 8 clips are longer"):
+        evaluate_sweep(fixed, sounds, "pooling", points=np.array([1, 2]), split="all")
 
 
 def test_the_command(run, sounds, tmp_path):
@@ -137,8 +162,13 @@ def test_the_command(run, sounds, tmp_path):
         tmp_path / "run", sounds, "length", points=(0.2, 0.4), patch_size=8, split="all"
     )
     assert found == json.loads(json.dumps(expected))
-    done = CliRunner().invoke(app, [*command, *short])
+    done = CliRunner().invoke(app, [*command, *short, "--per-class"])
     assert "seconds" in done.stdout
+    assert "patch 8 ┃" not in done.stdout
+    pooling = ["--sweep", "pooling", "--points", "1,2", "--name", "mine", "--json"]
+    found = json.loads(CliRunner().invoke(app, [*command, *pooling]).stdout)
+    assert found["name"] == "mine"
+    assert [one["point"] for one in found["sweeps"]["pooling"]] == [1, 2]
     assert "0.2" in done.stdout
 
 
@@ -148,6 +178,7 @@ def test_the_command(run, sounds, tmp_path):
         (["--sweep", "length", "--patch-sizes", "8,16"], "takes one patch size"),
         (["--sweep", "patch-size", "--points", "8"], "--points belongs to"),
         (["--points", "1,2"], "--points belongs to"),
+        (["--name", "mine"], "--name belongs to"),
         (["--sweep", "length", "--points", "a"], "--points 'a'"),
         (["--sweep", "length", "--cascade", "48,8"], "alone"),
     ],

@@ -143,6 +143,7 @@ class ScannedSource:
         std: standard deviation of the same values.
         graph_only: whether `decode_wav` decodes every clip, so that the pipelines run without
             Python.
+        most_seconds: seconds of a clip that are heard, see `shortened`; None for all.
     """
 
     source: Source
@@ -153,6 +154,7 @@ class ScannedSource:
     mean: float
     std: float
     graph_only: bool = False
+    most_seconds: float | None = None
 
     def split(self, name: str) -> Self:
         """The clips of one split, with the same mean and std; ValueError if it has none."""
@@ -160,26 +162,9 @@ class ScannedSource:
         return dataclasses.replace(self, source=source, durations=self.durations[keep])
 
     def shortened(self, seconds: float) -> Self:
-        """The same clips without what comes after so many seconds of each.
-
-        Raises:
-            ValueError: the clips are in shards, which hold whole clips.
-        """
-        if not isinstance(self.source.clips, tuple | list):
-            raise ValueError(
-                "clips in shards cannot be cut. Give the data that `flexast prepare` was given."
-            )
-        long = self.durations > seconds
-        clips = tuple(
-            dataclasses.replace(clip, stop=clip.start + seconds) if cut else clip
-            for clip, cut in zip(self.source.clips, long, strict=True)
-        )
-        return dataclasses.replace(
-            self,
-            source=dataclasses.replace(self.source, clips=clips),
-            durations=np.minimum(self.durations, seconds),
-            graph_only=self.graph_only and not long.any(),
-        )
+        """The same clips without what comes after so many seconds of each, for evaluation."""
+        durations = np.minimum(self.durations, seconds)
+        return dataclasses.replace(self, durations=durations, most_seconds=seconds)
 
     def clip_name(self, clip_id: int) -> str:
         """Name of a clip in messages: its path, and which part of the file it is."""

@@ -27,6 +27,15 @@ def load_waveforms(data: ScannedSource | WaveformSource, sample_rate: int) -> tf
     Raises:
         ValueError: arrays have another sample rate.
     """
+    clips = _whole_waveforms(data, sample_rate)
+    most = data.most_seconds if isinstance(data, ScannedSource) else None
+    if most is None:
+        return clips
+    samples = round(most * sample_rate)
+    return clips.map(lambda clip: {**clip, "waveform": clip["waveform"][:samples]})
+
+
+def _whole_waveforms(data, sample_rate):
     count = len(data.durations)
     if records_of(data) is not None:
         return stored_clips(records_of(data)).map(stored_waveform(data), tf.data.AUTOTUNE)

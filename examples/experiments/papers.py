@@ -16,7 +16,6 @@ import json
 import os
 import pathlib
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -208,13 +207,12 @@ def run_one(work, scale_name, name, seed):
         if other := getattr(own, kind):
             recipe = recipe.replaced(**{kind: str(out.with_name(slug(other, seed)))})
     folder = set_of(own.data, work, scale_name)
-    start = time.perf_counter()
+    start, seconds = time.perf_counter(), None
     if not out.exists():
-        resume = partial.exists() and any(partial.glob("*state*"))
-        if not resume:
-            shutil.rmtree(partial, ignore_errors=True)
+        resume = partial.exists()
         train_run(folder, out, **recipe.arguments(), resume=resume)
-    seconds, run = time.perf_counter() - start, load_run(out)
+        seconds = None if resume else round(time.perf_counter() - start, 1)
+    run = load_run(out)
     run = run.resized(own.resize) if own.resize else run
     found = {}
     data = read_data(folder, run.fbank, classes=run.classes, split="test", shares=run.shares)
@@ -235,7 +233,7 @@ def run_one(work, scale_name, name, seed):
     result = {
         "name": name, "data": own.data, "seed": seed, "sweeps": found, "cascade": cascade,
         "scale": scale_name, "size": scale.size, "epochs": recipe.train.epochs,
-        "seconds": round(seconds, 1), "init": own.init, "backend": run.made_by["versions"],
+        "seconds": seconds, "init": own.init, "backend": run.made_by["versions"],
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_device()}",
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
@@ -270,8 +268,7 @@ def run_all(work, scale_name, *, names, seeds, jobs):
     """Train what is missing, each run after the one that it starts from."""
     for data in sorted({EXPERIMENTS[name].data for name in names}):
         set_of(data, work, scale_name)
-    waiting = [(name, seed) for seed in range(seeds) for name in names]
-    waiting = [one for one in waiting if not result_path(scale_name, *one).exists()]
+    waiting = missing(work, scale_name, names=names, seeds=seeds)
     asked, running, failed = {*waiting}, {}, {}
     with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
         while waiting or running:
@@ -293,10 +290,27 @@ def run_all(work, scale_name, *, names, seeds, jobs):
                 print(f"{one[0]}, seed {one[1]}: {'done' if not code else f'exit code {code}'} "
                       f"after {seconds:.0f} s", flush=True)  # fmt: skip
                 if code:
-                    failed[one] = f"exit code {code}"
+                    failed[one] = f"exit code {code}, see {log_path(work, scale_name, *one)}"
     if failed:
         raise SystemExit("\n".join(f"{name}, seed {seed}: {why}"
                                    for (name, seed), why in failed.items()))  # fmt: skip
+
+
+def missing(work, scale_name, *, names, seeds):
+    """(name, seed) of the runs to make, and of those that they need and that are not in WORK."""
+    found = {}
+
+    def add(one):
+        for other in before(one):
+            if not (work / "runs" / scale_name / slug(*other)).exists():
+                add(other)
+        found[one] = None
+
+    for seed in range(seeds):
+        for name in names:
+            if not result_path(scale_name, name, seed).exists():
+                add((name, seed))
+    return [*found]
 
 
 def before(one):
@@ -310,12 +324,16 @@ def result_path(scale_name, name, seed):
     return RESULTS / scale_name / f"{slug(name, seed)}.json"
 
 
+def log_path(work, scale_name, name, seed):
+    return work / "logs" / scale_name / f"{slug(name, seed)}.log"
+
+
 def _in_process(work, scale_name, name, seed):
     start = time.perf_counter()
-    logs = work / "logs" / scale_name
-    logs.mkdir(parents=True, exist_ok=True)
+    path = log_path(work, scale_name, name, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, str(work), "--scale", scale_name, "--one", name, str(seed)]
-    with (logs / f"{slug(name, seed)}.log").open("a") as log:
+    with path.open("a") as log:
         code = subprocess.call(command, stdout=log, stderr=log)
     return code, time.perf_counter() - start
 
@@ -342,23 +360,24 @@ def targets(runs):
     """(what, to reach, reached) of each target whose runs are there."""
 
     def at(name, data, sweep, point):
-        """Mean of the seeds in percent; None where there is none."""
-        values = [
-            one["value"]
+        """{seed: percent}."""
+        return {
+            run["seed"]: 100 * one["value"]
             for run in runs if (run["name"], run["data"]) == (name, data)
             for one in run["sweeps"].get(sweep, ()) if str(one["point"]) == str(point)
-        ]  # fmt: skip
-        return 100 * statistics.mean(values) if values else None
+        }  # fmt: skip
 
     def minus(a, b):
-        return None if a is None or b is None else a - b
+        """Mean difference over the seeds that both have; None where there are none."""
+        both = a.keys() & b.keys()
+        return statistics.mean(a[seed] - b[seed] for seed in both) if both else None
 
     def size(point, name=OURS):
         return at(name, "words", "patch-size", point)
 
     def row(what, reach, *numbers):
-        known = [one for one in numbers if one is not None]
-        return [(what, reach, ", ".join(f"{one:+.1f}" for one in known))] if known else []
+        texts = ["-" if one is None else f"{one:+.1f}" for one in numbers]
+        return [(what, reach, ", ".join(texts))] if {*texts} != {"-"} else []
 
     rows = []
     for name in ("FlexiAST", "FlexiAST, distilled", OURS):
@@ -367,10 +386,12 @@ def targets(runs):
     for name in ("FlexiAST", OURS):
         dips = []
         for point, (low, high) in BETWEEN.items():
-            share = (point - low) / (high - low)
-            ends = size(low, name), size(high, name)
-            if None not in ends:
-                dips.append(minus(size(point, name), (1 - share) * ends[0] + share * ends[1]))
+            share, below, above = (point - low) / (high - low), size(low, name), size(high, name)
+            line = {
+                seed: (1 - share) * below[seed] + share * above[seed]
+                for seed in below.keys() & above.keys()
+            }
+            dips.append(minus(size(point, name), line))
         rows += row(f"{name} at {', '.join(map(str, BETWEEN))} against the line between the "
                     f"neighbors", "-1 or more", *dips)  # fmt: skip
         rows += row(f"{name} at 48 against 16", "-4 or more", minus(size(48, name), size(16, name)))
@@ -386,8 +407,7 @@ def targets(runs):
         rows += row(f"patch sizes along {name} at 8, 32, 48 against both axes", "ahead", *both)
     for second in (4, 8, 20):
         fixed = [at(f"AST, {s} s", "speakers", "length", second) for s in (2, 4, 8)]
-        fixed = [one for one in fixed if one is not None]
-        best = max(fixed, default=None)
+        best = max(fixed, key=lambda one: statistics.mean(one.values()) if one else -1)
         rows += row(
             f"ElasticAST against the best fixed-length AST, clips cut after {second} s",
             "ahead",
@@ -433,10 +453,10 @@ def draw_costs(runs, path):
         own = run["name"].removeprefix("AST/")
         points = run["sweeps"]["patch-size"]
         if own in ("8", "16", "32"):
-            (point,) = [one for one in points if one["point"] == own]
-            axes.plot(point["operations"], 100 * point["value"], "k*", ms=10)
-            axes.annotate(run["name"], (point["operations"], 100 * point["value"]), fontsize=8,
-                          xytext=(5, -10), textcoords="offset points")  # fmt: skip
+            for point in (one for one in points if one["point"] == own):
+                axes.plot(point["operations"], 100 * point["value"], "k*", ms=10)
+                axes.annotate(run["name"], (point["operations"], 100 * point["value"]), fontsize=8,
+                              xytext=(5, -10), textcoords="offset points")  # fmt: skip
         if run["cascade"]:
             square = sorted((one for one in points if "x" not in one["point"]),
                             key=lambda one: one["operations"])  # fmt: skip
@@ -476,6 +496,10 @@ if __name__ == "__main__":
         run_one(given.work, given.scale, given.one[0], int(given.one[1]))
     else:
         names = given.only.split(";") if given.only else [*EXPERIMENTS]
+        if unknown := [name for name in names if name not in EXPERIMENTS]:
+            parser.error(f"--only {unknown[0]!r} is none of {'; '.join(EXPERIMENTS)}.")
+        if given.jobs < 1:
+            parser.error("--jobs must be at least 1.")
         if not given.report:
             run_all(given.work, given.scale, names=names, seeds=given.seeds, jobs=given.jobs)
         report(given.scale)

@@ -16,7 +16,7 @@ class FixedOptions:
     Args:
         seconds: length of every clip; None for the length of the longest training clip, or
             for the length to which a converted checkpoint brings its clips.
-        frame_shift_ms: frame shift in milliseconds; None for that of training.
+        frame_shift_ms: frame shift in milliseconds; None for the filterbank's own.
         input: "waveform", samples at the run's sample rate; or "features", the normalized
             log-mel spectrogram.
         precision: "float32"; "float16", weights of half the size; "dynamic", 8-bit weights;

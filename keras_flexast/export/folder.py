@@ -107,7 +107,7 @@ def export_run(
             for the base patch, or the nearest size to it, as the default.
         seconds: length of every clip of mobile and onnx; None for the length of the longest
             training clip, or for the length to which a converted checkpoint brings its clips.
-        frame_shift_ms: frame shift in milliseconds; None for that of training.
+        frame_shift_ms: frame shift in milliseconds; None for the filterbank's own.
         resize: method of the patch resize, "pi" or "bilinear"; None for the run's own.
         input: input of mobile and onnx, "waveform" or "features" (normalized log-mel).
         max_seconds: length of the longest clip that serving accepts.

@@ -91,7 +91,7 @@ def operating_points(
         held_out: ScannedSource of validation clips, on which the thresholds of cascades over the
             patch sizes of one artifact are set; None for no cascades.
         run: Run that was exported, measured on the same clips; None for no comparison.
-        frame_shift_ms: frame shift of the export in milliseconds; None for that of training.
+        frame_shift_ms: frame shift of the export in milliseconds; None for the filterbank's own.
         progress: whether to show progress bars.
 
     Returns:
@@ -218,7 +218,7 @@ def describe_run(run, name, frame_shift_ms=None):
     Args:
         run: Run.
         name: name of the model.
-        frame_shift_ms: frame shift of the export in milliseconds; None for that of training.
+        frame_shift_ms: frame shift of the export in milliseconds; None for the filterbank's own.
 
     Returns:
         dictionary for `write_card`.

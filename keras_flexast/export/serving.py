@@ -93,7 +93,7 @@ def write_serving(
         version: positive int; None for one more than the highest version there.
         max_seconds: length of the longest clip that is accepted. It may be shorter at small
             patch sizes, because a clip has at most 8,192 tokens.
-        frame_shift_ms: frame shift in milliseconds; None for that of training.
+        frame_shift_ms: frame shift in milliseconds; None for the filterbank's own.
         name: name of the model in requests; None for the name of the folder.
 
     Returns:

@@ -133,7 +133,7 @@ def load_classifier(
             versions), `.tflite` or `.onnx` file; or a Run.
         patch_size: int or (frequency, time); larger is faster. None for the model's own, or
             for what an artifact does by default.
-        frame_shift_ms: frame shift in milliseconds, of a run; None for that of training.
+        frame_shift_ms: frame shift in milliseconds, of a run; None for the filterbank's own.
             Longer is faster.
         resize: "pi" or "bilinear", of a run; None for that of training.
         full_length: hear each clip at its full length, where a converted AST cuts or fills up.
@@ -175,7 +175,7 @@ class RunClassifier(Classifier):
     Args:
         run: Run.
         patch_size: (frequency, time).
-        frame_shift_ms: frame shift in milliseconds; None for that of training.
+        frame_shift_ms: frame shift in milliseconds; None for the filterbank's own.
     """
 
     def __init__(self, run, patch_size, frame_shift_ms=None):

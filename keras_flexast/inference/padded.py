@@ -22,7 +22,7 @@ class PaddedScoring:
     Args:
         run: Run.
         patch_size: int or (frequency, time), not larger than the spectrogram.
-        frame_shift_ms: frame shift in milliseconds; None for that of training.
+        frame_shift_ms: frame shift in milliseconds; None for the filterbank's own.
     """
 
     def __init__(self, run, patch_size, frame_shift_ms=None):

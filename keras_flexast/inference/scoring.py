@@ -147,7 +147,7 @@ def fixed_scores(run, patch_size, waveforms, frame_shift_ms=None):
         run: Run.
         patch_size: int or (frequency, time).
         waveforms: float32 (clips, samples).
-        frame_shift_ms: frame shift in milliseconds; None for that of training.
+        frame_shift_ms: frame shift in milliseconds; None for the filterbank's own.
 
     Returns:
         float32 (clips, classes).
@@ -185,7 +185,7 @@ def scoring_model(run, patch_size, *, seconds, frame_shift_ms=None):
         run: Run.
         patch_size: int or (frequency, time).
         seconds: length of the clips.
-        frame_shift_ms: frame shift in milliseconds; None for that of training.
+        frame_shift_ms: frame shift in milliseconds; None for the filterbank's own.
 
     Returns:
         (tf.Module with `__call__(waveform float32 (batch, samples))`, its `model` from

@@ -113,7 +113,7 @@ def run_timeline(
             window is one window, scored as a file of its own; the last window ends where the
             recording does.
         hop: seconds from the start of one window to the next; None for half a window.
-        frame_shift_ms: frame shift in milliseconds; None for that of training.
+        frame_shift_ms: frame shift in milliseconds; None for the filterbank's own.
         progress: show a progress bar.
 
     Returns:

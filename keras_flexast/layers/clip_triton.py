@@ -154,16 +154,15 @@ def _output_kernel(clips, own, others, output_ref, logsumexp_ref, *, scale, visi
         k, v = triton.load(keys.at[places]), triton.load(values.at[places])
         logits = jnp.where(pairs, _dot(q, k.T) * scale, LOWEST)
         new_max = jnp.maximum(row_max, logits.max(1))
-        # Where no token counts yet, all weights are 1, until a real one shrinks them to 0.
         weights = jnp.exp(logits - new_max[:, None])
         shrink = jnp.exp(row_max - new_max)
         output = output * shrink[:, None] + _dot(weights.astype(v.dtype), v)
         return output, row_sum * shrink + weights.sum(1), new_max
 
     zeros, column = jnp.zeros(q.shape, "float32"), jnp.zeros(TILE, "float32")
-    carry = zeros, column, column + LOWEST
+    carry = zeros, column, column + LOWEST / 2  # so that what is masked has the weight 0
     output, row_sum, row_max = _for_each_tile(clips, visited, visit, carry)
-    row_sum = jnp.where(row_sum == 0, 1, row_sum)  # of a tile of padding alone
+    row_sum = jnp.where(row_sum == 0, 1, row_sum)  # of padding
     triton.store(output_ref, (output / row_sum[:, None]).astype(output_ref.dtype))
     triton.store(logsumexp_ref, row_max + jnp.log(row_sum))
 
