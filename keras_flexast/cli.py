@@ -227,7 +227,7 @@ def evaluate(
     cascade: options.EvaluateCascade = None,
     sweep: options.Sweep = None,
     points: options.Points = None,
-    name: options.RowName = None,
+    name: options.ReportName = None,
     split: options.Split = "test",
     frame_shift_ms: options.FrameShift = None,
     resize: options.ResizeRun = None,

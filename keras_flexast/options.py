@@ -589,7 +589,7 @@ Points = Annotated[
         show_default="usual ones",
     ),
 ]
-RowName = Annotated[
+ReportName = Annotated[
     str | None,
     typer.Option(
         "--name",
