@@ -3,7 +3,7 @@
 python examples/experiments/speech_sets.py FOLDER [--sets words,speakers]
 
 eSpeak NG speaks; the files are 16-bit WAV of 16 kHz in published layouts, which the package
-reads by itself. On one core: words 30 s and 230 MB, speakers 55 s and 320 MB.
+reads by itself. On one core: words 20 s and 150 MB, speakers 55 s and 320 MB.
 
 words/       Speech Commands: bird/0132a06d_nohash_2.wav, validation_list.txt, testing_list.txt.
              16 words in noise; no voice and no variant of one split speaks in another.
