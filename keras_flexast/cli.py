@@ -248,8 +248,8 @@ def evaluate(
         )
     if sweep and (cascade or figure or confusion or frame_shift_ms or resize or full_length):
         raise typer.BadParameter(
-            "--sweep takes --patch-sizes, --points and --split alone; `flexast report` makes its "
-            "pictures."
+            "--sweep takes no other change of what is heard, and no --figure, --confusion or "
+            "--cascade; `flexast report` makes its pictures."
         )
     if name and not sweep:
         raise typer.BadParameter("--name belongs to --sweep.")

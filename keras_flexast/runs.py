@@ -286,6 +286,11 @@ def configured_run(
     return run.full_length() if full_length else run
 
 
+def name_of(path):
+    """Name of a file or folder; None for what is in memory."""
+    return pathlib.Path(path).resolve().name if isinstance(path, str | os.PathLike) else None
+
+
 def is_cut(fbank, seconds):
     """Whether a clip is longer than what a converted checkpoint hears of it."""
     if fbank.clip_ms is None:

@@ -1,7 +1,5 @@
 """One set of weights at many patch sizes, clip lengths, frame shifts or factors of pooling."""
 
-import os
-import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +8,7 @@ import numpy as np
 from keras_flexast.evaluation import evaluate_packed
 from keras_flexast.inference.artifacts import is_artifact
 from keras_flexast.inference.scoring import PackedPredictor
-from keras_flexast.runs import Run, as_run, is_cut, warn_of_cuts
+from keras_flexast.runs import Run, as_run, is_cut, name_of, warn_of_cuts
 from keras_flexast.settings import SWEEPS
 from tf_data_pipelines.hints import PatchSize, PathLike
 from tf_data_pipelines.settings import (
@@ -29,6 +27,7 @@ BETWEEN = (14, 18, 22, 28, 36, 44)  # patch sizes that PATCH_SIZES leaves out
 SHIFTS = (1, 1.5, 2, 2.5, 3, 3.5, 4)  # of the run's frame shift, as ElasticAST
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the longest clip
 SHORTEST = 0.1  # seconds
+RESOLUTIONS = {"frame-shift": "frame_shift_ms", "pooling": "pool_frames"}  # see Run.patches_at
 POOLED = tuple(range(1, MAX_POOL_FRAMES + 1))  # frames
 
 
@@ -81,7 +80,7 @@ def evaluate_sweep(
             f"{run} is an exported artifact, and a sweep is evaluated with a run. Give the one "
             f"that it was exported from."
         )
-    names = {"name": name or _name(run), "data": _name(data)}
+    names = {"name": name or name_of(run), "data": name_of(data)}
     run = as_run(run)
     seed = (run.made_by.get("settings") or {}).get("seed")
     if sweep == "patch-size" and patch_size is not None:
@@ -98,30 +97,22 @@ def evaluate_sweep(
             raise ValueError(f"no clip is {SHORTEST} s long; choose another sweep, or give points.")
     if sweep != "length":
         warn_of_cuts(run, sum(is_cut(run.fbank, s) for s in data.durations), len(data.durations))
-    places: list[tuple[dict[str, Any], Any]] = [({}, data) for _ in points]
-    if sweep == "frame-shift":
-        places = [({"frame_shift_ms": one}, data) for one in points]
-    elif sweep == "pooling":
-        places = [({"pool_frames": one}, data) for one in points]
-    elif sweep == "length":
-        places = [({}, data.shortened(one)) for one in points]
-    sizes = points if sweep == "patch-size" else [size] * len(points)
-    for one, (how, _) in zip(sizes, places, strict=True):  # before anything is computed
+    resolution = RESOLUTIONS.get(sweep)
+    places = [
+        (point if sweep == "patch-size" else size, {resolution: point} if resolution else {})
+        for point in points
+    ]
+    for one, how in places:  # before anything is computed
         check_patches(run.patches_at([one], **how), run.fbank.mel_bins)
-    found = []
-    predictor = PackedPredictor(run.model)
-    for point, one, (how, clips) in zip(points, sizes, places, strict=True):
-        how |= {"progress": progress, "predictor": predictor}
+    found, predictor = [], PackedPredictor(run.model)
+    for point, (one, how) in zip(points, places, strict=True):
+        clips = data.shortened(point) if sweep == "length" else data
         with damage_named(clips):
-            (result,) = evaluate_packed(run, clips, [one], **how)
-        point = result["name"] if sweep == "patch-size" else point
-        found.append({"point": point, **result})
+            (result,) = evaluate_packed(
+                run, clips, [one], progress=progress, predictor=predictor, **how
+            )
+        found.append({"point": result["name"] if sweep == "patch-size" else point, **result})
     return {**names, "seed": seed, "sweeps": {sweep: found}}
-
-
-def _name(path):
-    """Name of a file or folder; None for what is in memory."""
-    return pathlib.Path(path).resolve().name if isinstance(path, str | os.PathLike) else None
 
 
 def _usual_points(run, sweep):

@@ -41,6 +41,7 @@ from keras_flexast.runs import (
     Run,
     as_run,
     fields_of,
+    name_of,
     run_settings,
     save_history,
     save_run,
@@ -159,7 +160,7 @@ def train_run(
         init, front_end = None, FbankSettings.from_dict(facts["run"]["fbank"])
     else:
         init, front_end = _beginning(init, recipe, tutor)
-    names = {"data": _name_of(data), "init": _name_of(recipe.init)}
+    names = {"data": name_of(data), "init": name_of(recipe.init)}
     shares = recipe.train.validation, recipe.train.test
     data = read_data(data, front_end, shares=shares, progress=progress)
     check_trained(data.source)
@@ -174,7 +175,7 @@ def train_run(
         if command_line:
             run.made_by["command_line"] = command_line
         if tutor:
-            run.made_by["teacher"] = {"name": _name_of(recipe.teacher), **tutor.made_by}
+            run.made_by["teacher"] = {"name": name_of(recipe.teacher), **tutor.made_by}
             run.made_by["distill"] = recipe.distill.to_dict()
         facts = {
             "recipe": recipe.to_dict(),
@@ -261,11 +262,6 @@ def time_cells(data, fbank, stride=BASE_PATCH):
 def _path_of(path):
     """Where a file or folder is, as text; None for what is in memory."""
     return str(pathlib.Path(path).resolve()) if isinstance(path, str | os.PathLike) else None
-
-
-def _name_of(path):
-    """Name of a file or folder; None for what is in memory."""
-    return pathlib.Path(path).resolve().name if isinstance(path, str | os.PathLike) else None
 
 
 def _new_model(train, fbank, *, settings, options, init):

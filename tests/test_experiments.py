@@ -176,7 +176,7 @@ def test_every_experiment_is_a_recipe_that_starts_from_another_one(papers):
 
 def test_targets_are_differences_of_means_over_seeds(papers, capsys):
     for seed, more in ((0, 0.0), (1, 0.02)):
-        result(papers, "AST/16", seed, sizes({"8": 0.4, "16": 0.8 + more, "32": 0.3}))
+        result(papers, "AST/16, continued", seed, sizes({"8": 0.4, "16": 0.8 + more, "32": 0.3}))
         own = {"8": 0.85, "12": 0.84, "14": 0.80, "16": 0.82, "32": 0.7, "48": 0.6}
         result(papers, papers.OURS, seed, sizes(own), cascade=[
             {"name": "48", "value": 0.6, "operations": 1e6},

@@ -180,7 +180,7 @@ def test_the_command(run, sounds, tmp_path):
         (["--points", "1,2"], "--points belongs to"),
         (["--name", "mine"], "--name belongs to"),
         (["--sweep", "length", "--points", "a"], "--points 'a'"),
-        (["--sweep", "length", "--cascade", "48,8"], "alone"),
+        (["--sweep", "length", "--cascade", "48,8"], "no other change of what is heard"),
     ],
 )
 def test_options_that_do_not_go_together(options, message):

@@ -163,6 +163,8 @@ class ScannedSource:
 
     def shortened(self, seconds: float) -> Self:
         """The same clips without what comes after so many seconds of each, for evaluation."""
+        if self.most_seconds is not None:
+            seconds = min(seconds, self.most_seconds)
         durations = np.minimum(self.durations, seconds)
         return dataclasses.replace(self, durations=durations, most_seconds=seconds)
 

@@ -31,6 +31,8 @@ EVENLY = {"patch_weights": tuple(1 / size for size in ALL_SIZES)}  # in the loga
 SWEPT_SIZES = (*PATCH_SIZES, 14, 18, 22, 28, 36, 44, (16, 12), (24, 16))
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 20)  # seconds
 SHIFTS = (10, 15, 20, 30, 40)  # milliseconds
+# From AST/16, with as many passes as the flexible ones.
+SPECIALISTS = {8: "AST/8", 16: "AST/16, continued", 32: "AST/32"}
 STAGES = (48, 24, 8)  # of the cascade
 OURS = "FlexiAST, all sizes"
 BETWEEN = {14: (12, 16), 18: (16, 20), 22: (20, 24), 28: (24, 30), 36: (32, 40), 44: (40, 48)}
@@ -79,22 +81,14 @@ class Experiment:
     resize: str | None = None  # of the evaluation
 
 
-def _fixed(seconds, patch_size=16, **model):
-    """A standard AST: one patch size, clips of one length."""
-    return {
-        "patch_sizes": (patch_size,), "fbank": FbankSettings(clip_ms=1000 * seconds),
-        "model": {"base_patch": patch_size, **model},
-    }  # fmt: skip
-
-
 PAPER = {"pooling": "cls", "position": "grid", "remainder": "crop"}
 WORDS, SPEAKERS = {"data": "words"}, {"data": "speakers"}
-AXES = ("patch-size",)
 ALL_SWEEPS = ("patch-size", "length", "frame-shift")
 EXPERIMENTS = {
     # FlexiAST, on words
     "AST/16": Experiment(**WORDS, recipe={"patch_sizes": (16,)}),
     "AST/16, bilinear": Experiment(**WORDS, recipe={}, trained="AST/16", resize="bilinear"),
+    "AST/16, continued": Experiment(**WORDS, recipe={"patch_sizes": (16,)}, init="AST/16"),
     "AST/8": Experiment(**WORDS, recipe={"patch_sizes": (8,)}, init="AST/16"),
     "AST/32": Experiment(**WORDS, recipe={"patch_sizes": (32,)}, init="AST/16"),
     "FlexiAST": Experiment(**WORDS, recipe={}, init="AST/16"),
@@ -116,7 +110,10 @@ EXPERIMENTS = {
     "ElasticAST": Experiment(**SPEAKERS, recipe={"patch_sizes": (16,)},
                              sweeps=("length", "frame-shift")),
     **{
-        f"AST, {seconds} s": Experiment(**SPEAKERS, recipe=_fixed(seconds), sweeps=("length",))
+        f"AST, {seconds} s": Experiment(
+            **SPEAKERS, sweeps=("length",),
+            recipe={"patch_sizes": (16,), "fbank": FbankSettings(clip_ms=1000 * seconds)},
+        )
         for seconds in (2, 4, 8)
     },
     "ElasticAST, average": Experiment(
@@ -233,7 +230,7 @@ def run_one(work, scale_name, name, seed):
     result = {
         "name": name, "data": own.data, "seed": seed, "sweeps": found, "cascade": cascade,
         "scale": scale_name, "size": scale.size, "epochs": recipe.train.epochs,
-        "seconds": seconds, "init": own.init, "backend": run.made_by["versions"],
+        "seconds": seconds, "init": own.init, "versions": run.made_by["versions"],
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_device()}",
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
@@ -254,11 +251,13 @@ def points_of(experiment):
 def _device():
     import keras
 
-    if keras.backend.backend() != "jax":
-        return "no GPU"
-    import jax
+    if keras.backend.backend() == "jax":
+        import jax
 
-    return jax.devices()[0].device_kind
+        return jax.devices()[0].device_kind
+    import tensorflow as tf
+
+    return tf.config.list_logical_devices()[-1].device_type
 
 
 # === All runs ===
@@ -381,7 +380,7 @@ def targets(runs):
 
     rows = []
     for name in ("FlexiAST", "FlexiAST, distilled", OURS):
-        own = [minus(size(p, name), size(p, f"AST/{p}")) for p in (8, 16, 32)]
+        own = [minus(size(p, name), size(p, fixed)) for p, fixed in SPECIALISTS.items()]
         rows += row(f"{name} against the AST trained at 8, 16, 32", "-1 or more", *own)
     for name in ("FlexiAST", OURS):
         dips = []
@@ -450,12 +449,11 @@ def draw_costs(runs, path):
     axes = figure.add_subplot()
     words = [run for run in runs if run["data"] == "words" and run["seed"] == 0]
     for run in words:
-        own = run["name"].removeprefix("AST/")
         points = run["sweeps"]["patch-size"]
-        if own in ("8", "16", "32"):
+        for own in (str(p) for p, name in SPECIALISTS.items() if name == run["name"]):
             for point in (one for one in points if one["point"] == own):
                 axes.plot(point["operations"], 100 * point["value"], "k*", ms=10)
-                axes.annotate(run["name"], (point["operations"], 100 * point["value"]), fontsize=8,
+                axes.annotate(f"AST/{own}", (point["operations"], 100 * point["value"]), fontsize=8,
                               xytext=(5, -10), textcoords="offset points")  # fmt: skip
         if run["cascade"]:
             square = sorted((one for one in points if "x" not in one["point"]),

@@ -229,7 +229,8 @@ def _run(kernel, loop, scale, clips, *, own, others, results):
     """Run a kernel for each tile of each row and head.
 
     Args:
-        kernel: function of references to clips, own, others and each result, and of scale.
+        kernel: function of references to clips, own, others and each result, of scale, and of
+            the tokens that it visits at a time.
         loop: Loop.
         scale: factor on the query-key products.
         clips: _Clips.
