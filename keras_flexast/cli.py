@@ -254,7 +254,7 @@ def evaluate(
     if name and not sweep:
         raise typer.BadParameter("--name belongs to --sweep.")
     if points and (sweep or "patch-size") == "patch-size":
-        raise typer.BadParameter("--points belongs to --sweep length, frame-shift and pooling.")
+        raise typer.BadParameter("--points belongs to --sweep length, frame-shift or pooling.")
     stages = parse_patch_sizes(cascade, "--cascade")
     sizes, values = parse_patch_sizes(patch_sizes), parse_numbers(points, "--points")
     if sweep and sweep != "patch-size" and sizes and len(sizes) > 1:
@@ -426,7 +426,13 @@ def choose(
     limit = parse_milliseconds(budget)
     _start()
     from keras_flexast.evaluation import share_text
-    from keras_flexast.export.model_card import choose_point, in_formats, read_card, timed_points
+    from keras_flexast.export.model_card import (
+        cascade_command,
+        choose_point,
+        in_formats,
+        read_card,
+        timed_points,
+    )
     from keras_flexast.figures import points_figure, refuse_picture, threads_text
 
     refuse_picture(figure)
@@ -467,11 +473,15 @@ def choose(
             f"{nearest['megabytes']:.2f} MB."
         )
     if not as_json:
-        signature, cascade = best["signature"], best.get("cascade")
-        named = "" if signature == "serving_default" else f", signature {signature}"
-        if cascade:
-            named = f" --cascade {best['patch_size']} --threshold {cascade['threshold']:g}"
-        typer.echo(f"Best within the budget: {folder / best['path']}{named}")
+        path, signature = folder / best["path"], best["signature"]
+        if best.get("cascade"):
+            typer.echo(
+                f"Best within the budget, on average: {cascade_command(path, best)}\n"
+                f"A clip takes up to {max(best['cascade']['most_ms'].values()):.3g} ms."
+            )
+        else:
+            named = "" if signature == "serving_default" else f", signature {signature}"
+            typer.echo(f"Best within the budget: {path}{named}")
 
 
 @app.command()

@@ -20,8 +20,8 @@ from keras_flexast.inference.cascade import (
     cascade_costs,
     checked_stages,
     clip_operations,
+    ended,
     means_so_far,
-    stages_of,
 )
 from keras_flexast.inference.scoring import PackedPredictor, packed_outputs
 from keras_flexast.metrics import (
@@ -172,9 +172,7 @@ def evaluate_cascade(
     targets = held_out.source.targets()
     threshold = best_threshold(scores, heard, targets=targets, costs=costs)
     scores, heard, costs = _stage_scores(run, data, pairs, **how)
-    means = means_so_far(scores, heard)
-    stage = stages_of(means, threshold)
-    ends = means[stage, np.arange(len(stage))]
+    ends, stage, reached = ended(scores, heard, threshold)
     results = [
         {"name": patch_name(pair), **report_clips(data.source, one), "operations": cost.mean()}
         for pair, one, cost in zip(pairs, scores, costs, strict=True)
@@ -182,11 +180,12 @@ def evaluate_cascade(
     cascade = {
         "operations": cascade_costs(costs, heard, stage).mean(),
         "threshold": threshold,
-        "reached": [float((stage >= place).mean()) for place in range(len(pairs))],
+        "reached": reached,
     }
     mean = {"operations": (costs * heard).sum(0).mean()}
     results.append({"name": "cascade", **report_clips(data.source, ends), **cascade})
-    return [*results, {"name": "mean", **report_clips(data.source, means[-1]), **mean}]
+    means = means_so_far(scores, heard)[-1]
+    return [*results, {"name": "mean", **report_clips(data.source, means), **mean}]
 
 
 def _stage_scores(run, data, pairs, *, frame_shift_ms, progress):
@@ -226,6 +225,8 @@ def measure(artifact, data, description=None):
 def artifact_scores(artifact, data, description=None):
     """Scores of the clips by an artifact, float32 (clips, classes); see `measure`."""
     source = data.source
+    if data.most_seconds is not None:
+        raise ValueError("an artifact hears whole files; shortened clips are for runs.")
     if source.classes != artifact.classes:
         raise ValueError(
             f"the data has the classes {', '.join(source.classes)}, {artifact.path} the labels "

@@ -584,9 +584,9 @@ Sweep = Annotated[
 Points = Annotated[
     str | None,
     typer.Option(
-        help="Values along the axis of --sweep, such as 0.5,1,2; --patch-sizes has those of "
-        "patch-size, and the one size of the others.",
-        show_default="usual ones",
+        help="Values along the axis of --sweep length, frame-shift or pooling, such as 0.5,1,2. "
+        "Those of patch-size are given by --patch-sizes, which has the one size of the others.",
+        show_default="tenths of the longest clip; 1 to 4 times the frame shift; 1 to 4 frames",
     ),
 ]
 ReportName = Annotated[
@@ -657,7 +657,8 @@ MaxMb = Annotated[
 Threads = Annotated[int, typer.Option(min=1, help="Number of threads for a clip.")]
 
 ChooseFormats = Annotated[
-    str, typer.Option(help="Formats to choose from: serving, mobile (.tflite), onnx.")
+    str,
+    typer.Option(help="Formats to choose from: serving, mobile and mediapipe (.tflite), onnx."),
 ]
 
 # === report ===

@@ -32,8 +32,8 @@ def read_results(paths: Sequence[PathLike]) -> list[dict[str, Any]]:
     """Read what `flexast evaluate --sweep ... --json` printed of several runs.
 
     Args:
-        paths: JSON files, one a run, and folders, of which all `*.json` are read but those of
-            earlier reports.
+        paths: JSON files, one a run, and folders, of which all `*.json` with sweeps are read but
+            those of earlier reports.
 
     Returns:
         list of dictionaries, one for each point of each sweep of each run, with the keys COLUMNS.
@@ -46,8 +46,9 @@ def read_results(paths: Sequence[PathLike]) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     files: dict[tuple, pathlib.Path] = {}  # what has a result, to find it twice
     metrics: dict[tuple, tuple] = {}  # (metric, first file) of each table
+    paths = [pathlib.Path(path) for path in paths]
     for path in _json_files(paths):
-        for one in _read_file(path):
+        for one in _read_file(path, listed=path in paths):
             data, name, seed, sweep, point, metric = (one[key] for key in COLUMNS[:6])
             key = data, name, seed, sweep, point
             if files.get(key) == path:
@@ -65,6 +66,8 @@ def read_results(paths: Sequence[PathLike]) -> list[dict[str, Any]]:
                     f"has one metric. Make a report of each."
                 )
             results.append(one)
+    if not results:
+        raise ValueError(f"{', '.join(map(str, paths))} holds no results of sweeps. {WAY_OUT}")
     return results
 
 
@@ -81,14 +84,24 @@ def _json_files(paths):
     return {path.resolve(): path for path in files}.values()
 
 
-def _read_file(path):
-    """The results of one file as dictionaries with the keys COLUMNS."""
+def _read_file(path, listed):
+    """The results of one file as dictionaries with the keys COLUMNS.
+
+    A file that was not `listed`, but found in a folder, may be any other JSON, which has none.
+    """
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            raise ValueError(f"{path} is empty: what writes it did not finish. {WAY_OUT}")
+        run = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}. {WAY_OUT}") from None
+    except (UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}. {WAY_OUT}") from None
     if not isinstance(run, dict) or not isinstance(run.get("sweeps"), dict):
-        raise ValueError(f"{path} holds a JSON {type(run).__name__} without sweeps. {WAY_OUT}")
+        if not listed:
+            return []
+        raise ValueError(f"{path} holds JSON without sweeps. {WAY_OUT}")
     run = {key: run.get(key) for key in ("data", "name", "seed", "sweeps")}
     for key in ("data", "name"):
         _check(run, path, key, _is_name, "a name")
@@ -157,7 +170,8 @@ def join_results(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         {data: {sweep: {name: cells}}}, in the order first seen. The cells are a list of
         dictionaries in the order of their `point`: `metric`, `mean`, `least` and `most` over the
-        seeds, and the lists `seeds` and `clips` with an entry a seed.
+        seeds, `standard_error` of a single one, and the lists `seeds` and `clips` with an entry a
+        seed.
     """
     groups: dict[str, Any] = {}
     for one in results:
@@ -183,6 +197,7 @@ def _cell(results):
         "mean": statistics.fmean(values),
         "least": min(values),
         "most": max(values),
+        "standard_error": results[0]["standard_error"] if len(results) == 1 else None,
         "seeds": [one["seed"] for one in results],
         "clips": [one["clips"] for one in results],
     }
@@ -222,7 +237,7 @@ class ReportTable:
 
 
 def report_tables(joined: dict[str, Any]) -> list[ReportTable]:
-    """Tables of joined results as text, in percent: "95.3", of several seeds "95.3 (94.8-95.9)".
+    """Tables of joined results as text, in percent: "95.3 ± 0.8", of seeds "95.3 (94.8-95.9)".
 
     Args:
         joined: what `join_results` returns.
@@ -237,7 +252,10 @@ def report_tables(joined: dict[str, Any]) -> list[ReportTable]:
                 for point in points
             }
             texts = {
-                name: [_text(found.get((name, point)), best[point]) for point in points]
+                name: [
+                    _text(found.get((name, point)), best[point] if len(rows) > 1 else None)
+                    for point in points
+                ]
                 for name in rows
             }
             metric = next(iter(found.values()))["metric"]
@@ -250,7 +268,10 @@ def _text(cell, best):
     if cell is None:
         return "", False
     mean, least, most = (f"{100 * cell[key]:.1f}" for key in ("mean", "least", "most"))
-    text = mean if len(cell["seeds"]) == 1 else f"{mean} ({least}-{most})"
+    error = cell["standard_error"]
+    text = mean if error is None else f"{mean} ± {100 * error:.1f}"
+    if len(cell["seeds"]) > 1:
+        text = f"{mean} ({least}-{most})"
     return text, cell["mean"] == best
 
 
@@ -264,7 +285,14 @@ def _note(rows):
     if len(set(seeds.values())) > 1:
         listed = "; ".join(f"{name}: {text}" for name, text in seeds.items())
     counts = " to ".join(map(str, dict.fromkeys((clips[0], clips[-1]))))
-    return f"{counts} clips; {'mean (least-most) of seeds' if several else 'seed'} {listed}"
+    texts = [f"{counts} clips"]
+    if any(cell["standard_error"] is not None for cell in cells):
+        texts.append("± one standard error of the clips")
+    range_text = "mean (least-most) of trainings, on the same clips, of the seeds"
+    texts.append(f"{range_text if several else 'seed'} {listed}")
+    if len(rows) > 1:
+        texts.append("bold: the best of all rows")
+    return "; ".join(texts)
 
 
 def _seeds(cells):
@@ -318,7 +346,7 @@ def write_report(
 
 def _file_name(data):
     """A data set's name in names of files; other names never become the same."""
-    return re.sub(r"[^\w .-]", lambda found: f"%{ord(found[0]):02x}", data)
+    return urllib.parse.quote(data, safe=" ")
 
 
 def _markdown(table, picture):

@@ -133,7 +133,7 @@ def _checked(sweep, points):
         if sweep == "length":
             check_between("points", one, SHORTEST, np.inf)
         elif sweep == "pooling":
-            check_between("points", one, *POOLED[:: len(POOLED) - 1], kind=int)
+            check_between("points", one, 1, MAX_POOL_FRAMES, kind=int)
         elif sweep == "frame-shift":
             check_positive("points", one)
     values = [patch_pair(one) if sweep == "patch-size" else one for one in points]

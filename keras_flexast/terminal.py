@@ -129,11 +129,11 @@ def class_table(results):
 
 
 def report_table(table):
-    """One table of a report, the best of each column in bold; see `report.report_tables`."""
-    columns = (Column(name, overflow="fold") for name in ("", *table.columns))
-    shown = Table(*columns, title=table.title, caption=table.note)
-    for name, cells in table.rows.items():
-        shown.add_row(name, *(Text(cell, "bold" * best) for cell, best in cells))
+    """One table of a report, turned, as a terminal is narrow; see `report.report_tables`."""
+    columns = (Column(name, overflow="fold") for name in table.rows)
+    shown = Table("", *columns, title=table.title, caption=table.note)
+    for point, *cells in zip(table.columns, *table.rows.values(), strict=True):
+        shown.add_row(point, *(Text(cell, "bold" * best) for cell, best in cells))
     return shown
 
 

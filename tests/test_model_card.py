@@ -1,5 +1,6 @@
 """Cards: what is measured is the artifact; the choice is the best within the budget."""
 
+import dataclasses
 import json
 import re
 
@@ -20,8 +21,9 @@ from keras_flexast.export.model_card import (
     read_card,
     write_card,
 )
+from keras_flexast.figures import patch_order
 from keras_flexast.inference.artifacts import load_artifact, load_artifacts
-from keras_flexast.inference.cascade import load_cascade
+from keras_flexast.inference.cascade import best_threshold, load_cascade
 from keras_flexast.metrics import mean_average_precision
 from tf_data_pipelines.audio import read_audio
 from tf_data_pipelines.settings import DataWarning, FbankSettings
@@ -207,9 +209,33 @@ def test_a_cascade_is_an_operating_point(found, artifacts, tmp_path):
     assert choose_point(read_card(tmp_path)["points"])[0]["name"] == point["name"]
     text = (tmp_path / "README.md").read_text()
     shares = f"100 %, {100 * reached[1]:.0f} %"
-    assert f"`full cascade 16,8`: threshold {threshold:g}; its stages hear {shares}" in text
+    assert f"`full cascade 16,8`: its stages hear {shares}" in text
+    command = f"full.tflite FILE --cascade 16,8 --threshold {threshold:g}"
+    assert command in text
     done = CliRunner().invoke(cli.app, ["choose", str(tmp_path)])
-    assert f"full.tflite --cascade 16,8 --threshold {threshold:g}" in done.stdout.replace("\n", "")
+    assert command in done.stdout.replace("\n", "")
+    assert "A clip takes up to" in done.stdout
+
+
+def test_stages_of_a_cascade_are_of_different_areas(found, tmp_path):
+    sizes = {"patch_16x8": 1, "patch_8x16": 2, "patch_16": 3, "patch_32": 4, "patch_4": 5}
+    path = tiny_tflite(tmp_path / "many.tflite", sizes, card={"precision": "float32"})
+    source = found["single"].source
+    half = dataclasses.replace(
+        found["single"], source=dataclasses.replace(source, clips=source.clips[::2]),
+        durations=found["single"].durations[::2],
+    )  # fmt: skip
+    *stages, point = operating_points([path], found["single"], threads=(1,), held_out=half)
+    assert point["name"] == "many cascade 32,16x8,4"
+    chosen = [p for p in stages if p["patch_size"] in ("32", "16x8", "4")]
+    chosen.sort(key=lambda p: -patch_order(p["patch_size"])[0])
+    waveforms = [read_audio(clip.path) for clip in half.source.clips]
+    scores = [load_artifact(path, one["signature"]).scores(waveforms) for one in chosen]
+    costs = [[one["latency_ms"]["1"]] for one in chosen]
+    heard = np.ones((3, 6), bool)
+    assert point["cascade"]["threshold"] == best_threshold(
+        np.stack(scores), heard, targets=half.source.targets(), costs=heard * np.array(costs)
+    )
 
 
 def test_a_card_tells_what_was_measured(found, artifacts):

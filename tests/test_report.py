@@ -44,7 +44,7 @@ def test_seeds_are_joined(results):
     assert [cell["point"] for cell in b] == ["8", "16x24"]
     assert b[0] == {
         "point": "8", "metric": "accuracy", "mean": pytest.approx(0.8), "least": 0.7, "most": 0.9,
-        "seeds": [0, 1], "clips": [70, 70],
+        "standard_error": None, "seeds": [0, 1], "clips": [70, 70],
     }  # fmt: skip
     assert [cell["mean"] for cell in a] == [0.812, 0.6] and a[0]["seeds"] == [0]
     assert [cell["point"] for cell in joined["words"]["length"]["B"]] == [0.5, 10]
@@ -57,30 +57,33 @@ def test_tables_have_ranges_and_the_best(results):
         "B": [("80.0 (70.0-90.0)", False), ("50.0 (50.0-50.0)", True), ("", False)],
         "A": [("81.2", True), ("", False), ("60.0", True)],
     }
-    assert sizes.note == "70 clips; mean (least-most) of seeds B: 0, 1; A: 0"
-    assert lengths.note == "70 clips; seed 0"
+    of_trainings = "mean (least-most) of trainings, on the same clips, of the seeds"
+    assert sizes.note.startswith("70 clips; ")
+    assert sizes.note.endswith(f"{of_trainings} B: 0, 1; A: 0; bold: the best of all rows")
+    assert lengths.rows["B"][0] == ("25.0 ± 5.0", False)  # one row has no best
+    assert lengths.note == "70 clips; ± one standard error of the clips; seed 0"
 
 
 def test_the_note_tells_what_differs(tmp_path):
     write(tmp_path / "1.json", seed=None, pooling=[point(1, 0.5), point(2, 0.5, clips=60)])
     write(tmp_path / "2.json", seed=3, pooling=[point(1, 0.25)])
     (table,) = report_tables(join_results(read_results([tmp_path])))
-    seeds = "seeds unknown, 3 (not all at every point)"
-    assert table.note == f"60 to 70 clips; mean (least-most) of {seeds}"
+    assert table.note.startswith("60 to 70 clips; ")
+    assert table.note.endswith("of the seeds unknown, 3 (not all at every point)")
 
 
 def test_a_report_has_tables_numbers_and_pictures(results, tmp_path):
     write(results / "4.json", "a|b", data="a/b", pooling=[point(2, 1, clips=9)])
     found = read_results([results])
     out = write_report(found, tmp_path / "out")
-    pictures = {"words_patch-size", "words_length", "a%2fb_pooling"}
+    pictures = {"words_patch-size", "words_length", "a%2Fb_pooling"}
     drawn = {f"{name}.{suffix}" for name in pictures for suffix in ("png", "svg")}
     assert {path.name for path in out.iterdir()} == drawn | {
         "report.md", "report.csv", "report.json",
     }  # fmt: skip
     lines = (out / "report.md").read_text().splitlines()
     assert "| B | 80.0 (70.0-90.0) | **50.0 (50.0-50.0)** |  |" in lines
-    assert r"| a\|b | **100.0** |" in lines
+    assert r"| a\|b | 100.0 |" in lines
     assert any(line.endswith("(a%252fb_pooling.png)") for line in lines)
     with open(out / "report.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -165,8 +168,9 @@ def length(**changed):
     ("content", "message"),
     [
         ("{", r"is not JSON: .* --sweep"),
-        ([RUN], r"holds a JSON list without sweeps\. .* --sweep"),
-        ({"name": "A"}, "holds a JSON dict without sweeps"),
+        ("", "is empty: what writes it did not finish"),
+        ([RUN], r"holds JSON without sweeps\. .* --sweep"),
+        ({"name": "A"}, "holds JSON without sweeps"),
         (RUN | {"sweeps": {}}, "has no result of a sweep"),
         (RUN | {"sweeps": {"length": []}}, "has no result of a sweep"),
         (RUN | {"sweeps": {"length": {}}}, "length must be a list of objects"),
@@ -193,6 +197,16 @@ def test_what_is_no_result_is_named(tmp_path, content, message):
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ValueError, match=rf"a\.json.*{message}"):
         read_results([path])
+
+
+def test_other_json_in_a_folder_is_left_alone(results, tmp_path):
+    found = read_results([results])
+    (results / "history.json").write_text('{"loss": [1.0]}')
+    assert read_results([results]) == found
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "history.json").write_text("{}")
+    with pytest.raises(ValueError, match="none holds no results of sweeps"):
+        read_results([tmp_path / "none"])
 
 
 def test_results_that_do_not_fit_name_both_files(tmp_path):

@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 
 from keras_flexast import FlexiAST, evaluate_run
 from keras_flexast.cli import app
+from keras_flexast.evaluation import artifact_scores
 from keras_flexast.inference.cascade import clip_operations
 from keras_flexast.runs import Run, save_run
 from keras_flexast.sweeps import evaluate_sweep
-from tf_data_pipelines import load_source, scan_source
+from tf_data_pipelines import load_source, scan_source, training_batches
 from tf_data_pipelines.settings import DataWarning, FbankSettings, PackSettings
 
 FBANK = FbankSettings(mel_bins=32)
@@ -135,6 +136,15 @@ def test_clips_of_shards_and_clips_that_begin_with_silence_are_cut(run, sounds, 
     assert [one["value"] for one in late] == [one["value"] for one in shards]
     silent = 1 + 2 * -(-FBANK.frames(3200) // 16)  # tokens of 0.2 s
     assert [one["tokens"] for one in (late[0], shards[0])] == [8 * silent] * 2
+
+
+def test_shortened_clips_stay_short_and_are_for_evaluation_by_runs(run, sounds):
+    data = scan_source(load_source(sounds), FBANK).shortened(0.3).shortened(0.5)
+    assert (data.most_seconds, data.durations.max()) == (0.3, 0.3)
+    with pytest.raises(ValueError, match="shortened clips are for evaluation"):
+        training_batches(data, FBANK, patches=run.patches, packing=run.packing)
+    with pytest.raises(ValueError, match="an artifact hears whole files"):
+        artifact_scores(None, data)
 
 
 def test_clips_too_short_for_any_usual_length(run, sounds):

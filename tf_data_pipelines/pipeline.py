@@ -99,6 +99,8 @@ def training_batches(
             is "error"; the message names it. Or augment contradicts fbank or patches.
     """
     check_between("start", start, 0, MAX_START, kind=int)
+    if isinstance(data, ScannedSource) and data.most_seconds is not None:
+        raise ValueError("shortened clips are for evaluation; AugmentSettings.crop_ms cuts others.")
     check_lengths(data, fbank, patches, packing, augment=augment)
     how: dict[str, Any] = {"patches": patches, "packing": packing, "seed": seed}
     how |= {"augment": augment, "teacher": teacher}

@@ -28,7 +28,6 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "papers"  # or $FLEXAST_RE
 RESULTS = pathlib.Path(os.environ.get("FLEXAST_RESULTS", RESULTS))
 ALL_SIZES = tuple(range(8, 49, 2))
 EVENLY = {"patch_weights": tuple(1 / size for size in ALL_SIZES)}  # in the logarithm of the size
-SWEPT_SIZES = (*PATCH_SIZES, 14, 18, 22, 28, 36, 44, (16, 12), (24, 16))
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 20)  # seconds
 SHIFTS = (10, 15, 20, 30, 40)  # milliseconds
 # From AST/16, with as many passes as the flexible ones.
@@ -36,6 +35,7 @@ SPECIALISTS = {8: "AST/8", 16: "AST/16, continued", 32: "AST/32"}
 STAGES = (48, 24, 8)  # of the cascade
 OURS = "FlexiAST, all sizes"
 BETWEEN = {14: (12, 16), 18: (16, 20), 22: (20, 24), 28: (24, 30), 36: (32, 40), 44: (40, 48)}
+SWEPT_SIZES = (*PATCH_SIZES, *BETWEEN, (16, 12), (24, 16))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +234,7 @@ def run_one(work, scale_name, name, seed):
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_device()}",
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-    path = RESULTS / scale_name / f"{slug(name, seed)}.json"
+    path = result_path(scale_name, name, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".part").write_text(json.dumps(result, indent=1) + "\n")
     path.with_suffix(".part").rename(path)

@@ -14,9 +14,9 @@ from rich.progress import Progress
 
 from keras_flexast.evaluation import artifact_scores, evaluate_run, score_clips, share_text
 from keras_flexast.export.backgrounds import BACKGROUNDS, BufferedClips
-from keras_flexast.figures import points_figure
+from keras_flexast.figures import patch_order, points_figure
 from keras_flexast.inference.artifacts import load_artifact, scoring_artifacts
-from keras_flexast.inference.cascade import best_threshold, means_so_far, stages_of
+from keras_flexast.inference.cascade import best_threshold, ended
 from keras_flexast.inference.classifier import load_classifier
 from keras_flexast.report import markdown_text
 from keras_flexast.runs import described
@@ -127,7 +127,9 @@ def operating_points(
     times = latencies(artifacts, threads, seconds=any_length, progress=progress)
     points = [{**point, "latency_ms": one} for point, one in zip(points, times, strict=True)]
     if held_out is not None and not held_out.source.multi_label:
-        points += _cascade_points(artifacts, points, scores, data=data, held_out=held_out)
+        points += _cascade_points(
+            artifacts, points, scores, data=data, held_out=held_out, progress=progress
+        )
     if run is None:
         return points
     sizes = list(dict.fromkeys(one.patch_size for one in artifacts if one.patch_size))
@@ -135,36 +137,39 @@ def operating_points(
     return [*points, *_run_points(run, data, sizes, **options)]
 
 
-def _cascade_points(artifacts, points, scores, *, data, held_out):
+def _cascade_points(artifacts, points, scores, *, data, held_out, progress):
     """Points of the cascades over the patch sizes of artifacts that have several.
 
-    The stages are the largest, the middle and the smallest patch size. A clip's time is that of
-    the stages that hear it, on average.
+    The stages are the largest, the middle and the smallest patch size; of sizes of one area the
+    first. A clip's time is that of the stages that hear it, on average.
     """
     found = []
     for path in dict.fromkeys(one.path for one in artifacts):
-        places = [
-            place for place, one in enumerate(artifacts) if one.path == path and one.patch_size
-        ]
-        places.sort(key=lambda place: -_area(artifacts[place].patch_size))
-        places = list(dict.fromkeys(places[k] for k in (0, len(places) // 2, -1) if places))
-        if len({_area(artifacts[place].patch_size) for place in places}) < max(2, len(places)):
-            continue  # a cascade needs sizes that fall
+        by_area: dict = {}
+        for place, one in enumerate(artifacts):
+            if one.path == path and one.patch_size:
+                by_area.setdefault(patch_order(one.patch_size)[0], place)
+        places = [by_area[area] for area in sorted(by_area, reverse=True)]
+        if len(places) < 2:
+            continue
+        places = list(dict.fromkeys(places[k] for k in (0, len(places) // 2, -1)))
         stages, first = [points[place] for place in places], artifacts[places[0]]
         times = {
             count: np.array([one["latency_ms"][count] for one in stages])
             for count in stages[0]["latency_ms"]
         }
-        costs = next(iter(times.values()))[:, None]
-        validated = np.stack([artifact_scores(artifacts[place], held_out) for place in places])
+        validated = np.stack([
+            artifact_scores(artifacts[place], held_out,
+                            f"Validating {artifacts[place].name}" if progress else None)
+            for place in places
+        ])  # fmt: skip
         heard = np.ones(validated.shape[:2], bool)
         threshold = best_threshold(
-            validated, heard, targets=held_out.source.targets(), costs=costs * heard
-        )
-        means = means_so_far(np.stack([scores[place] for place in places]),
-                             np.ones((len(places), len(data.source)), bool))  # fmt: skip
-        stage = stages_of(means, threshold)
-        reached = np.array([(stage >= k).mean() for k in range(len(places))])
+            validated, heard, targets=held_out.source.targets(),
+            costs=heard * next(iter(times.values()))[:, None],
+        )  # fmt: skip
+        heard = np.ones((len(places), len(data.source)), bool)
+        ends, _, reached = ended(np.stack([scores[place] for place in places]), heard, threshold)
         sizes = ",".join(one["patch_size"] for one in stages)
         found.append(
             {
@@ -172,21 +177,19 @@ def _cascade_points(artifacts, points, scores, *, data, held_out):
                 "name": f"{first.name.removesuffix(' ' + first.signature)} cascade {sizes}",
                 "signature": None,
                 "patch_size": sizes,
-                **score_clips(data.source, means[stage, np.arange(stage.size)]),
+                **score_clips(data.source, ends),
                 "backgrounds": None,
                 "latency_ms": {
                     count: round(float(one @ reached), 3) for count, one in times.items()
                 },
-                "cascade": {"threshold": threshold, "reached": reached.tolist()},
+                "cascade": {
+                    "threshold": threshold,
+                    "reached": reached,
+                    "most_ms": {count: round(float(one.sum()), 3) for count, one in times.items()},
+                },
             }
         )
     return found
-
-
-def _area(name):
-    """Bins times frames of the patch size with a name."""
-    sides = [int(side) for side in name.split("x")]
-    return sides[0] * sides[-1]
 
 
 def _run_points(run, data, sizes, *, buffered, frame_shift_ms, progress):
@@ -258,8 +261,9 @@ def write_card(folder, points, run_info):
                                              signature of a cascade
             patch_size, precision            "16x24", "int8"; null if unknown; "48,24,8" of a
                                              cascade
-            cascade                          its threshold, and reached, the share of the clips
-                                             that each stage hears
+            cascade                          its threshold; reached, the share of the clips that
+                                             each stage hears; and most_ms {threads: milliseconds}
+                                             of a clip that all of them hear
             metric, value, clips             "accuracy" or "mAP", 0 to 1, number of clips
             standard_error                   of the accuracy, 0 to 1; null for mAP
             takes_length                     whether it hears the clip alone, whatever follows it
@@ -482,9 +486,9 @@ def _readme(card):
             f"The {metric} is in percent{' ± one standard error' * bool(errors)}, of clips at "
             f"their own lengths.",
             "",
-            *_cascades(points),
             *_explained(card),
             *_losses(points),
+            *_cascades(points),
             "## How it was measured",
             "",
             f"Every artifact scored {points[0]['clips']} clips"
@@ -539,18 +543,29 @@ def _cascades(points):
     if not found:
         return []
     lines = [
-        "A cascade hears every clip with its first patch size, and asks the next one where its "
-        "best score is below a threshold, which was set on the validation clips. Its time is that "
-        "of the stages that hear a clip, on average.",
+        "A cascade hears every clip at its first patch size. A clip's scores are the mean of those "
+        "at the sizes so far; while the best of them is below the threshold, the next size is "
+        "asked. The threshold was set on the validation clips. The times above are those of a clip "
+        "on average. A server needs a request for each size that is asked.",
         "",
     ]
     for point in found:
-        shares = ", ".join(f"{100 * share:.0f} %" for share in point["cascade"]["reached"])
+        cascade = point["cascade"]
+        shares = ", ".join(f"{100 * share:.0f} %" for share in cascade["reached"])
+        most = max(cascade["most_ms"].values())
         lines.append(
-            f"- {_code(point['name'])}: threshold {point['cascade']['threshold']:g}; its stages "
-            f"hear {shares} of the clips."
+            f"- {_code(point['name'])}: its stages hear {shares} of the clips; a clip takes up to "
+            f"{_number(most)} ms. {_code(cascade_command(point['path'], point))}"
         )
     return [*lines, ""]
+
+
+def cascade_command(path, point):
+    """The command that runs a cascade of a card."""
+    return (
+        f"flexast predict {path} FILE --cascade {point['patch_size']} "
+        f"--threshold {point['cascade']['threshold']:g}"
+    )
 
 
 def _explained(card):

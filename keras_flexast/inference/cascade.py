@@ -219,6 +219,23 @@ def means_so_far(scores, heard):
     return np.cumsum(np.where(heard[..., None], scores, 0), 0) / counts
 
 
+def ended(scores, heard, threshold):
+    """Where a cascade ends for each clip, and what it says then.
+
+    Args:
+        scores, heard: as in `best_threshold`.
+        threshold: score at which a clip's best class is believed.
+
+    Returns:
+        (scores of the clips, float (clips, classes); stage of each, int (clips,); list with the
+        share of the clips that each stage hears).
+    """
+    means = means_so_far(scores, heard)
+    stage = stages_of(means, threshold)
+    reached = [float((stage >= place).mean()) for place in range(len(means))]
+    return means[stage, np.arange(stage.size)], stage, reached
+
+
 def stages_of(means, threshold):
     """The stage at which each clip ends, int (clips,), from the `means_so_far`."""
     sure = means.max(-1) >= threshold

@@ -2,8 +2,8 @@
 
 Three Pallas kernels, which Triton compiles: one for the output, one for the gradient of the
 queries, one for those of keys and values. Each program has one tile of TILE tokens of one head,
-and visits only tokens near those of the same clips, some at a time. On a CPU the same kernels are
-interpreted, which is for tests: exact, and slow.
+and visits only the blocks of tokens that hold tokens of the same clips. On a CPU the same kernels
+are interpreted, which is for tests: exact, and slow.
 
 JAX's own `pallas.ops.gpu.attention.mha` masks the tiles of other clips and computes them all the
 same, so that a row costs the square of its length.
@@ -161,7 +161,7 @@ def _output_kernel(clips, own, others, output_ref, logsumexp_ref, *, scale, visi
 
     zeros, column = jnp.zeros(q.shape, "float32"), jnp.zeros(TILE, "float32")
     carry = zeros, column, column + LOWEST / 2  # so that what is masked has the weight 0
-    output, row_sum, row_max = _for_each_tile(clips, visited, visit, carry)
+    output, row_sum, row_max = _for_each_block(clips, visited, visit, carry)
     row_sum = jnp.where(row_sum == 0, 1, row_sum)  # of padding
     triton.store(output_ref, (output / row_sum[:, None]).astype(output_ref.dtype))
     triton.store(logsumexp_ref, row_max + jnp.log(row_sum))
@@ -177,7 +177,7 @@ def _query_kernel(clips, own, others, d_query_ref, *, scale, visited):
         d_logits = jnp.where(pairs, weights * (_dot(d_out, v.T) - delta[:, None]), 0)
         return d_query + _dot(d_logits.astype(k.dtype), k)
 
-    d_query = _for_each_tile(clips, visited, visit, jnp.zeros(q.shape, "float32"))
+    d_query = _for_each_block(clips, visited, visit, jnp.zeros(q.shape, "float32"))
     triton.store(d_query_ref, (d_query * scale).astype(d_query_ref.dtype))
 
 
@@ -193,12 +193,12 @@ def _key_kernel(clips, own, others, d_key_ref, d_value_ref, *, scale, visited):
         return d_key + _dot(d_logits.astype(q.dtype), q), d_value
 
     zeros = jnp.zeros(k.shape, "float32")
-    d_key, d_value = _for_each_tile(clips, visited, visit, (zeros, zeros))
+    d_key, d_value = _for_each_block(clips, visited, visit, (zeros, zeros))
     triton.store(d_key_ref, (d_key * scale).astype(d_key_ref.dtype))
     triton.store(d_value_ref, d_value.astype(d_value_ref.dtype))
 
 
-def _for_each_tile(clips, visited, visit, carry):
+def _for_each_block(clips, visited, visit, carry):
     """The carry after `visit(pairs, places, carry)` of all tokens of the same clips.
 
     `visited` of them come at a time, at `places`; `pairs` (TILE, visited) tells which are of one
