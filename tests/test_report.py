@@ -84,7 +84,7 @@ def test_a_report_has_tables_numbers_and_pictures(results, tmp_path):
     lines = (out / "report.md").read_text().splitlines()
     assert "| B | 80.0 (70.0-90.0) | **50.0 (50.0-50.0)** |  |" in lines
     assert r"| a\|b | 100.0 |" in lines
-    assert any(line.endswith("(a%252fb_pooling.png)") for line in lines)
+    assert any(line.endswith("(a%252Fb_pooling.png)") for line in lines)
     with open(out / "report.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(found) == 9
