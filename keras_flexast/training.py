@@ -107,7 +107,7 @@ def train_run(
             the filterbank's own.
         augment: AugmentSettings; None for no augmentation.
         fbank: FbankSettings; its mean and std are measured on the data. None for the defaults, or
-            for those of `init`, which no others can replace.
+            for those of `init`, of which only clip_ms can change.
         patch_options: dictionary of how patch sizes are drawn, and of the pooling of frames
             before that: settings of PatchSettings, such as patch_weights, clips_per_draw or
             pool_frames. None draws all sizes equally often, one for each clip.
@@ -212,10 +212,16 @@ def _beginning(init, recipe, teacher):
             f"model_options: {', '.join(resized)} cannot change, because the weights of init are "
             f"made for their own. Leave them out, or train without init."
         )
-    if recipe.fbank is not None:
-        raise ValueError("fbank cannot change, because the weights of init hear with their own.")
     init = as_run(init).full_length()
-    return init, init.fbank
+    if recipe.fbank is None:
+        return init, init.fbank
+    own = {name: getattr(init.fbank, name) for name in ("mean", "std")}
+    front_end = dataclasses.replace(recipe.fbank, **own)
+    if dataclasses.replace(front_end, clip_ms=None) != init.fbank:
+        raise ValueError(
+            "fbank cannot change but in clip_ms, because the weights of init hear with their own."
+        )
+    return init, front_end
 
 
 def _new_run(data, front_end, *, recipe, init, names):

@@ -27,42 +27,49 @@ from tf_data_pipelines.settings import PATCH_SIZES, AugmentSettings, FbankSettin
 RESULTS = pathlib.Path(__file__).parent / "results" / "papers"  # or $FLEXAST_RESULTS
 RESULTS = pathlib.Path(os.environ.get("FLEXAST_RESULTS", RESULTS))
 ALL_SIZES = tuple(range(8, 49, 2))
-EVENLY = {"patch_weights": tuple(1 / size for size in ALL_SIZES)}  # in the logarithm of the size
+WIDE_SIZES = (4, 6, *ALL_SIZES, 56, 64)
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 20)  # seconds
 SHIFTS = (10, 15, 20, 30, 40)  # milliseconds
 # From AST/16, with as many passes as the flexible ones.
 SPECIALISTS = {8: "AST/8", 16: "AST/16, continued", 32: "AST/32"}
+GRID = (8, 128)  # cells of the position tables: 20 s, the longest sentences
 STAGES = (48, 24, 8)  # of the cascade
 OURS = "FlexiAST, all sizes"
 BETWEEN = {14: (12, 16), 18: (16, 20), 22: (20, 24), 28: (24, 30), 36: (32, 40), 44: (40, 48)}
 SWEPT_SIZES = (*PATCH_SIZES, *BETWEEN, (16, 12), (24, 16))
 
 
+def weights_of(sizes):
+    """Options of patches that draw sizes evenly in the logarithm of the size."""
+    return {"patch_weights": tuple(1 / size for size in sizes)}
+
+
+EVENLY = weights_of(ALL_SIZES)
+
+
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How much is trained."""
+    """How much is trained, and how fast."""
 
     size: str
-    epochs: dict  # of each data set
     clips: dict  # of each data set: clips of each class for training, validation and test
-    batch_clips: int = 32
-    learning_rate: float = 4e-3
+    scratch_epochs: int = 1
+    epochs: dict = dataclasses.field(default_factory=lambda: {"words": 1, "speakers": 1})
+    learning_rates: tuple = (4e-3, 2e-3)  # from scratch, and from another run
+    batch_clips: int = 16
     dtype: str = "float32"
 
 
 SCALES = {
-    "quick": Scale(
-        "nano", {"words": 1, "speakers": 1},
-        {"words": (4, 2, 2), "speakers": (4, 2, 2)},
-    ),
+    "quick": Scale("nano", {"words": (4, 2, 2), "speakers": (4, 2, 2)}),
     "small": Scale(
-        "nano", {"words": 20, "speakers": 30},
-        {"words": (120, 20, 40), "speakers": (40, 10, 20)}, batch_clips=16,
+        "nano", {"words": (120, 25, 50), "speakers": (25, 8, 16)},
+        scratch_epochs=60, epochs={"words": 15, "speakers": 30},
     ),
     "gpu": Scale(
-        "tiny", {"words": 30, "speakers": 60},
-        {"words": (200, 30, 60), "speakers": (60, 10, 20)},
-        batch_clips=64, learning_rate=3e-3, dtype="mixed_bfloat16",
+        "tiny", {"words": (200, 30, 60), "speakers": (60, 10, 20)},
+        scratch_epochs=100, epochs={"words": 40, "speakers": 60},
+        learning_rates=(3e-3, 1e-3), batch_clips=64, dtype="mixed_bfloat16",
     ),
 }  # fmt: skip
 
@@ -74,81 +81,90 @@ class Experiment:
     data: str
     recipe: dict  # what is replaced in the recipe of all
     sweeps: tuple = ("patch-size",)
-    init: str | None = None  # name of the experiment that it starts from
+    init: str | None = "AST/16"  # name of the experiment that it starts from; None from scratch
     teacher: str | None = None
     cascade: bool = False
     trained: str | None = None  # another experiment, whose run is evaluated
     resize: str | None = None  # of the evaluation
 
 
-PAPER = {"pooling": "cls", "position": "grid", "remainder": "crop"}
 WORDS, SPEAKERS = {"data": "words"}, {"data": "speakers"}
+AT_16 = {"patch_sizes": (16,)}
+GRIDDED = {"position": "grid", "remainder": "crop"}  # as the papers
 ALL_SWEEPS = ("patch-size", "length", "frame-shift")
+# AST/16 on words is what all others start from, as the papers' start from AudioSet's.
 EXPERIMENTS = {
     # FlexiAST, on words
-    "AST/16": Experiment(**WORDS, recipe={"patch_sizes": (16,)}),
+    "AST/16": Experiment(**WORDS, recipe=AT_16, init=None),
     "AST/16, bilinear": Experiment(**WORDS, recipe={}, trained="AST/16", resize="bilinear"),
-    "AST/16, continued": Experiment(**WORDS, recipe={"patch_sizes": (16,)}, init="AST/16"),
-    "AST/8": Experiment(**WORDS, recipe={"patch_sizes": (8,)}, init="AST/16"),
-    "AST/32": Experiment(**WORDS, recipe={"patch_sizes": (32,)}, init="AST/16"),
-    "FlexiAST": Experiment(**WORDS, recipe={}, init="AST/16"),
-    OURS: Experiment(
-        **WORDS, recipe={"patch_sizes": ALL_SIZES, "patches": EVENLY}, init="AST/16", cascade=True,
-    ),
-    "FlexiAST, distilled": Experiment(**WORDS, recipe={}, init="AST/16", teacher="AST/16"),
-    "FlexiAST, bilinear": Experiment(**WORDS, recipe={"model": {"resize": "bilinear"}},
-                                     init="AST/16"),
-    "FlexiAST, from scratch": Experiment(**WORDS, recipe={}),
-    "FlexiAST, few sizes": Experiment(**WORDS, recipe={"patch_sizes": (8, 16, 32, 48)},
-                                      init="AST/16"),
-    "AST/16 as published": Experiment(**WORDS, recipe={"patch_sizes": (16,), "model": PAPER}),
-    "FlexiAST as published": Experiment(
-        **WORDS, recipe={"model": {"position": "grid", "remainder": "crop"},
-                         "patches": {"clips_per_draw": 32}}, init="AST/16 as published",
-    ),
+    "AST/16, continued": Experiment(**WORDS, recipe=AT_16),
+    "AST/8": Experiment(**WORDS, recipe={"patch_sizes": (8,)}),
+    "AST/32": Experiment(**WORDS, recipe={"patch_sizes": (32,)}),
+    "FlexiAST": Experiment(**WORDS, recipe={}),
+    OURS: Experiment(**WORDS, recipe={"patch_sizes": ALL_SIZES, "patches": EVENLY}, cascade=True),
     # ElasticAST, on speakers
-    "ElasticAST": Experiment(**SPEAKERS, recipe={"patch_sizes": (16,)},
-                             sweeps=("length", "frame-shift")),
+    "ElasticAST": Experiment(**SPEAKERS, recipe=AT_16, sweeps=("length", "frame-shift")),
     **{
         f"AST, {seconds} s": Experiment(
             **SPEAKERS, sweeps=("length",),
-            recipe={"patch_sizes": (16,), "fbank": FbankSettings(clip_ms=1000 * seconds)},
+            recipe={**AT_16, "fbank": FbankSettings(clip_ms=1000 * seconds)},
         )
         for seconds in (2, 4, 8)
     },
-    "ElasticAST, average": Experiment(
-        **SPEAKERS, recipe={"patch_sizes": (16,), "model": {"pooling": "mean"}}, sweeps=("length",)
-    ),
     "ElasticAST, mixed frame shifts": Experiment(
-        **SPEAKERS, recipe={"patch_sizes": (16,), "augment": {"frame_shift_range_ms": (10, 40)}},
+        **SPEAKERS, recipe={**AT_16, "augment": {"frame_shift_range_ms": (10, 40)}},
         sweeps=("length", "frame-shift"),
     ),
     **{
         f"AST, {shift} ms": Experiment(
-            **SPEAKERS, recipe={"patch_sizes": (16,), "frame_shifts_ms": (shift,)},
-            sweeps=("frame-shift",),
+            **SPEAKERS, recipe={**AT_16, "frame_shifts_ms": (shift,)}, sweeps=("frame-shift",)
         )
         for shift in (20, 30, 40)
-    },
-    **{
-        f"FlexiAST, {axis}": Experiment(
-            **SPEAKERS, recipe={"patch_sizes": sizes}, init="ElasticAST"
-        )
-        for axis, sizes in {
-            "both axes": PATCH_SIZES,
-            "time": tuple((16, size) for size in PATCH_SIZES),
-            "frequency": tuple((size, 16) for size in PATCH_SIZES),
-        }.items()
     },
     # Ours: any patch size, native length and any frame shift, in the same rows
     **{
         f"unified, {data}": Experiment(
             data, {"patch_sizes": ALL_SIZES, "patches": EVENLY,
                    "augment": {"frame_shift_range_ms": (10, 40)}},
-            sweeps=ALL_SWEEPS, init=start, cascade=data == "words",
+            sweeps=ALL_SWEEPS, cascade=data == "words",
         )
-        for data, start in (("words", "AST/16"), ("speakers", "ElasticAST"))
+        for data in ("words", "speakers")
     },
+    # The ablations of both papers
+    "FlexiAST, distilled": Experiment(**WORDS, recipe={}, teacher="AST/16"),
+    "FlexiAST, bilinear": Experiment(**WORDS, recipe={"model": {"resize": "bilinear"}}),
+    **{
+        f"FlexiAST, {axis}": Experiment(**SPEAKERS, recipe={"patch_sizes": sizes})
+        for axis, sizes in {
+            "both axes": PATCH_SIZES,
+            "time": tuple((16, size) for size in PATCH_SIZES),
+            "frequency": tuple((size, 16) for size in PATCH_SIZES),
+        }.items()
+    },
+    # Which sizes it is trained on
+    "FlexiAST, few sizes": Experiment(**WORDS, recipe={"patch_sizes": (8, 16, 32, 48)}),
+    "FlexiAST, sizes uniformly": Experiment(**WORDS, recipe={"patch_sizes": ALL_SIZES}),
+    "FlexiAST, sizes 4 to 64": Experiment(
+        **WORDS, recipe={"patch_sizes": WIDE_SIZES, "patches": weights_of(WIDE_SIZES)}
+    ),
+    # From scratch, where the model differs
+    "FlexiAST, from scratch": Experiment(**WORDS, recipe={}, init=None),
+    "AST/16 as published": Experiment(
+        **WORDS, recipe={**AT_16, "model": {"pooling": "cls", **GRIDDED}}, init=None
+    ),
+    "FlexiAST as published": Experiment(
+        **WORDS, recipe={"model": GRIDDED, "patches": {"clips_per_draw": 16}},
+        init="AST/16 as published",
+    ),
+    "AST/16, average": Experiment(
+        **WORDS, recipe={**AT_16, "model": {"pooling": "mean"}}, init=None
+    ),
+    "ElasticAST, average": Experiment(
+        **SPEAKERS, recipe=AT_16, sweeps=("length",), init="AST/16, average"
+    ),
+    "AST/16, joint table": Experiment(
+        **WORDS, recipe={**AT_16, "model": {"table": "joint"}}, init=None
+    ),
 }  # fmt: skip
 
 
@@ -156,17 +172,15 @@ def recipe_of(name, scale, seed):
     """The Recipe of an experiment, without where it starts from."""
     own = EXPERIMENTS[name]
     given = dict(own.recipe)
-    epochs = scale.epochs[own.data]
     base = Recipe(
         TrainSettings(
-            epochs=epochs, learning_rate=scale.learning_rate, optimizer="muon", betas=(0.9, 0.99),
-            weight_decay=0.05, decay_all=False, batch_clips=scale.batch_clips, seed=seed,
-            dtype=scale.dtype, average_epochs=max(1, epochs // 10),
+            epochs=scale.epochs[own.data] if own.init else scale.scratch_epochs,
+            learning_rate=scale.learning_rates[bool(own.init)],
+            optimizer="muon", betas=(0.9, 0.99), weight_decay=0.05, decay_all=False,
+            batch_clips=scale.batch_clips, seed=seed, dtype=scale.dtype,
         ),
-        AugmentSettings(
-            **{"freq_mask": 12, "time_mask_share": 0.1, **given.pop("augment", {})}
-        ),
-        model={} if own.init else {"size": scale.size},
+        AugmentSettings(**{"gain_db": 6.0, **given.pop("augment", {})}),
+        model={} if own.init else {"size": scale.size, "grid": GRID},
     )  # fmt: skip
     model = {**base.model, **given.pop("model", {})}
     return base.replaced(model=model, **given)
@@ -245,7 +259,7 @@ def points_of(experiment):
     sizes = experiment.recipe.get("patch_sizes", PATCH_SIZES)
     if any(isinstance(size, tuple) for size in sizes):
         return sizes
-    return SWEPT_SIZES
+    return (*SWEPT_SIZES, 4, 6, 56, 64) if sizes == WIDE_SIZES else SWEPT_SIZES
 
 
 def _device():
