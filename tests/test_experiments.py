@@ -169,7 +169,7 @@ def test_every_experiment_is_a_recipe_that_starts_from_another_one(papers):
             assert recipe.train.seed == 3
             assert ("size" in recipe.model) == (own.init is None)
         for other, _ in papers.before((name, 0)):
-            assert papers.EXPERIMENTS[other].data == own.data
+            assert [*papers.EXPERIMENTS].index(other) < [*papers.EXPERIMENTS].index(name)
     slugs = {papers.slug(name, 0) for name in papers.EXPERIMENTS}
     assert len(slugs) == len(papers.EXPERIMENTS)
 
@@ -191,17 +191,19 @@ def test_targets_are_differences_of_means_over_seeds(papers, capsys):
     papers.report("quick")
     lines = (papers.RESULTS / "quick" / "targets.md").read_text()
     assert capsys.readouterr().out == lines
-    assert "trained at 8, 16, 32 | -1 or more | -, +1.0, - |" in lines
-    assert "neighbors | -1 or more | -3.0, -, -, -, -, - |" in lines  # 14 between 12 and 16
-    assert "| FlexiAST, all sizes at 48 against 16 | -4 or more | -22.0 |" in lines
-    assert "clips cut after 4 s | ahead | +2.0 |" in lines
-    assert "| +1.0 at 25 %; the mean of all sizes +2.0 |" in lines
-    assert (papers.RESULTS / "quick" / "cost.png").read_bytes()[:4] == b"\x89PNG"
+    assert (
+        "at 8, 16, 32 against the AST trained at each | -1 or more | -; +1.0 (+0.0 to +2.0); -"
+        in lines
+    )
+    assert "neighbors | -1 or more | -3.0 (-3.0 to -3.0); -; -; -; -; - | no | 2 |" in lines
+    assert "at 48 against 16 | -4 or more | -22.0 (-22.0 to -22.0) | no | 2 |" in lines
+    assert "fixed-length AST | ahead | -; +2.0; -; - | yes | 1 |" in lines
+    assert "| +1.0 (+1.0 to +1.0) at 25 %; the mean of all three +2.0" in lines
     table = (papers.RESULTS / "quick" / "report" / "report.md").read_text()
     assert "81.0 (80.0-82.0)" in table
     result(papers, "AST/32", 1, sizes({"32": 0.6}))  # of one seed
     papers.report("quick")
-    assert "trained at 8, 16, 32 | -1 or more | -, +1.0, +10.0 |" in capsys.readouterr().out
+    assert "| -; +1.0 (+0.0 to +2.0); +10.0 | yes | 1-2 |" in capsys.readouterr().out
 
 
 def test_what_a_run_starts_from_is_made_before_it(papers, tmp_path):
@@ -228,7 +230,25 @@ def test_the_driver_trains_what_is_missing_and_only_that(papers, monkeypatch, tm
     assert [one["point"] for one in run["sweeps"]["patch-size"]] == ["8", "10"]
     papers.run_all(tmp_path, "quick", **how)
     assert capsys.readouterr().out == ""
+    members = ("AST/16", 16), (few, 8)
+    monkeypatch.setitem(
+        papers.EXPERIMENTS, "mean", papers.Experiment("words", {}, (), None, members=members)
+    )
+    papers.run_one(tmp_path, "quick", "mean", 0)
+    found = json.loads(papers.result_path("quick", "mean", 0).read_text())["cascade"]
+    assert [one["name"] for one in found] == ["AST/16 at 16", f"{few} at 8", "mean"]
+    assert all(one["clips"] == 2 * len(speech_sets.WORDS) for one in found)
+    swept = json.loads(papers.result_path("quick", few, 0).read_text())["sweeps"]["patch-size"]
+    assert found[1]["value"] == pytest.approx(swept[0]["value"], abs=0.05)
+    monkeypatch.setattr(papers, "OURS", few)
+    monkeypatch.setattr(papers, "COST_SIZES", (16, 32))
+    monkeypatch.setattr(papers, "SPECIALISTS", {16: "AST/16"})
+    papers.measure_costs(tmp_path, "quick")
+    costs = json.loads((papers.RESULTS / "quick" / papers.COSTS).read_text())["points"]
+    assert [one["patch_size"] for one in costs] == ["16", "32", "32,16", "16"]
+    assert all(one["latency_ms"]["1"] > 0 for one in costs)
+    papers.report("quick")
+    assert (papers.RESULTS / "quick" / "cost.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(SystemExit, match="what it starts from failed"):
         monkeypatch.setattr(papers, "_in_process", lambda *_: (1, 0.0))
-        papers.run_all(tmp_path, "quick", names=["AST, 4 s", "ElasticAST", "unified, speakers"],
-                       seeds=1, jobs=1)  # fmt: skip
+        papers.run_all(tmp_path, "quick", names=["AST/8", "ElasticAST, average"], seeds=1, jobs=1)
