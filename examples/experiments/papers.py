@@ -65,8 +65,8 @@ class Scale:
 SCALES = {
     "quick": Scale("nano", {"words": (4, 2, 2), "speakers": (4, 2, 2)}),
     "small": Scale(
-        "nano", {"words": (120, 25, 50), "speakers": (25, 8, 16)},
-        scratch_epochs=60, epochs={"words": 15, "speakers": 30},
+        "nano", {"words": (360, 25, 50), "speakers": (75, 8, 16)},
+        scratch_epochs=20, epochs={"words": 5, "speakers": 10},
     ),
     "gpu": Scale(
         "tiny", {"words": (200, 30, 60), "speakers": (60, 10, 20)},
