@@ -1,6 +1,10 @@
 """How full the packer's rows are, and what packing costs.
 
-python examples/benchmarks/packing.py [--json PATH]
+python examples/benchmarks/packing.py [--data FOLDER] [--json PATH]
+
+With --data, the training clips of a data set take the place of drawn ones: what is padded and cut
+at patch size 16 where all clips are brought to one length, in the ElasticAST authors' packing, and
+in this packer's rows of several lengths with several numbers of waiting clips.
 
 2026-11-21, two cores of an AMD EPYC shared with other work (load 2 to 3), TensorFlow 2.21: 56 s.
 Rows of 2,048 tokens, 4,000 clips, three seeds; `pairs` are those of two tokens of one clip,
@@ -17,6 +21,7 @@ At most 47 clips wait in the buffer: 19 and 29 MB of tokens.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -28,6 +33,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
+from tf_data_pipelines import load_source
 from tf_data_pipelines.packing import ARRIVALS, pack
 from tf_data_pipelines.settings import PATCH_SIZES, PackSettings
 
@@ -38,12 +44,18 @@ TIMED = (500, 4500)  # the difference is timed, to leave out the 0.1 s of making
 OPEN_ROWS = 8  # of first fit and best fit; 64 fill 0.4 % more
 BATCH = 12  # clips the authors pack together
 TOKEN_BYTES = (256 + 4) * 4  # float32 tokens and positions
+FIXED_SECONDS = (2, 4, 8)
+ROW_LENGTHS, BUFFERS = (1024, 2048, 4096), (1, 8, 32, 128)
 
 
 def speech(clips, seed):
     """Clips of 4 to 30 s, half of them under 7 s, as in VoxCeleb; patch 16, 8 tokens a column."""
-    seconds = np.random.default_rng(seed).lognormal(np.log(7), 0.5, clips).clip(4, 30)
-    frames = 1 + (16000 * seconds - 400).astype(int) // 160
+    return tokens_of(np.random.default_rng(seed).lognormal(np.log(7), 0.5, clips).clip(4, 30))
+
+
+def tokens_of(seconds):
+    """Tokens of clips of these lengths at patch size 16: 8 a column, of whole columns."""
+    frames = 1 + (16000 * np.asarray(seconds) - 400).astype(int) // 160
     return 8 * (frames // 16)
 
 
@@ -90,31 +102,31 @@ def fit(lengths, best):
     return {**shares(closed), "waiting": waiting}
 
 
-def shares(rows):
+def shares(rows, settings=SETTINGS):
     """Shares of real tokens, and of pairs of tokens of one clip, in rows of full length."""
     squares = sum(np.sum(np.square(row)) for row in rows)
     return {
-        "fill": sum(map(sum, rows)) / (len(rows) * SETTINGS.row_length),
-        "pairs": squares / (len(rows) * SETTINGS.row_length**2),
+        "fill": sum(map(sum, rows)) / (len(rows) * settings.row_length),
+        "pairs": squares / (len(rows) * settings.row_length**2),
     }
 
 
-def ours(lengths):
+def ours(lengths, settings=SETTINGS):
     """This packer, without the rows at the end that it fills from the last clips."""
     rows, left = [], len(lengths)
-    for row in pack(clips_of(lengths, width=1), SETTINGS).as_numpy_iterator():
-        if left < SETTINGS.buffer_size:
+    for row in pack(clips_of(lengths, 1, settings.row_length), settings).as_numpy_iterator():
+        if left < settings.buffer_size:
             break
         ids = row["clip_ids"][row["clip_ids"] >= 0]
         rows.append(lengths[ids])
         left -= len(ids)
-    return {**shares(rows), "waiting": SETTINGS.buffer_size - 1 + ARRIVALS}
+    return {**shares(rows, settings), "waiting": settings.buffer_size - 1 + ARRIVALS}
 
 
-def clips_of(lengths, width):
+def clips_of(lengths, width, most=SETTINGS.row_length):
     """Clips that cost next to nothing, because they are slices of one tensor."""
     lengths = tf.constant(lengths, tf.int32)
-    tokens, positions = tf.zeros([SETTINGS.row_length, width]), tf.zeros([SETTINGS.row_length, 4])
+    tokens, positions = tf.zeros([most, width]), tf.zeros([most, 4])
 
     def clip(clip_id):
         return {
@@ -172,6 +184,47 @@ def measure():
     return results
 
 
+def measure_data(folder):
+    """Padded, cut and computed tokens of a data set's training clips, in three orders."""
+    clips = load_source(folder).split("train").clips
+    lengths = tokens_of([clip.announced_seconds() for clip in clips])
+    orders = [np.random.default_rng(seed).permutation(lengths) for seed in SEEDS]
+    results = []
+
+    def add(method, padded, pairs, cut=0.0):
+        results.append({"method": method, "padded": padded, "cut": cut, "pairs": pairs})
+
+    for seconds in FIXED_SECONDS:
+        fixed = tokens_of([seconds])[0]
+        kept = np.minimum(lengths, fixed)
+        add(f"all clips {seconds} s", [1 - kept.mean() / fixed],
+            [np.mean(kept.astype(float) ** 2) / fixed**2],
+            1 - kept.sum() / lengths.sum())  # fmt: skip
+    found = [in_order(order) for order in orders]
+    name = f"in order, {BATCH} clips a batch, rows of {SETTINGS.row_length:,}"
+    add(name, [1 - one["fill"] for one in found], [one["pairs"] for one in found])
+    for row_length in ROW_LENGTHS:
+        for size in BUFFERS:
+            settings = dataclasses.replace(
+                SETTINGS, row_length=row_length, buffer_size=size, segments=row_length // 64
+            )
+            found = [ours(order, settings) for order in orders if max(order) <= row_length]
+            if found:
+                name = f"this packer, rows of {row_length:,}, buffer_size={size}"
+                add(name, [1 - one["fill"] for one in found], [one["pairs"] for one in found])
+    return results
+
+
+def make_data_table(results):
+    table = Table("method", title="Shares of the computed tokens, and of the clips' own tokens")
+    for name in ("padded %", "cut %", "pairs of one clip %"):
+        table.add_column(name, justify="right")
+    for result in results:
+        padded, pairs = (spread([100 * one for one in result[k]], 2) for k in ("padded", "pairs"))
+        table.add_row(result["method"], padded, f"{100 * result['cut']:.1f}", pairs)
+    return table
+
+
 def make_table(results):
     columns = ("clips", "method", "fill %", "pairs %", "µs a clip", "waiting", "MB held")
     table = Table(*columns[:2], title=f"Rows of {SETTINGS.row_length:,} tokens")
@@ -197,9 +250,11 @@ def spread(values, digits):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="PATH", help="also write the numbers here")
+    parser.add_argument("--data", metavar="FOLDER", help="a data set in place of drawn clips")
     arguments = parser.parse_args()
-    results = measure()
-    Console(width=120).print(make_table(results))
+    results = measure_data(arguments.data) if arguments.data else measure()
+    table = make_data_table(results) if arguments.data else make_table(results)
+    Console(width=120).print(table)
     if arguments.json:
         machine = f"{os.cpu_count()} x {platform.machine()}, TensorFlow {tf.__version__}"
         report = {"machine": machine, "row_length": SETTINGS.row_length, "results": results}
