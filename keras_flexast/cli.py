@@ -421,7 +421,8 @@ def choose(
 ):
     """The most accurate exported model within a budget of time and size, as measured.
 
-    A server's time is that on all cores of the machine that measured it.
+    Cascades over the patch sizes of one file are among them, with their mean time. A server's time
+    is that on all cores of the machine that measured it.
     """
     limit = parse_milliseconds(budget)
     _start()

@@ -69,6 +69,8 @@ from tf_data_pipelines.settings import (
     check_choice,
 )
 
+FEW_CLIPS = 10  # of validation: the standard error of an accuracy is 10 points and more
+
 
 def train_run(
     data: "PathLike | tf_data_pipelines.ScannedSource",
@@ -164,6 +166,7 @@ def train_run(
     shares = recipe.train.validation, recipe.train.test
     data = read_data(data, front_end, shares=shares, progress=progress)
     check_trained(data.source)
+    _warn_of_few(data, recipe.train.keep)
     known = data_facts(data)
     keras.utils.set_random_seed(recipe.train.seed)
     if facts:
@@ -263,6 +266,19 @@ def time_cells(data, fbank, stride=BASE_PATCH):
     """Time cells, of `stride` frames each, that cover the longest clip; at least 64."""
     seconds = float(max(data.durations))
     return max(64, math.ceil(seconds * 1000 / (fbank.frame_shift_ms * stride)))
+
+
+def _warn_of_few(data, keep):
+    """Warn where the best epoch is chosen by chance."""
+    count = int((data.source.split_names == "validation").sum())
+    if keep == "best" and 0 < count < FEW_CLIPS:
+        warnings.warn(
+            f"the best epoch is chosen on {count} validation clip{'s' * (count > 1)}, which is "
+            f"mostly chance. Give more (at least {FEW_CLIPS}), or keep the last epoch (keep='last' "
+            f"in a recipe).",
+            DataWarning,
+            stacklevel=3,
+        )  # fmt: skip
 
 
 def _path_of(path):

@@ -216,6 +216,18 @@ def test_a_run_that_starts_from_another_keeps_its_options(sounds, tmp_path):
     assert run.fbank.clip_ms == 300.0
 
 
+def test_few_validation_clips_are_warned_of(sounds, tmp_path):
+    few = read_data(sounds, FbankSettings())
+    count = sum(few.source.split_names == "validation")
+    how = {
+        "settings": TrainSettings(1, batch_tokens=256),
+        "patch_sizes": [32],
+        "model_options": NANO,
+    }
+    with pytest.warns(DataWarning, match=f"chosen on {count} validation clips.*at least 10"):
+        train_run(few, tmp_path / "run", **how)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
