@@ -58,7 +58,7 @@ VARIANTS = {
     "distilled": OURS,
     "from RUN": load_recipe("small-folder-init"),
     "all tokens": ALL_TOKENS,
-    "all tokens, 40 epochs": ALL_TOKENS.replaced(  # about the seconds of small-folder
+    "all tokens in 40 epochs": ALL_TOKENS.replaced(  # about the seconds of small-folder
         train=dataclasses.replace(OURS.train, epochs=40)
     ),
 }
