@@ -199,11 +199,20 @@ def test_targets_are_differences_of_means_over_seeds(papers, capsys):
     assert "at 48 against 16 | -4 or more | -22.0 (-22.0 to -22.0) | no | 2 |" in lines
     assert "fixed-length AST | ahead | -; +2.0; -; - | yes | 1 |" in lines
     assert "| +1.0 (+1.0 to +1.0) at 25 %; the mean of all three +2.0" in lines
+    for picture in ("patch_sizes.png", "lengths.png"):
+        assert (papers.RESULTS / "quick" / picture).read_bytes()[:4] == b"\x89PNG"
     table = (papers.RESULTS / "quick" / "report" / "report.md").read_text()
     assert "81.0 (80.0-82.0)" in table
     result(papers, "AST/32", 1, sizes({"32": 0.6}))  # of one seed
     papers.report("quick")
     assert "| -; +1.0 (+0.0 to +2.0); +10.0 | yes | 1-2 |" in capsys.readouterr().out
+
+
+def test_figures_name_experiments_of_their_data_and_sweep(papers):
+    for _, data, sweep, names in papers.FIGURES.values():
+        for name in names:
+            own = papers.EXPERIMENTS[name]
+            assert own.data == data and sweep in own.sweeps
 
 
 def test_what_a_run_starts_from_is_made_before_it(papers, tmp_path):

@@ -179,6 +179,42 @@ EXPERIMENTS = {
 }  # fmt: skip
 
 
+FIGURES = {  # file: title, data set, sweep, and the experiments that are lines
+    "patch_sizes": (
+        "One flexible model, and ASTs of one size (FlexiAST, Figure 1 and Table 1)", "words",
+        "patch-size", ("AST/8", "AST/16, continued", "AST/32", "FlexiAST", OURS),
+    ),
+    "resize": (
+        "PI-resize and bilinear (FlexiAST, Figures 4b and 5)", "words", "patch-size",
+        ("AST/16", "AST/16, bilinear", "FlexiAST", "FlexiAST, bilinear", "FlexiAST, from scratch"),
+    ),
+    "axes": (
+        "Patch sizes along one axis and both (FlexiAST, Figure 4a)", "speakers", "patch-size",
+        tuple(f"FlexiAST, {axis}" for axis in ("both axes", "time", "frequency")),
+    ),
+    "lengths": (
+        "Native and fixed lengths (ElasticAST, Figure 4)", "speakers", "length",
+        ("ElasticAST", *(f"AST, {s} s" for s in (2, 4, 8)), "ElasticAST, average",
+         "unified, speakers"),
+    ),
+    "frame_shifts": (
+        "Mixed and single frame shifts (ElasticAST, Figure 5)", "speakers", "frame-shift",
+        ("ElasticAST", *(f"AST, {s} ms" for s in (20, 30, 40)), "ElasticAST, mixed frame shifts",
+         "unified, speakers"),
+    ),
+    "sizes": (
+        "Which sizes are trained", "words", "patch-size",
+        ("FlexiAST", OURS, "FlexiAST, few sizes", "FlexiAST, sizes uniformly",
+         "FlexiAST, sizes 4 to 64", "FlexiAST, distilled", "unified, words"),
+    ),
+    "models": (
+        "Other poolings, positions and tables", "words", "patch-size",
+        ("AST/16", "AST/16 as published", "AST/16, average", "AST/16, joint table", "FlexiAST",
+         "FlexiAST as published"),
+    ),
+}  # fmt: skip
+
+
 def recipe_of(name, scale, seed):
     """The Recipe of an experiment, without where it starts from."""
     own = EXPERIMENTS[name]
@@ -441,7 +477,10 @@ def report(scale_name):
     files = sorted(folder.glob("*_[0-9]*.json"))
     runs = [json.loads(path.read_text()) for path in files]
     swept = [path for path, run in zip(files, runs, strict=True) if run["sweeps"]]
-    write_report(read_results(swept), folder / "report", overwrite=True)
+    results = read_results(swept)
+    write_report(results, folder / "report", overwrite=True)
+    for file, (title, *what) in FIGURES.items():
+        draw_lines(results, folder / f"{file}.png", title, *what)
     rows = ["| | to reach | reached, in points | met | seeds |", "|---|---|---|---|---|"]
     rows += [f"| {' | '.join(row)} |" for row in targets(runs)]
     (folder / "targets.md").write_text("\n".join(rows) + "\n")
@@ -575,6 +614,32 @@ def _spread(differences):
     if len(differences) == 1:
         return mean
     return f"{mean} ({min(differences):+.1f} to {max(differences):+.1f})"
+
+
+def draw_lines(results, path, title, data, sweep, names):
+    """One figure of the papers, of the experiments that are done."""
+    from keras_flexast.figures import sweep_figure
+    from keras_flexast.report import join_results, report_tables
+    from keras_flexast.settings import SWEEPS
+
+    found = [one for name in names for one in results
+             if (one["name"], one["data"], one["sweep"]) == (name, data, sweep)]  # fmt: skip
+    if sweep == "patch-size":
+        found = [{**one, "point": _side(one)} for one in found if _side(one)]
+    if not found:
+        return
+    joined = join_results(found)
+    (table,) = report_tables(joined)
+    sweep_figure(joined[data][sweep], table.points, path, title=title, xlabel=SWEEPS[sweep],
+                 ylabel="accuracy (%)")  # fmt: skip
+
+
+def _side(result):
+    """The side of a patch that training changes; None for other patches that are not square."""
+    freq, *time = str(result["point"]).split("x")
+    if not time or result["name"].endswith("frequency"):
+        return freq
+    return time[0] if result["name"].endswith("time") else None
 
 
 def draw_costs(measured, path):
