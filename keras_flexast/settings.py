@@ -41,6 +41,7 @@ SWEEPS = {  # of an evaluation, with the title of the axis
     "frame-shift": "frame shift (milliseconds)",
     "pooling": "frames pooled",
 }
+BETWEEN_SIZES = (14, 18, 22, 28, 36, 44)  # patch sizes that PATCH_SIZES leaves out
 PATCH_OPTIONS = ("patch_weights", "clips_per_draw", "pool_frames", "pooling")
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 WEIGHT_DECAYS = {"adam": 5e-7, "adamw": 0.05, "muon": 0.05}  # where none is given

@@ -9,7 +9,7 @@ from keras_flexast.evaluation import evaluate_packed
 from keras_flexast.inference.artifacts import is_artifact
 from keras_flexast.inference.scoring import PackedPredictor
 from keras_flexast.runs import Run, as_run, is_cut, name_of, warn_of_cuts
-from keras_flexast.settings import SWEEPS
+from keras_flexast.settings import BETWEEN_SIZES, SWEEPS
 from tf_data_pipelines.hints import PatchSize, PathLike
 from tf_data_pipelines.settings import (
     MAX_POOL_FRAMES,
@@ -23,7 +23,6 @@ from tf_data_pipelines.settings import (
 if TYPE_CHECKING:
     import tf_data_pipelines
 
-BETWEEN = (14, 18, 22, 28, 36, 44)  # patch sizes that PATCH_SIZES leaves out
 SHIFTS = (1, 1.5, 2, 2.5, 3, 3.5, 4)  # of the run's frame shift, as ElasticAST
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the longest clip
 SHORTEST = 0.1  # seconds
@@ -118,7 +117,7 @@ def evaluate_sweep(
 def _usual_points(run, sweep):
     """Points of a sweep that nobody chose; None for lengths, which depend on the clips."""
     if sweep == "patch-size":
-        return sorted({*PATCH_SIZES, *BETWEEN})
+        return sorted({*PATCH_SIZES, *BETWEEN_SIZES})
     if sweep == "frame-shift":
         return [float(np.round(one * run.fbank.frame_shift_ms, 3)) for one in SHIFTS]
     return [*POOLED] if sweep == "pooling" else None

@@ -69,7 +69,7 @@ from tf_data_pipelines.settings import (
     check_choice,
 )
 
-FEW_CLIPS = 10  # of validation: the standard error of an accuracy is 10 points and more
+FEW_CLIPS = 10  # of validation: one clip is 10 points and more
 
 
 def train_run(
@@ -117,8 +117,8 @@ def train_run(
             or dropout.
         init: Run, or its folder, to start from, such as a converted checkpoint: its weights,
             its options where model_options name no others, and its filterbank, with the new
-            clips' mean and std and at their full lengths. Its head is kept for the same
-            classes.
+            clips' mean and std and, unless fbank has a clip_ms, at their full lengths. Its head is
+            kept for the same classes.
         teacher: Run, or its folder, of the same classes, from whose scores of the same clips the
             model learns beside the labels; without fbank and init its filterbank is used.
         distill: DistillSettings; None for the defaults.
@@ -220,9 +220,13 @@ def _beginning(init, recipe, teacher):
         return init, init.fbank
     own = {name: getattr(init.fbank, name) for name in ("mean", "std")}
     front_end = dataclasses.replace(recipe.fbank, **own)
-    if dataclasses.replace(front_end, clip_ms=None) != init.fbank:
+    came, own = dataclasses.asdict(front_end), dataclasses.asdict(init.fbank)
+    changed = [name for name in own if name != "clip_ms" and came[name] != own[name]]
+    if changed:
         raise ValueError(
-            "fbank cannot change but in clip_ms, because the weights of init hear with their own."
+            f"fbank cannot change in {', '.join(changed)}, because the weights of init hear with "
+            f"their own. Leave fbank out, or change clip_ms alone: dataclasses.replace(run.fbank, "
+            f"clip_ms=2000)."
         )
     return init, front_end
 

@@ -45,7 +45,7 @@ OPEN_ROWS = 8  # of first fit and best fit; 64 fill 0.4 % more
 BATCH = 12  # clips the authors pack together
 TOKEN_BYTES = (256 + 4) * 4  # float32 tokens and positions
 FIXED_SECONDS = (2, 4, 8)
-ROW_LENGTHS, BUFFERS = (1024, 2048, 4096), (1, 8, 32, 128)
+ROW_LENGTHS, BUFFERS = (1024, 2048, 4096), (16, 64, 256)
 
 
 def speech(clips, seed):
@@ -205,11 +205,12 @@ def measure_data(folder):
     add(name, [1 - one["fill"] for one in found], [one["pairs"] for one in found])
     for row_length in ROW_LENGTHS:
         for size in BUFFERS:
+            segments = min(size, -(-row_length // int(min(lengths))))  # else slots end a row
             settings = dataclasses.replace(
-                SETTINGS, row_length=row_length, buffer_size=size, segments=row_length // 64
+                SETTINGS, row_length=row_length, buffer_size=size, segments=segments
             )
-            found = [ours(order, settings) for order in orders if max(order) <= row_length]
-            if found:
+            if max(lengths) <= row_length and size < len(lengths):
+                found = [ours(order, settings) for order in orders]
                 name = f"this packer, rows of {row_length:,}, buffer_size={size}"
                 add(name, [1 - one["fill"] for one in found], [one["pairs"] for one in found])
     return results
@@ -257,6 +258,9 @@ if __name__ == "__main__":
     Console(width=120).print(table)
     if arguments.json:
         machine = f"{os.cpu_count()} x {platform.machine()}, TensorFlow {tf.__version__}"
-        report = {"machine": machine, "row_length": SETTINGS.row_length, "results": results}
+        report = {"machine": machine, "results": results}
+        report |= (
+            {"data": arguments.data} if arguments.data else {"row_length": SETTINGS.row_length}
+        )
         with open(arguments.json, "w") as file:
             json.dump(report, file, indent=2)

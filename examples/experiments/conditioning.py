@@ -14,10 +14,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-import tf_data_pipelines.patches
 from keras_flexast.evaluation import evaluate_run
 from keras_flexast.runs import load_run
-from tf_data_pipelines import read_data
+from tf_data_pipelines import patches, read_data
 from tf_data_pipelines.resize import bilinear_matrix
 from tf_data_pipelines.settings import BASE_PATCH
 
@@ -42,6 +41,18 @@ def amplification(patch):
     return float(np.abs(ridge_matrix(0.0)(patch)).sum(0).max())
 
 
+def with_ridge(ridge, call):
+    """What a function returns while tokens are made with a ridge."""
+    own = patches.kernel_matrix
+    try:
+        patches.kernel_matrix = ridge_matrix(ridge)
+        patches._plan.cache_clear()  # of the matrices before
+        return call()
+    finally:
+        patches.kernel_matrix = own
+        patches._plan.cache_clear()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run")
@@ -52,8 +63,7 @@ if __name__ == "__main__":
     data = read_data(given.data, run.fbank, classes=run.classes, split="test", shares=run.shares)
     found = {}
     for ridge in RIDGES:
-        tf_data_pipelines.patches.kernel_matrix = ridge_matrix(ridge)
-        results = evaluate_run(run, data, patch_sizes=SIZES)
+        results = with_ridge(ridge, lambda: evaluate_run(run, data, patch_sizes=SIZES))
         found[ridge] = {result["name"]: result["value"] for result in results}
     table = Table("patch size", "amplification", *(f"ridge {ridge:g}" for ridge in RIDGES))
     for size in SIZES:

@@ -12,6 +12,7 @@ JSON for each run, are in results/small_folder/ beside this file; --report print
     adamw         that, with AdamW at the learning rate that suited it
     cnn           a plain CNN of 0.3 M weights, for the seconds of small-folder of the same seed
     all tokens    small-folder without token dropout, at as many passes
+    all tokens in 40 epochs  that, in about the seconds of small-folder
     one size      small-folder at patch 16 alone
     distilled     small-folder, half of whose loss is what "one size" of the same seed says
     from RUN      small-folder-init, from the run --init
