@@ -93,6 +93,7 @@ class Experiment:
     cascade: bool = False
     trained: str | None = None  # another experiment, whose run is evaluated
     resize: str | None = None  # of the evaluation
+    times: int = 1  # as many passes as others
     members: tuple = ()  # (experiment, patch size) whose mean scores are evaluated; nothing trained
 
 
@@ -152,6 +153,12 @@ EXPERIMENTS = {
     # Which sizes it is trained on
     "FlexiAST, few sizes": Experiment(**WORDS, recipe={"patch_sizes": (8, 16, 32, 48)}),
     "FlexiAST, sizes uniformly": Experiment(**WORDS, recipe={"patch_sizes": ALL_SIZES}),
+    "FlexiAST, large sizes often": Experiment(
+        **WORDS, recipe={"patch_sizes": ALL_SIZES, "patches": {"patch_weights": ALL_SIZES}}
+    ),
+    "FlexiAST, all sizes, four times as long": Experiment(
+        **WORDS, recipe={"patch_sizes": ALL_SIZES, "patches": EVENLY}, times=4, cascade=True,
+    ),
     "FlexiAST, sizes 4 to 64": Experiment(
         **WORDS, recipe={"patch_sizes": WIDE_SIZES, "patches": weights_of(WIDE_SIZES)}
     ),
@@ -216,7 +223,8 @@ FIGURES = {  # file: title, data set, sweep, and the experiments that are lines
     "sizes": (
         "Which sizes are trained", "words", "patch-size",
         ("FlexiAST", OURS, "FlexiAST, few sizes", "FlexiAST, sizes uniformly",
-         "FlexiAST, sizes 4 to 64"),
+         "FlexiAST, large sizes often", "FlexiAST, sizes 4 to 64",
+         "FlexiAST, all sizes, four times as long"),
     ),
     "models": (
         "Other poolings, positions and tables", "words", "patch-size",
@@ -232,7 +240,7 @@ def recipe_of(name, scale, seed):
     given = dict(own.recipe)
     base = Recipe(
         TrainSettings(
-            epochs=scale.epochs[own.data] if own.init else scale.scratch_epochs,
+            epochs=own.times * (scale.epochs[own.data] if own.init else scale.scratch_epochs),
             learning_rate=scale.learning_rates[bool(own.init)],
             optimizer="muon", betas=(0.9, 0.99), weight_decay=0.05, decay_all=False,
             batch_clips=scale.batch_clips, seed=seed, dtype=scale.dtype,
@@ -587,10 +595,10 @@ def targets(runs):
         return found
 
     rows = []
-    for name in ("FlexiAST", "FlexiAST, distilled", OURS):
+    for name in ("FlexiAST", "FlexiAST, distilled", OURS, f"{OURS}, four times as long"):
         own = [minus(size(p, name), size(p, fixed)) for p, fixed in SPECIALISTS.items()]
         rows += row(f"{name} at 8, 16, 32 against the AST trained at each", -1, *own)
-    for name in ("FlexiAST", OURS):
+    for name in ("FlexiAST", OURS, f"{OURS}, four times as long"):
         dips = []
         for point, (low, high) in BETWEEN.items():
             share, below, above = (point - low) / (high - low), size(low, name), size(high, name)
