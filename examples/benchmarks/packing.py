@@ -24,6 +24,7 @@ import argparse
 import dataclasses
 import json
 import os
+import pathlib
 import platform
 import statistics
 import time
