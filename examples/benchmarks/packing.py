@@ -261,7 +261,9 @@ if __name__ == "__main__":
         machine = f"{os.cpu_count()} x {platform.machine()}, TensorFlow {tf.__version__}"
         report = {"machine": machine, "results": results}
         report |= (
-            {"data": arguments.data} if arguments.data else {"row_length": SETTINGS.row_length}
+            {"data": pathlib.Path(arguments.data).name}
+            if arguments.data
+            else {"row_length": SETTINGS.row_length}
         )
         with open(arguments.json, "w") as file:
             json.dump(report, file, indent=2)
