@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -267,8 +268,7 @@ def set_of(data, work, scale_name):
 
 def slug(name, seed):
     """Name of the files of a run."""
-    words = name.lower().replace("/", "-").replace(",", "").split()
-    return f"{'-'.join(words)}_{seed}"
+    return f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}_{seed}"
 
 
 def run_one(work, scale_name, name, seed):
@@ -403,6 +403,9 @@ def measure_costs(work, scale_name):
 
     from keras_flexast.export import export_run
 
+    paths = [run_path(work, scale_name, name, 0) for name in (OURS, *SPECIALISTS.values())]
+    if missing := [str(path) for path in paths if not path.exists()]:
+        raise SystemExit(f"--costs needs {', '.join(missing)}. Train them first, without --costs.")
     folder, found = set_of("words", work, scale_name), []
     for name, sizes in ((OURS, COST_SIZES), *((name, (p,)) for p, name in SPECIALISTS.items())):
         out = work / "exports" / scale_name / slug(name, 0)
