@@ -200,7 +200,10 @@ def test_targets_are_differences_of_means_over_seeds(papers, capsys):
     )
     assert "neighbors | -1 or more | -3.0 (-3.0 to -3.0); -; -; -; -; - | no | 2 |" in lines
     assert "at 48 against 16 | -4 or more | -22.0 (-22.0 to -22.0) | no | 2 |" in lines
-    assert "fixed-length AST | 0 or more | -; +2.0; -; - | not all is run | 1 |" in lines
+    assert (
+        "best of AST, 2 s; AST, 4 s; AST, 8 s | 0 or more | -; +2.0; -; - | not all is run | 1 |"
+        in lines
+    )
     assert "| +1.0 (+1.0 to +1.0) at 25 %; the mean of all three +2.0" in lines
     for picture in ("patch_sizes.png", "lengths.png"):
         assert (papers.RESULTS / "quick" / picture).read_bytes()[:4] == b"\x89PNG"
