@@ -136,17 +136,23 @@ def test_speakers_share_no_sentence_between_splits(made):
 
 
 @pytest.fixture
-def papers(monkeypatch, tmp_path):
-    """The driver, with a folder of its own for results."""
+def papers(monkeypatch):
+    """The driver."""
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "experiments"))
     import papers
 
-    monkeypatch.setattr(papers, "RESULTS", tmp_path / "results")
     return papers
 
 
-def result(papers, name, seed, values, cascade=()):
+@pytest.fixture
+def place(papers, tmp_path):
+    return papers.Place(tmp_path, "quick")
+
+
+def result(place, name, seed, values, cascade=()):
     """Write the JSON of a run with {(sweep, point): value}."""
+    import papers
+
     sweeps = {}
     for (sweep, point), value in values.items():
         sweeps.setdefault(sweep, []).append(
@@ -154,7 +160,7 @@ def result(papers, name, seed, values, cascade=()):
              "clips": 100, "operations": 1e6 / int(point.split("x")[0])
              if isinstance(point, str) else 1e6}
         )  # fmt: skip
-    path = papers.result_path("quick", name, seed)
+    path = place.result(name, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     run = {"name": name, "data": papers.EXPERIMENTS[name].data, "seed": seed, "sweeps": sweeps,
            "cascade": list(cascade), **papers.facts_of(name, "quick", seed)}  # fmt: skip
@@ -177,22 +183,22 @@ def test_every_experiment_is_a_recipe_that_starts_from_another_one(papers):
     assert len(slugs) == len(papers.EXPERIMENTS)
 
 
-def test_targets_are_differences_of_means_over_seeds(papers, capsys):
+def test_targets_are_differences_of_means_over_seeds(papers, place, capsys):
     for seed, more in ((0, 0.0), (1, 0.02)):
-        result(papers, "AST/16, continued", seed, sizes({"8": 0.4, "16": 0.8 + more, "32": 0.3}))
+        result(place, "AST/16, continued", seed, sizes({"8": 0.4, "16": 0.8 + more, "32": 0.3}))
         own = {"8": 0.85, "12": 0.84, "14": 0.80, "16": 0.82, "32": 0.7, "48": 0.6}
-        result(papers, papers.OURS, seed, sizes(own), cascade=[
+        result(place, papers.OURS, seed, sizes(own), cascade=[
             {"name": "48", "value": 0.6, "operations": 1e6},
             {"name": "8", "value": 0.85, "operations": 4e6},
             {"name": "cascade", "value": 0.86, "operations": 1e6, "threshold": 0.5,
              "reached": [1, 0.5]},
             {"name": "mean", "value": 0.87, "operations": 5e6},
         ])  # fmt: skip
-    result(papers, "ElasticAST", 0, {("length", 4): 0.9, ("frame-shift", 10): 0.8})
+    result(place, "ElasticAST", 0, {("length", 4): 0.9, ("frame-shift", 10): 0.8})
     for seconds, value in ((2, 0.7), (4, 0.88), (8, 0.85)):
-        result(papers, f"AST, {seconds} s", 0, {("length", 4): value})
-    papers.report("quick")
-    lines = (papers.RESULTS / "quick" / "targets.md").read_text()
+        result(place, f"AST, {seconds} s", 0, {("length", 4): value})
+    papers.report(place.results_folder)
+    lines = (place.results_folder / "targets.md").read_text()
     assert capsys.readouterr().out == lines
     assert (
         "at 8, 16, 32 against the AST trained at each | -1 or more | -; +1.0 (+0.0 to +2.0); -"
@@ -205,41 +211,44 @@ def test_targets_are_differences_of_means_over_seeds(papers, capsys):
         in lines
     )
     assert "| +1.0 (+1.0 to +1.0) at 25 %; the mean of all three +2.0" in lines
-    assert (papers.RESULTS / "quick" / "lengths.png").read_bytes()[:4] == b"\x89PNG"
-    assert not (papers.RESULTS / "quick" / "patch_sizes.png").exists()  # most of it is not run
-    table = (papers.RESULTS / "quick" / "report" / "report.md").read_text()
+    assert (place.results_folder / "lengths.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (place.results_folder / "patch_sizes.png").exists()  # most of it is not run
+    table = (place.results_folder / "report" / "report.md").read_text()
     assert "81.0 (80.0-82.0)" in table
-    result(papers, "AST/32", 1, sizes({"32": 0.6}))  # of one seed
-    papers.report("quick")
+    result(place, "AST/32", 1, sizes({"32": 0.6}))  # of one seed
+    papers.report(place.results_folder)
     assert "| -; +1.0 (+0.0 to +2.0); +10.0 | not all is run | 1-2 |" in capsys.readouterr().out
 
 
 def test_figures_name_experiments_of_their_data_and_sweep(papers):
-    for _, data, sweep, names in papers.FIGURES.values():
+    import paper_figures
+
+    assert {*paper_figures.MEANS} <= {*papers.EXPERIMENTS}
+    for _, data, sweep, names in paper_figures.FIGURES.values():
         for name in names:
             own = papers.EXPERIMENTS[name]
             assert own.data == data and sweep in own.sweeps
 
 
-def test_what_a_run_starts_from_is_made_before_it(papers, tmp_path):
-    runs = papers.missing(tmp_path, "quick", names=["unified, words", "AST/32"], seeds=2)
+def test_what_a_run_starts_from_is_made_before_it(papers, place):
+    runs = papers.missing(place, names=["unified, words", "AST/32"], seeds=2)
     assert runs == [
         (name, seed) for seed in (0, 1) for name in ("AST/16", "unified, words", "AST/32")
     ]
-    (tmp_path / "runs" / "quick" / papers.slug("AST/16", 0)).mkdir(parents=True)
-    result(papers, "AST/32", 0, sizes({"32": 0.5}))
-    assert papers.missing(tmp_path, "quick", names=["AST/32", "AST/8"], seeds=1) == [("AST/8", 0)]
+    place.run("AST/16", 0).mkdir(parents=True)
+    result(place, "AST/32", 0, sizes({"32": 0.5}))
+    assert papers.missing(place, names=["AST/32", "AST/8"], seeds=1) == [("AST/8", 0)]
 
 
-def test_a_result_of_another_recipe_is_refused(papers, tmp_path):
-    result(papers, "AST/32", 0, sizes({"32": 0.5}))
-    path = papers.result_path("quick", "AST/32", 0)
+def test_a_result_of_another_recipe_is_refused(papers, place):
+    result(place, "AST/32", 0, sizes({"32": 0.5}))
+    path = place.result("AST/32", 0)
     run = json.loads(path.read_text())
     assert run["recipe"]["patch_sizes"] == [[32, 32]]
     run["recipe"]["train"]["epochs"] += 1
     path.write_text(json.dumps(run))
     with pytest.raises(SystemExit, match=r"another recipe than EXPERIMENTS has now.*--results"):
-        papers.missing(tmp_path, "quick", names=["AST/32"], seeds=1)
+        papers.missing(place, names=["AST/32"], seeds=1)
 
 
 def test_the_cascade_of_the_exported_file_is_the_one_of_the_targets(papers):
@@ -248,49 +257,50 @@ def test_the_cascade_of_the_exported_file_is_the_one_of_the_targets(papers):
 
 
 def test_sizes_are_drawn_evenly_in_their_logarithm(papers):
-    even = papers.weights_of(papers.ALL_SIZES)["patch_weights"]
-    assert even == pytest.approx([1 / size for size in papers.ALL_SIZES])
-    wide = dict(
-        zip(papers.WIDE_SIZES, papers.weights_of(papers.WIDE_SIZES)["patch_weights"], strict=True)
-    )
+    from paper_experiments import ALL_SIZES, WIDE_SIZES, weights_of
+
+    even = weights_of(ALL_SIZES)["patch_weights"]
+    assert even == pytest.approx([1 / size for size in ALL_SIZES])
+    wide = dict(zip(WIDE_SIZES, weights_of(WIDE_SIZES)["patch_weights"], strict=True))
     assert wide[56] == pytest.approx(4 / 56)  # 8 from the sizes beside it, not 2
 
 
 @ONCE
-def test_the_driver_trains_what_is_missing_and_only_that(papers, monkeypatch, tmp_path, capsys):
+def test_the_driver_trains_what_is_missing_and_only_that(papers, place, monkeypatch, capsys):
     """One run that starts from another one, each in a process of its own, at the smallest scale."""
+    from paper_experiments import Experiment
+
     few = "FlexiAST, few sizes"
     how = {"names": [few, "AST/16"], "seeds": 1, "jobs": 2}
-    papers.run_all(tmp_path, "quick", **how)
+    papers.run_all(place, **how)
     lines = [line for line in capsys.readouterr().out.splitlines() if "seed" in line]
     assert [line.split(", seed")[0] for line in lines] == ["AST/16", few]
-    run = json.loads(papers.result_path("quick", few, 0).read_text())
+    run = json.loads(place.result(few, 0).read_text())
     assert run["init"] == "AST/16"
     assert [one["point"] for one in run["sweeps"]["patch-size"]] == ["8", "10"]
-    papers.run_all(tmp_path, "quick", **how)
+    papers.run_all(place, **how)
     assert capsys.readouterr().out == ""
     members = ("AST/16", 16), (few, 8)
-    monkeypatch.setitem(
-        papers.EXPERIMENTS, "mean", papers.Experiment("words", {}, (), None, members=members)
-    )
-    papers.run_one(tmp_path, "quick", "mean", 0)
-    found = json.loads(papers.result_path("quick", "mean", 0).read_text())["members"]
+    mean = Experiment("words", {}, (), None, members=members)
+    monkeypatch.setitem(papers.EXPERIMENTS, "mean", mean)
+    papers.run_one(place, "mean", 0)
+    found = json.loads(place.result("mean", 0).read_text())["members"]
     assert [one["name"] for one in found] == ["AST/16 at 16", f"{few} at 8", "mean"]
     assert all(one["clips"] == 2 * len(speech_sets.WORDS) for one in found)
-    swept = json.loads(papers.result_path("quick", few, 0).read_text())["sweeps"]["patch-size"]
+    swept = json.loads(place.result(few, 0).read_text())["sweeps"]["patch-size"]
     assert found[1]["value"] == pytest.approx(swept[0]["value"], abs=0.05)
     monkeypatch.setattr(papers, "OURS", few)
     monkeypatch.setattr(papers, "COST_SIZES", (16, 32))
     monkeypatch.setattr(papers, "SPECIALISTS", {})  # they are exported the same way
-    papers.measure_costs(tmp_path, "quick")
-    costs = json.loads((papers.RESULTS / "quick" / papers.COSTS).read_text())["points"]
+    papers.measure_costs(place)
+    costs = json.loads((place.results_folder / "cost.json").read_text())["points"]
     assert [one["patch_size"] for one in costs] == ["16", "32", "32,16"]
     assert all(one["latency_ms"]["1"] > 0 for one in costs)
-    papers.report("quick")
-    assert (papers.RESULTS / "quick" / "cost.png").read_bytes()[:4] == b"\x89PNG"
+    papers.report(place.results_folder)
+    assert (place.results_folder / "cost.png").read_bytes()[:4] == b"\x89PNG"
     monkeypatch.setattr(papers, "_in_process", lambda *_: (1, 0.0))
     names = ["AST/8", "ElasticAST, average"]
-    failed = papers.run_all(tmp_path, "quick", names=names, seeds=1, jobs=1)
+    failed = papers.run_all(place, names=names, seeds=1, jobs=1)
     assert [one.split(":")[0] for one in failed] == [
         f"{name}, seed 0" for name in ("AST/8", "AST/16, average", "ElasticAST, average")
     ]

@@ -1,0 +1,330 @@
+"""Tables and pictures of the experiments that are done, and how far they reach the targets."""
+
+import json
+import statistics
+
+from paper_experiments import BETWEEN, EXPERIMENTS, LONGER, OURS, SPECIALISTS, STAGES
+
+MEANS = "mean of one model at 8, 16, 32", "mean of the ASTs of 8, 16, 32"
+COSTS = "cost.json"  # file of the accuracy and time of exported models
+
+FIGURES = {  # file: title, data set, sweep, and the experiments that are lines
+    "patch_sizes": (
+        "One flexible model, and ASTs of one size (FlexiAST, Figure 1 and Table 1)", "words",
+        "patch-size", ("AST/8", "AST/16, continued", "AST/32", "FlexiAST", OURS, "unified, words"),
+    ),
+    "resize": (
+        "PI-resize and bilinear (FlexiAST, Figures 4b and 5)", "words", "patch-size",
+        ("AST/16", "AST/16, bilinear", "FlexiAST", "FlexiAST, bilinear"),
+    ),
+    "starts": (
+        "From an AST, with it as teacher, from scratch (FlexiAST, Figure 4b)", "words",
+        "patch-size", ("FlexiAST", "FlexiAST, distilled", "FlexiAST, from scratch"),
+    ),
+    "axes": (
+        "Patch sizes along one axis, and along both at fewer tokens (FlexiAST, Figure 4a)",
+        "speakers", "patch-size",
+        tuple(f"FlexiAST, {axis}" for axis in ("both axes", "time", "frequency")),
+    ),
+    "lengths": (
+        "Native and fixed lengths, clips cut after so many seconds (ElasticAST, Figure 4)",
+        "speakers", "length",
+        ("ElasticAST", *(f"AST, {s} s" for s in (2, 4, 8)), "ElasticAST, average",
+         "unified, speakers"),
+    ),
+    "frame_shifts": (
+        "Mixed and single frame shifts (ElasticAST, Figure 5)", "speakers", "frame-shift",
+        ("ElasticAST", *(f"ElasticAST, {s} ms" for s in (20, 30, 40)),
+         "ElasticAST, mixed frame shifts", "unified, speakers"),
+    ),
+    "sizes": (
+        "Which sizes are trained", "words", "patch-size",
+        ("FlexiAST", OURS, "FlexiAST, few sizes", "FlexiAST, sizes uniformly",
+         "FlexiAST, large sizes often", "FlexiAST, sizes 4 to 64",
+         LONGER),
+    ),
+    "models": (
+        "Other poolings, positions and tables", "words", "patch-size",
+        ("AST/16", "AST/16, the papers' grid and [CLS]", "AST/16, average", "AST/16, joint table",
+         "FlexiAST", "FlexiAST, the papers' grid and [CLS]"),
+    ),
+}  # fmt: skip
+
+
+def report(folder):
+    """Write tables and pictures of what is done, the targets, and accuracy against cost.
+
+    Args:
+        folder: folder of the results of one scale.
+    """
+    from keras_flexast.report import read_results, write_report
+
+    files = sorted(folder.glob("*_[0-9]*.json"))
+    runs = [json.loads(path.read_text()) for path in files]
+    swept = [path for path, run in zip(files, runs, strict=True) if run["sweeps"]]
+    if not swept:
+        raise SystemExit(f"nothing is done yet in {folder}.")
+    results = read_results(swept)
+    write_report(results, folder / "report", overwrite=True)
+    for file, (title, *what) in FIGURES.items():
+        draw_lines(results, folder / f"{file}.png", title, *what)
+    rows = ["| | to reach | reached, in points | met | seeds |", "|---|---|---|---|---|"]
+    rows += [f"| {' | '.join(row)} |" for row in targets(runs)]
+    errors = {one["data"]: 0 for one in results}
+    for one in results:
+        errors[one["data"]] = max(errors[one["data"]], 100 * one["standard_error"])
+    texts = (f"{error:.1f} on {data}" for data, error in errors.items())
+    note = f"Standard error of one accuracy by its clips, in points: up to {', '.join(texts)}."
+    rows += ["", note]
+    (folder / "targets.md").write_text("\n".join(rows) + "\n")
+    costs = folder / COSTS
+    if costs.exists():
+        draw_costs(json.loads(costs.read_text()), folder / "cost.png")
+    print("\n".join(rows))
+
+
+# === The targets ===
+
+
+def targets(runs):
+    """(what, to reach, reached, met, seeds) of each target whose runs are there.
+
+    Reached is the mean of the differences over the seeds, in points, and their least and most.
+    """
+    done = Accuracies(runs)
+    rows = []
+    for name in ("FlexiAST", "FlexiAST, distilled", OURS, LONGER):
+        own = [minus(done.size(p, name), done.size(p, fixed)) for p, fixed in SPECIALISTS.items()]
+        rows += row(f"{name} at 8, 16, 32 against the AST trained at each", -1, *own)
+    for name in ("FlexiAST", OURS, LONGER):
+        rows += _shape_rows(done, name)
+    rows += _resize_rows(done)
+    for axis in ("time", "frequency"):
+        rows += _axis_row(done, axis)
+    rows += _length_row(done)
+    rows += _frame_shift_row(done)
+    rows += _unified_rows(done)
+    rows += row(
+        "mean of one model's scores at 8, 16, 32 against that of three ASTs", 0,
+        minus(*map(done.mean, MEANS)),
+    )  # fmt: skip
+    for name, own in EXPERIMENTS.items():
+        cascades = [run["cascade"] for run in runs if own.cascade and run["name"] == name]
+        if cascades:
+            rows.append(_cascade_row(name, cascades))
+    return rows
+
+
+class Accuracies:
+    """Percent of the experiments that are done, each as {seed: percent}."""
+
+    def __init__(self, runs):
+        self.runs = runs
+        self.names = {run["name"] for run in runs}
+
+    def at(self, name, data, sweep, point):
+        return {
+            run["seed"]: 100 * one["value"]
+            for run in self.runs if (run["name"], run["data"]) == (name, data)
+            for one in run["sweeps"].get(sweep, ()) if str(one["point"]) == str(point)
+        }  # fmt: skip
+
+    def size(self, point, name):
+        return self.at(name, "words", "patch-size", point)
+
+    def mean(self, name):
+        """Of the mean scores of several models."""
+        return {
+            run["seed"]: 100 * run["members"][-1]["value"]
+            for run in self.runs
+            if run["name"] == name
+        }
+
+    def over_best(self, name, others, second):
+        """Differences to the best of others on clips cut so, by the mean of the common seeds."""
+        own = self.at(name, "speakers", "length", second)
+        known = [self.at(other, "speakers", "length", second) for other in others]
+        known = [one for one in known if one] or [{}]  # what is not run is not in the title
+        seeds = own.keys() & set.intersection(*(set(one) for one in known))
+        best = max(known, key=lambda one: sum(one[seed] for seed in seeds))
+        return [own[seed] - best[seed] for seed in sorted(seeds)]
+
+
+def minus(a, b):
+    """Differences of the seeds that both have."""
+    return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+
+
+def row(what, least, *differences):
+    """[the row] of a target of at least so many points in each of the differences, or []."""
+    found = [one for one in differences if one]
+    if not found:
+        return []
+    if any(statistics.mean(one) < least for one in found):
+        met = "no"
+    else:
+        met = "yes" if len(found) == len(differences) else "not all is run"
+    seeds = {*map(len, found)}
+    count = str(max(seeds)) if len(seeds) == 1 else f"{min(seeds)}-{max(seeds)}"
+    return [(what, f"{least:g} or more", "; ".join(map(_spread, differences)), met, count)]
+
+
+def _shape_rows(done, name):
+    """Between the sizes of training, and at both ends."""
+
+    def over_line(point, low, high):
+        share, below, above = (
+            (point - low) / (high - low),
+            done.size(low, name),
+            done.size(high, name),
+        )
+        both = below.keys() & above.keys()
+        line = {seed: (1 - share) * below[seed] + share * above[seed] for seed in both}
+        return minus(done.size(point, name), line)
+
+    dips = [over_line(point, *ends) for point, ends in BETWEEN.items()]
+    sizes = ", ".join(map(str, BETWEEN))
+    return [
+        *row(f"{name} at {sizes} against the line between the neighbors", -1, *dips),
+        *row(f"{name} at 48 against 16", -4, minus(done.size(48, name), done.size(16, name))),
+        *row(f"{name} at 8 against 16", 0, minus(done.size(8, name), done.size(16, name))),
+    ]
+
+
+def _resize_rows(done):
+    rows = []
+    for name, points in (("AST/16", (8, 12, 24, 32)), ("FlexiAST", (8, 16, 32, 48))):
+        gains = [minus(done.size(p, name), done.size(p, f"{name}, bilinear")) for p in points]
+        named = ", ".join(map(str, points))
+        rows += row(f"{name} at {named}: PI-resize against bilinear", 0, *gains)
+    return rows
+
+
+def _axis_row(done, axis):
+    def along(name, point):
+        return done.at(f"FlexiAST, {name}", "speakers", "patch-size", point)
+
+    sizes = [(p, f"16x{p}" if axis == "time" else f"{p}x16") for p in (8, 32, 48)]
+    gains = [minus(along(axis, point), along("both axes", p)) for p, point in sizes]
+    what = f"patch sizes along {axis} alone, 8, 32, 48, against along both (other costs)"
+    return row(what, 0, *gains)
+
+
+def _length_row(done):
+    cut = [name for s in (2, 4, 8) if (name := f"AST, {s} s") in done.names] or ["AST, 2 s"]
+    gains = [done.over_best("ElasticAST", cut, second) for second in (2, 4, 8, 20)]
+    what = f"ElasticAST on clips cut after 2, 4, 8, 20 s, against the best of {'; '.join(cut)}"
+    return row(what, 0, *gains)
+
+
+def _frame_shift_row(done):
+    def at(name, shift):
+        return done.at(name, "speakers", "frame-shift", shift)
+
+    single = {10: "ElasticAST", **{shift: f"ElasticAST, {shift} ms" for shift in (20, 30, 40)}}
+    mixed = "ElasticAST, mixed frame shifts"
+    gains = [minus(at(mixed, shift), at(name, shift)) for shift, name in single.items()]
+    return row("mixed frame shifts at 10, 20, 30, 40 ms against training at each", -2, *gains)
+
+
+def _unified_rows(done):
+    sizes = [minus(done.size(p, "unified, words"), done.size(p, OURS)) for p in (8, 16, 32, 48)]
+    lengths = [done.over_best("unified, speakers", ["ElasticAST"], s) for s in (2, 4, 8, 20)]
+    return [
+        *row(f"unified at 8, 16, 32, 48 against {OURS}", -1.5, *sizes),
+        *row("unified on clips cut after 2, 4, 8, 20 s, against ElasticAST", -1.5, *lengths),
+    ]
+
+
+def _cascade_row(name, cascades):
+    """The target of the cascades of an experiment, one of each seed."""
+    gains, means, costs = [], [], []
+    for *stages, cascade, mean in cascades:
+        best = max(stages, key=lambda one: one["value"])
+        gains.append(100 * (cascade["value"] - best["value"]))
+        means.append(100 * (mean["value"] - best["value"]))
+        costs.append(100 * cascade["operations"] / best["operations"])
+    met = statistics.mean(gains) >= 0 and statistics.mean(costs) <= 50
+    return (
+        f"cascade {','.join(map(str, STAGES))} of {name} against the best of the three sizes",
+        "0 or more at 50 % of its cost or less",
+        f"{_spread(gains)} at {statistics.mean(costs):.0f} %; the mean of all three "
+        f"{_spread(means)}",
+        "yes" if met else "no",
+        str(len(cascades)),
+    )
+
+
+def _spread(differences):
+    """Mean of the differences, and their least and most."""
+    if not differences:
+        return "-"
+    mean = f"{statistics.mean(differences):+.1f}"
+    if len(differences) == 1:
+        return mean
+    return f"{mean} ({min(differences):+.1f} to {max(differences):+.1f})"
+
+
+# === Pictures ===
+
+
+def draw_lines(results, path, title, data, sweep, names):
+    """One figure of the papers, of the experiments that are done."""
+    from keras_flexast.figures import sweep_figure
+    from keras_flexast.report import join_results, report_tables
+    from keras_flexast.settings import SWEEPS
+
+    found = [one for name in names for one in results
+             if (one["name"], one["data"], one["sweep"]) == (name, data, sweep)]  # fmt: skip
+    if sweep == "patch-size":
+        found = [{**one, "point": _side(one)} for one in found if _side(one)]
+    done = {one["name"] for one in found}
+    if 2 * len(done) <= len(names):  # a title that promises more than is drawn
+        return
+    joined = join_results(found)
+    (table,) = report_tables(joined)
+    sweep_figure(joined[data][sweep], table.points, path, title=title, xlabel=SWEEPS[sweep],
+                 ylabel="accuracy (%)")  # fmt: skip
+
+
+def _side(result):
+    """The side of a patch that training changes; None for other patches that are not square."""
+    freq, *time = str(result["point"]).split("x")
+    if not time or result["name"].endswith("frequency"):
+        return freq
+    return time[0] if result["name"].endswith("time") else None
+
+
+def draw_costs(measured, path):
+    """Accuracy against a clip's time: the flexible model, its cascade, the ASTs of one size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+
+    def draw(point, *args, **kwargs):
+        place = point["latency_ms"]["1"], 100 * point["value"]
+        axes.plot(*place, *args, **kwargs)
+        axes.annotate(point["patch_size"], place, (5, -11), textcoords="offset points", fontsize=8)
+
+    ours = [one for one in measured["points"] if one["name"] == OURS]
+    sizes = sorted((one for one in ours if not one["cascade"]),
+                   key=lambda one: one["latency_ms"]["1"])  # fmt: skip
+    axes.plot([one["latency_ms"]["1"] for one in sizes], [100 * one["value"] for one in sizes],
+              "C0-", label="one flexible model at each size")  # fmt: skip
+    for one in sizes:
+        draw(one, "C0o")
+    cascades = [one for one in ours if one["cascade"]]
+    for one in cascades:
+        draw(one, "C1D", ms=9, label="its cascade, on average")
+    for number, one in enumerate(p for p in measured["points"] if p["name"] != OURS):
+        draw(one, "k*", ms=11, label=None if number else "an AST for each size")
+    axes.set(
+        xscale="log", xlabel="milliseconds of a clip of the longest word, one thread, .tflite",
+        ylabel="accuracy (%)", title="Words, seed 0: accuracy against time",
+    )  # fmt: skip
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="lower right")
+    figure.savefig(path)
