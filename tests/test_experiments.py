@@ -149,7 +149,7 @@ def place(papers, tmp_path):
     return papers.Place(tmp_path, "quick")
 
 
-def result(place, name, seed, values, cascade=()):
+def result(place, name, seed, values, cascades=None):
     """Write the JSON of a run with {(sweep, point): value}."""
     import papers
 
@@ -163,7 +163,7 @@ def result(place, name, seed, values, cascade=()):
     path = place.result(name, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     run = {"name": name, "data": papers.EXPERIMENTS[name].data, "seed": seed, "sweeps": sweeps,
-           "cascade": list(cascade), **papers.facts_of(name, "quick", seed)}  # fmt: skip
+           "cascades": cascades or {}, **papers.facts_of(name, "quick", seed)}  # fmt: skip
     path.write_text(json.dumps(run))
 
 
@@ -187,13 +187,13 @@ def test_targets_are_differences_of_means_over_seeds(papers, place, capsys):
     for seed, more in ((0, 0.0), (1, 0.02)):
         result(place, "AST/16, continued", seed, sizes({"8": 0.4, "16": 0.8 + more, "32": 0.3}))
         own = {"8": 0.85, "12": 0.84, "14": 0.80, "16": 0.82, "32": 0.7, "48": 0.6}
-        result(place, papers.OURS, seed, sizes(own), cascade=[
+        result(place, papers.OURS, seed, sizes(own), cascades={"48,24,8": [
             {"name": "48", "value": 0.6, "operations": 1e6},
             {"name": "8", "value": 0.85, "operations": 4e6},
             {"name": "cascade", "value": 0.86, "operations": 1e6, "threshold": 0.5,
              "reached": [1, 0.5]},
             {"name": "mean", "value": 0.87, "operations": 5e6},
-        ])  # fmt: skip
+        ]})  # fmt: skip
     result(place, "ElasticAST", 0, {("length", 4): 0.9, ("frame-shift", 10): 0.8})
     for seconds, value in ((2, 0.7), (4, 0.88), (8, 0.85)):
         result(place, f"AST, {seconds} s", 0, {("length", 4): value})
@@ -210,7 +210,7 @@ def test_targets_are_differences_of_means_over_seeds(papers, place, capsys):
         "best of AST, 2 s; AST, 4 s; AST, 8 s | 0 or more | -; +2.0; -; - | not all is run | 1 |"
         in lines
     )
-    assert "| +1.0 (+1.0 to +1.0) at 25 %; the mean of all three +2.0" in lines
+    assert "| +1.0 (+1.0 to +1.0) at 25 (25 to 25) %; the mean of all +2.0" in lines
     assert (place.results_folder / "lengths.png").read_bytes()[:4] == b"\x89PNG"
     assert not (place.results_folder / "patch_sizes.png").exists()  # most of it is not run
     table = (place.results_folder / "report" / "report.md").read_text()
@@ -253,7 +253,7 @@ def test_a_result_of_another_recipe_is_refused(papers, place):
 
 def test_the_cascade_of_the_exported_file_is_the_one_of_the_targets(papers):
     sizes = sorted(papers.COST_SIZES, reverse=True)
-    assert (sizes[0], sizes[len(sizes) // 2], sizes[-1]) == papers.STAGES
+    assert (sizes[0], sizes[len(sizes) // 2], sizes[-1]) == papers.CASCADES[0]
 
 
 def test_sizes_are_drawn_evenly_in_their_logarithm(papers):

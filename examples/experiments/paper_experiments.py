@@ -12,10 +12,19 @@ SHIFTS = (10, 15, 20, 30, 40)  # milliseconds
 # From AST/16, with as many passes as the flexible ones.
 SPECIALISTS = {8: "AST/8", 16: "AST/16, continued", 32: "AST/32"}
 GRID = (8, 128)  # cells of the position tables: 20 s, the longest sentences
-STAGES = (48, 24, 8)  # of the cascade
-COST_SIZES = (8, 12, 16, 24, 32, 40, 48)  # of an exported file, whose cascade is that of STAGES
+CASCADES = (48, 24, 8), (32, 16, 8), (24, 8)
+COST_SIZES = (
+    8,
+    12,
+    16,
+    24,
+    32,
+    40,
+    48,
+)  # of an exported file, whose cascade is the first of CASCADES
 OURS = "FlexiAST, all sizes"
-LONGER = f"{OURS}, four times as long"
+LONG = ", four times as long"
+LONGER = OURS + LONG
 BETWEEN = {
     size: (max(p for p in PATCH_SIZES if p < size), min(p for p in PATCH_SIZES if p > size))
     for size in BETWEEN_SIZES
@@ -69,7 +78,7 @@ class Experiment:
     sweeps: tuple = ("patch-size",)
     init: str | None = "AST/16"  # name of the experiment that it starts from; None from scratch
     teacher: str | None = None
-    cascade: bool = False
+    cascade: bool = False  # whether CASCADES are evaluated
     trained: str | None = None  # another experiment, whose run is evaluated
     resize: str | None = None  # of the evaluation
     times: int = 1  # as many passes as others
@@ -78,6 +87,7 @@ class Experiment:
 
 WORDS, SPEAKERS = {"data": "words"}, {"data": "speakers"}
 AT_16 = {"patch_sizes": (16,)}
+AT_ALL = {"patch_sizes": ALL_SIZES, "patches": EVENLY}
 GRIDDED = {"position": "grid", "remainder": "crop"}  # as the papers
 ALL_SWEEPS = ("patch-size", "length", "frame-shift")
 # AST/16 on words is what all others start from, as the papers' start from AudioSet's.
@@ -89,7 +99,7 @@ EXPERIMENTS = {
     "AST/8": Experiment(**WORDS, recipe={"patch_sizes": (8,)}),
     "AST/32": Experiment(**WORDS, recipe={"patch_sizes": (32,)}),
     "FlexiAST": Experiment(**WORDS, recipe={}),
-    OURS: Experiment(**WORDS, recipe={"patch_sizes": ALL_SIZES, "patches": EVENLY}, cascade=True),
+    OURS: Experiment(**WORDS, recipe=AT_ALL, cascade=True),
     # ElasticAST, on speakers
     "ElasticAST": Experiment(**SPEAKERS, recipe=AT_16, sweeps=("length", "frame-shift")),
     **{
@@ -111,12 +121,11 @@ EXPERIMENTS = {
     },
     # Ours: any patch size, native length and any frame shift, in the same rows
     **{
-        f"unified, {data}": Experiment(
-            data, {"patch_sizes": ALL_SIZES, "patches": EVENLY,
-                   "augment": {"frame_shift_range_ms": (10, 40)}},
-            sweeps=ALL_SWEEPS, cascade=data == "words",
+        f"unified, {data}{LONG if times > 1 else ''}": Experiment(
+            data, {**AT_ALL, "augment": {"frame_shift_range_ms": (10, 40)}},
+            sweeps=ALL_SWEEPS, cascade=data == "words", times=times,
         )
-        for data in ("words", "speakers")
+        for times in (1, 4) for data in ("words", "speakers")
     },
     # The ablations of both papers
     "FlexiAST, distilled": Experiment(**WORDS, recipe={}, teacher="AST/16"),
@@ -135,8 +144,10 @@ EXPERIMENTS = {
     "FlexiAST, large sizes often": Experiment(
         **WORDS, recipe={"patch_sizes": ALL_SIZES, "patches": {"patch_weights": ALL_SIZES}}
     ),
-    LONGER: Experiment(
-        **WORDS, recipe={"patch_sizes": ALL_SIZES, "patches": EVENLY}, times=4, cascade=True,
+    LONGER: Experiment(**WORDS, recipe=AT_ALL, times=4, cascade=True),
+    f"{OURS}, distilled": Experiment(**WORDS, recipe=AT_ALL, teacher="AST/16", cascade=True),
+    f"{LONGER}, distilled": Experiment(
+        **WORDS, recipe=AT_ALL, times=4, teacher="AST/16", cascade=True
     ),
     "FlexiAST, sizes 4 to 64": Experiment(
         **WORDS, recipe={"patch_sizes": WIDE_SIZES, "patches": weights_of(WIDE_SIZES)}

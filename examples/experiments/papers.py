@@ -24,6 +24,7 @@ import sys
 import time
 
 from paper_experiments import (
+    CASCADES,
     COST_SIZES,
     EXPERIMENTS,
     LENGTHS,
@@ -31,7 +32,6 @@ from paper_experiments import (
     SCALES,
     SHIFTS,
     SPECIALISTS,
-    STAGES,
     points_of,
     recipe_of,
 )
@@ -161,7 +161,7 @@ def train_one(recipe, folder, out):
 
 
 def evaluate_one(own, folder, out, quick):
-    """Sweeps and cascade of a run, of each result what is reported."""
+    """Sweeps and cascades of a run, of each result what is reported."""
     from keras_flexast.evaluation import evaluate_cascade
     from keras_flexast.runs import load_run
     from keras_flexast.sweeps import evaluate_sweep
@@ -176,12 +176,15 @@ def evaluate_one(own, folder, out, quick):
         keys = ("point", "metric", "value", "standard_error", "clips", "tokens", "rows",
                 "operations")  # fmt: skip
         found[sweep] = [{key: one[key] for key in keys} for one in swept["sweeps"][sweep]]
-    cascade = evaluate_cascade(run, folder, STAGES) if own.cascade else []
     keys = "name", "value", "operations", "threshold", "reached", "clips"
-    return {
-        "sweeps": found,
-        "cascade": [{key: one[key] for key in keys if key in one} for one in cascade],
+    cascades = {
+        ",".join(map(str, stages)): [
+            {key: one[key] for key in keys if key in one}
+            for one in evaluate_cascade(run, folder, stages)
+        ]
+        for stages in (CASCADES if own.cascade else ())
     }
+    return {"sweeps": found, "cascades": cascades}
 
 
 def evaluate_mean(own, folder, place, seed):
