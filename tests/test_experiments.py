@@ -1,9 +1,14 @@
 """The experiments: their generated sets, and the driver that trains, skips and reports."""
 
 import csv
+import dataclasses
 import hashlib
 import importlib.util
 import json
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -163,7 +168,7 @@ def result(place, name, seed, values, cascades=None):
     path = place.result(name, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     run = {"name": name, "data": papers.EXPERIMENTS[name].data, "seed": seed, "sweeps": sweeps,
-           "cascades": cascades or {}, **papers.facts_of(name, "quick", seed)}  # fmt: skip
+           "cascades": cascades or {}, **papers.result_facts(name, "quick", seed)}  # fmt: skip
     path.write_text(json.dumps(run))
 
 
@@ -197,7 +202,7 @@ def test_targets_are_differences_of_means_over_seeds(papers, place, capsys):
     result(place, "ElasticAST", 0, {("length", 4): 0.9, ("frame-shift", 10): 0.8})
     for seconds, value in ((2, 0.7), (4, 0.88), (8, 0.85)):
         result(place, f"AST, {seconds} s", 0, {("length", 4): value})
-    papers.report(place.results_folder)
+    papers.report(place.results_folder, papers.results_of(place))
     lines = (place.results_folder / "targets.md").read_text()
     assert capsys.readouterr().out == lines
     assert (
@@ -216,7 +221,7 @@ def test_targets_are_differences_of_means_over_seeds(papers, place, capsys):
     table = (place.results_folder / "report" / "report.md").read_text()
     assert "81.0 (80.0-82.0)" in table
     result(place, "AST/32", 1, sizes({"32": 0.6}))  # of one seed
-    papers.report(place.results_folder)
+    papers.report(place.results_folder, papers.results_of(place))
     assert "| -; +1.0 (+0.0 to +2.0); +10.0 | not all is run | 1-2 |" in capsys.readouterr().out
 
 
@@ -236,19 +241,81 @@ def test_what_a_run_starts_from_is_made_before_it(papers, place):
         (name, seed) for seed in (0, 1) for name in ("AST/16", "unified, words", "AST/32")
     ]
     place.run("AST/16", 0).mkdir(parents=True)
+    papers.write_json(papers.run_facts("AST/16", "quick", 0), place.facts("AST/16", 0))
     result(place, "AST/32", 0, sizes({"32": 0.5}))
     assert papers.missing(place, names=["AST/32", "AST/8"], seeds=1) == [("AST/8", 0)]
 
 
-def test_a_result_of_another_recipe_is_refused(papers, place):
+def other_epochs(papers, monkeypatch, name):
+    """Another recipe of an experiment."""
+    own = papers.EXPERIMENTS[name]
+    monkeypatch.setitem(papers.EXPERIMENTS, name, dataclasses.replace(own, times=own.times + 1))
+
+
+@pytest.mark.parametrize("name", ["AST/32", "AST/16", "AST/16, bilinear"])
+def test_a_result_of_another_recipe_is_refused(papers, place, monkeypatch, name):
+    """Its own, that of the run which it starts from, or another evaluation."""
+    done = "AST/16, bilinear" if "bilinear" in name else "AST/32"
+    result(place, done, 0, sizes({"32": 0.5}))
+    assert papers.is_done(place, done, 0)
+    if done == name:
+        own = papers.EXPERIMENTS[name]
+        monkeypatch.setitem(papers.EXPERIMENTS, name, dataclasses.replace(own, resize="pi"))
+    other_epochs(papers, monkeypatch, "AST/16" if "bilinear" in name else name)
+    for ask in (
+        lambda: papers.missing(place, names=[done], seeds=1),
+        lambda: papers.results_of(place),  # for a report
+    ):
+        with pytest.raises(SystemExit, match=r"something else than paper_experiments.*--results"):
+            ask()
+
+
+def test_a_result_of_other_sweeps_is_refused(papers, place, monkeypatch):
     result(place, "AST/32", 0, sizes({"32": 0.5}))
-    path = place.result("AST/32", 0)
-    run = json.loads(path.read_text())
-    assert run["recipe"]["patch_sizes"] == [[32, 32]]
-    run["recipe"]["train"]["epochs"] += 1
-    path.write_text(json.dumps(run))
-    with pytest.raises(SystemExit, match=r"another recipe than EXPERIMENTS has now.*--results"):
-        papers.missing(place, names=["AST/32"], seeds=1)
+    own = papers.EXPERIMENTS["AST/32"]
+    monkeypatch.setitem(papers.EXPERIMENTS, "AST/32", dataclasses.replace(own, cascade=True))
+    with pytest.raises(SystemExit, match="what is evaluated differs"):
+        papers.is_done(place, "AST/32", 0)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_run_of_another_recipe_is_refused(papers, place, monkeypatch, whole):
+    run = place.run("AST/16", 0)
+    (run if whole else papers.partial_of(run)).mkdir(parents=True)
+    papers.write_json(papers.run_facts("AST/16", "quick", 0), place.facts("AST/16", 0))
+    assert papers.is_trained(place, "AST/16", 0) is whole
+    other_epochs(papers, monkeypatch, "AST/16")
+    with pytest.raises(SystemExit, match=r"run of another recipe .* another WORK"):
+        papers.train_one(place, "AST/16", 0, None)
+
+
+def test_a_target_is_met_to_the_clip(papers):
+    import paper_figures
+
+    for behind in range(6, 600):
+        (found,) = paper_figures.row("", -1, [100 * (behind - 6) / 600 - 100 * behind / 600])
+        assert found[3] == "yes"
+
+
+def test_a_run_ends_with_its_driver(papers, tmp_path):
+    child = (
+        "import os, sys, time; sys.path.insert(0, sys.argv[1]); import papers;"
+        "papers.end_with(os.getppid()); print('ready', os.getpid(), flush=True); time.sleep(60)"
+    )
+    driver = "import subprocess, sys; subprocess.call([sys.executable, '-c', *sys.argv[1:]])"
+    folder = str(ROOT / "examples" / "experiments")
+    process = subprocess.Popen(
+        [sys.executable, "-c", driver, child, folder], stdout=subprocess.PIPE, text=True
+    )
+    ready, number = process.stdout.readline().split()
+    assert ready == "ready"
+    process.kill()
+    process.wait()
+    process.stdout.read()  # ends when the last process that holds it does
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.kill(int(number), 0)
+            time.sleep(0.1)
 
 
 def test_the_cascade_of_the_exported_file_is_the_one_of_the_targets(papers):
@@ -276,7 +343,7 @@ def test_the_driver_trains_what_is_missing_and_only_that(papers, place, monkeypa
     lines = [line for line in capsys.readouterr().out.splitlines() if "seed" in line]
     assert [line.split(", seed")[0] for line in lines] == ["AST/16", few]
     run = json.loads(place.result(few, 0).read_text())
-    assert run["init"] == "AST/16"
+    assert run["trained"]["init"]["name"] == "AST/16"
     assert [one["point"] for one in run["sweeps"]["patch-size"]] == ["8", "10"]
     papers.run_all(place, **how)
     assert capsys.readouterr().out == ""
@@ -296,7 +363,7 @@ def test_the_driver_trains_what_is_missing_and_only_that(papers, place, monkeypa
     costs = json.loads((place.results_folder / "cost.json").read_text())["points"]
     assert [one["patch_size"] for one in costs] == ["16", "32", "32,16"]
     assert all(one["latency_ms"]["1"] > 0 for one in costs)
-    papers.report(place.results_folder)
+    papers.report(place.results_folder, papers.results_of(place))
     assert (place.results_folder / "cost.png").read_bytes()[:4] == b"\x89PNG"
     monkeypatch.setattr(papers, "_in_process", lambda *_: (1, 0.0))
     names = ["AST/8", "ElasticAST, average"]

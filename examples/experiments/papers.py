@@ -4,11 +4,10 @@ python examples/experiments/papers.py WORK [--scale small|gpu|quick] [--jobs 1] 
     [--seeds 3] [--costs] [--report] [--results FOLDER]
 
 WORK holds the data sets and the runs, and in WORK/results (or FOLDER) a JSON for each run, as
-`flexast report` reads them. What is done is skipped, also after a kill; a result of another
-recipe is refused. --costs exports those of seed 0 and measures a clip's time. --report writes
-tables and pictures of what is done, alone. paper_experiments.py says what is trained; each run is a
-process of its own, and --jobs of them go at a time. On two threads of one x86-64 core, 18 of the
-runs of a seed at the small scale took two hours beside other work.
+`flexast report` reads them. What is done is skipped, also after a kill; a run or a result of
+another recipe is refused. --costs exports those of seed 0 and measures a clip's time. --report
+writes tables and pictures of what is done, alone. paper_experiments.py says what is trained; each
+run is a process of its own, and --jobs of them go at a time.
 """
 
 import argparse
@@ -21,6 +20,7 @@ import platform
 import re
 import subprocess
 import sys
+import threading
 import time
 
 from paper_experiments import (
@@ -62,6 +62,10 @@ class Place:
     def result(self, name, seed):
         return self.results_folder / f"{slug(name, seed)}.json"
 
+    def facts(self, name, seed):
+        """File that says what a run in `work` is of."""
+        return self.run(name, seed).with_suffix(".json")
+
     def log(self, name, seed):
         return self.work / "logs" / self.scale_name / f"{slug(name, seed)}.log"
 
@@ -87,54 +91,89 @@ def run_one(place, name, seed):
     own = EXPERIMENTS[name]
     folder = place.data(own.data)
     if own.members:
-        members = evaluate_mean(own, folder, place, seed)
-        found = {"sweeps": {}, "members": members}
+        found = {"sweeps": {}, "members": evaluate_mean(own, folder, place, seed)}
     else:
-        out = place.run(own.trained or name, seed)
-        seconds = None
-        if not own.trained:
-            recipe = recipe_of(name, SCALES[place.scale_name], seed)
-            for kind in ("init", "teacher"):
-                if other := getattr(own, kind):
-                    recipe = recipe.replaced(**{kind: str(place.run(other, seed))})
-            seconds = train_one(recipe, folder, out)
-        found = {"seconds": seconds} | evaluate_one(
-            own, folder, out, quick=place.scale_name == "quick"
-        )
+        seconds = None if own.trained else train_one(place, name, seed, folder)
+        run = place.run(own.trained or name, seed)
+        quick = place.scale_name == "quick"
+        found = {"seconds": seconds, **evaluate_one(own, folder, run, quick=quick)}
     result = {
         "name": name, "data": own.data, "seed": seed, **found,
-        **facts_of(name, place.scale_name, seed), "versions": versions_here(),
+        **result_facts(name, place.scale_name, seed), "versions": versions_here(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_device()}",
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     write_json(result, place.result(name, seed))
 
 
-def facts_of(name, scale_name, seed):
-    """What a result is of: another one of the same name must not take its place."""
+# === What runs and results are of: others must not take their places ===
+
+
+def run_facts(name, scale_name, seed):
+    """Recipe and clips of a run, and of those that it starts and learns from."""
     own, scale = EXPERIMENTS[name], SCALES[scale_name]
-    facts = {"scale": scale_name, "clips": scale.clips[own.data]}
-    if own.members:
-        facts["of"] = own.members
-    else:
-        trained = own.trained or name
-        facts |= {"init": EXPERIMENTS[trained].init, "teacher": EXPERIMENTS[trained].teacher,
-                  "recipe": recipe_of(trained, scale, seed).to_dict()}  # fmt: skip
+    facts = {
+        "name": name, "scale": scale_name, "clips": scale.clips[own.data], "seed": seed,
+        "recipe": recipe_of(name, scale, seed).to_dict(),
+    }  # fmt: skip
+    for kind in ("init", "teacher"):
+        other = getattr(own, kind)
+        facts[kind] = run_facts(other, scale_name, seed) if other else None
     return json.loads(json.dumps(facts))  # tuples are lists in a file
 
 
+def result_facts(name, scale_name, seed):
+    """What was trained for a result, and what is evaluated."""
+    own = EXPERIMENTS[name]
+    if own.members:
+        trained = [run_facts(other, scale_name, seed) for other, _ in own.members]
+        evaluated = {"members": own.members}
+    else:
+        trained = run_facts(own.trained or name, scale_name, seed)
+        evaluated = {
+            "sweeps": swept_points(own, quick=scale_name == "quick"), "resize": own.resize,
+            "cascades": CASCADES if own.cascade else (),
+        }  # fmt: skip
+    return json.loads(json.dumps({"trained": trained, "evaluated": evaluated}))
+
+
+def is_trained(place, name, seed):
+    """Whether a run is in WORK, whole or in part; SystemExit where it is of another recipe."""
+    run, path = place.run(name, seed), place.facts(name, seed)
+    if not run.exists() and not partial_of(run).exists():
+        return False
+    facts = run_facts(name, place.scale_name, seed)
+    if not path.exists() or json.loads(path.read_text()) != facts:
+        raise SystemExit(
+            f"{run} is a run of another recipe than paper_experiments.py has now for {name!r} and "
+            f"what it starts from. Delete it, or choose another WORK."
+        )
+    return run.exists()
+
+
 def is_done(place, name, seed):
-    """Whether there is a result; SystemExit where it is of another recipe."""
+    """Whether there is a result; SystemExit where it is of something else."""
     path = place.result(name, seed)
     if not path.exists():
         return False
-    found, facts = json.loads(path.read_text()), facts_of(name, place.scale_name, seed)
+    found, facts = json.loads(path.read_text()), result_facts(name, place.scale_name, seed)
     if differing := [key for key in facts if found.get(key) != facts[key]]:
         raise SystemExit(
-            f"{path} is a result of another {' and '.join(differing)} than EXPERIMENTS has now. "
-            f"Delete it, or choose another folder with --results."
+            f"{path} is a result of something else than paper_experiments.py has now for {name!r}: "
+            f"what is {' and '.join(differing)} differs. Delete it, or choose another folder with "
+            f"--results."
         )
     return True
+
+
+def results_of(place):
+    """Files of all results of the experiments, each checked as by `is_done`."""
+    found = []
+    for name in EXPERIMENTS:
+        for path in sorted(place.results_folder.glob(slug(name, "[0-9]*") + ".json")):
+            is_done(place, name, int(path.stem.rpartition("_")[2]))
+            found.append(path)
+    return found
 
 
 def write_json(values, path):
@@ -149,15 +188,31 @@ def versions_here():
     return versions()
 
 
-def train_one(recipe, folder, out):
+def partial_of(run):
+    return run.with_name(f"{run.name}.partial")
+
+
+def train_one(place, name, seed, folder):
     """Train what is missing; seconds, or None where it went on after a kill or was there."""
     from keras_flexast.training import train_run
 
-    if out.exists():
+    if is_trained(place, name, seed):
         return None
-    start, resume = time.perf_counter(), out.with_name(f"{out.name}.partial").exists()
+    own, out = EXPERIMENTS[name], place.run(name, seed)
+    recipe = recipe_of(name, SCALES[place.scale_name], seed)
+    for kind in ("init", "teacher"):
+        if other := getattr(own, kind):
+            recipe = recipe.replaced(**{kind: str(place.run(other, seed))})
+    start, resume = time.perf_counter(), partial_of(out).exists()
+    write_json(run_facts(name, place.scale_name, seed), place.facts(name, seed))
     train_run(folder, out, **recipe.arguments(), resume=resume)
     return None if resume else round(time.perf_counter() - start, 1)
+
+
+def swept_points(own, quick):
+    """{sweep: points} of an experiment."""
+    points = {"patch-size": points_of(own), "length": LENGTHS, "frame-shift": SHIFTS}
+    return {sweep: points[sweep][: 2 if quick else None] for sweep in own.sweeps}
 
 
 def evaluate_one(own, folder, out, quick):
@@ -170,9 +225,8 @@ def evaluate_one(own, folder, out, quick):
     run, found = load_run(out), {}
     run = run.resized(own.resize) if own.resize else run
     data = read_data(folder, run.fbank, classes=run.classes, split="test", shares=run.shares)
-    for sweep in own.sweeps:
-        points = {"patch-size": points_of(own), "length": LENGTHS, "frame-shift": SHIFTS}[sweep]
-        swept = evaluate_sweep(run, data, sweep, points=points[:2] if quick else points)
+    for sweep, points in swept_points(own, quick=quick).items():
+        swept = evaluate_sweep(run, data, sweep, points=points)
         keys = ("point", "metric", "value", "standard_error", "clips", "tokens", "rows",
                 "operations")  # fmt: skip
         found[sweep] = [{key: one[key] for key in keys} for one in swept["sweeps"][sweep]]
@@ -211,8 +265,8 @@ def measure_costs(place):
 
     from keras_flexast.export import export_run
 
-    paths = [place.run(name, 0) for name in (OURS, *SPECIALISTS.values())]
-    if missing := [str(path) for path in paths if not path.exists()]:
+    names = OURS, *SPECIALISTS.values()
+    if missing := [str(place.run(name, 0)) for name in names if not is_trained(place, name, 0)]:
         raise SystemExit(f"--costs needs {', '.join(missing)}. Train them first, without --costs.")
     folder, found = place.data("words"), []
     for name, sizes in ((OURS, COST_SIZES), *((name, (p,)) for p, name in SPECIALISTS.items())):
@@ -283,7 +337,7 @@ def missing(place, *, names, seeds):
 
     def add(one):
         for other in before(one):
-            if not place.run(*other).exists():
+            if not is_trained(place, *other):
                 add(other)
         found[one] = None
 
@@ -303,6 +357,7 @@ def before(one):
 
 
 def _in_process(place, name, seed):
+    """Exit code and seconds of a run in a process of its own, which ends with this one."""
     start = time.perf_counter()
     path = place.log(name, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -313,6 +368,17 @@ def _in_process(place, name, seed):
     with path.open("a") as log:
         code = subprocess.call(command, stdout=log, stderr=log)
     return code, time.perf_counter() - start
+
+
+def end_with(driver):
+    """End this process where its driver, the process of that number, was killed."""
+
+    def watch():
+        while os.getppid() == driver:
+            time.sleep(0.5)
+        os._exit(1)  # what was saved is whole, and the next driver goes on from there
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":
@@ -333,6 +399,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     place = Place(given.work, given.scale, given.results)
     if given.one:
+        end_with(os.getppid())
         run_one(place, given.one[0], int(given.one[1]))
     else:
         names = given.only.split(";") if given.only else [*EXPERIMENTS]
@@ -345,5 +412,7 @@ if __name__ == "__main__":
             measure_costs(place)
         elif not given.report:
             failed = run_all(place, names=names, seeds=given.seeds, jobs=given.jobs)
-        report(place.results_folder)
-        raise SystemExit("\n".join(failed))
+        for one in failed:
+            print(one, file=sys.stderr)
+        report(place.results_folder, results_of(place))
+        raise SystemExit(1 if failed else 0)
