@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import sys
 import warnings
 from typing import Any
@@ -446,7 +447,9 @@ def choose(
             budget_ms=limit,
         )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps({"best": best, "nearest": nearest, "points": points}, indent=2))
+        limited = limit is not None or max_mb is not None
+        found = {"best": best, "nearest": nearest if limited else None, "points": points}
+        typer.echo(json.dumps(found, indent=2))
     else:
         table = Table(
             "", Column("artifact", overflow="fold"), "patch", "precision",
@@ -478,7 +481,7 @@ def choose(
         if best.get("cascade"):
             typer.echo(
                 f"Best within the budget, on average: {cascade_command(path, best)}\n"
-                f"A clip takes up to {max(best['cascade']['most_ms'].values()):.3g} ms."
+                f"A clip that all of its patch sizes hear takes {best['most_ms']:.3g} ms."
             )
         else:
             named = "" if signature == "serving_default" else f", signature {signature}"
@@ -641,7 +644,8 @@ def export(
     typer.echo(f"{len(written)} artifacts are in {folder}.")
     if data:
         typer.echo(
-            f"Their card is {folder / 'README.md'}. Next: flexast choose {folder} --budget 20ms"
+            f"Their card is {folder / 'README.md'}. "
+            f"Next: flexast choose {shlex.quote(str(folder))} --budget 20ms"
         )
 
 

@@ -8,6 +8,7 @@ OUT/<data>_<sweep>.png   the figures, also as .svg
 
 import csv
 import dataclasses
+import hashlib
 import json
 import pathlib
 import re
@@ -24,7 +25,8 @@ from tf_data_pipelines.settings import patch_name
 
 METRICS = ("accuracy", "mAP")
 COLUMNS = ("data", "name", "seed", "sweep", "point", "metric", "value", "standard_error", "clips")
-REPORT = FolderKind("report", (("report.md", "report.csv", "report.json"),))
+REPORT_TEXT = "report.md"
+REPORT = FolderKind("report", ((REPORT_TEXT, "report.csv", "report.json"),))
 WAY_OUT = "Write the file with flexast evaluate RUN DATA --sweep ... --json."
 
 
@@ -113,7 +115,7 @@ def _read_file(path, listed):
         if not isinstance(points, list) or not all(isinstance(one, dict) for one in points):
             raise ValueError(f"{path}: {sweep} must be a list of objects. {WAY_OUT}")
         results += [run | _checked(one, sweep, path) for one in points]
-    if not results:
+    if not results and listed:
         raise ValueError(f"{path} has no result of a sweep. {WAY_OUT}")
     return results
 
@@ -327,6 +329,8 @@ def write_report(
     drawn = [path.stem for path in out.glob("*.png") if PICTURE.foreign(path) is None]
     pictures = [f"{stem}{suffix}" for stem in drawn for suffix in (".png", ".svg")]
     kind = dataclasses.replace(REPORT, others=tuple(pictures))
+    if overwrite and REPORT.is_whole(out) and not kind.foreign(out):
+        _refuse_edited(out)
     with atomic_folder(out, overwrite, kind=kind) as folder:
         for table in report_tables(joined):
             picture = f"{_file_name(table.data)}_{table.sweep}.png"
@@ -335,13 +339,32 @@ def write_report(
                 xlabel=SWEEPS[table.sweep], ylabel=f"{table.metric} (%)",
             )  # fmt: skip
             lines += _markdown(table, picture)
-        (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(joined, indent=2), encoding="utf-8")
         with open(folder / "report.csv", "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(results)
+        text = "\n".join(lines)
+        (folder / REPORT_TEXT).write_text(f"{text}{_seal(folder, text)}", encoding="utf-8")
     return out
+
+
+def _seal(folder, text):
+    """The last line of a report's text: the digest of what was written."""
+    digest = hashlib.sha256(text.encode())
+    for path in sorted(path for path in folder.iterdir() if path.name != REPORT_TEXT):
+        digest.update(path.name.encode() + path.read_bytes())
+    return f"\n<!-- {digest.hexdigest()} -->\n"
+
+
+def _refuse_edited(folder):
+    """Raise a FileExistsError where a report is not as it was written."""
+    text = (folder / REPORT_TEXT).read_bytes().decode("utf-8", "replace")
+    if not text.endswith(_seal(folder, text.rpartition("\n<!-- ")[0])):
+        raise FileExistsError(
+            f"{folder} was edited since this program wrote it. Choose another place, or move it "
+            f"away."
+        )
 
 
 def _file_name(data):

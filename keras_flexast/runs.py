@@ -291,21 +291,27 @@ def name_of(path):
     return pathlib.Path(path).resolve().name if isinstance(path, str | os.PathLike) else None
 
 
+def heard_seconds(fbank):
+    """Seconds of a clip that a front end of a fixed length hears; None for all of it."""
+    if fbank.clip_ms is None:
+        return None
+    return (fbank.clip_ms - fbank.frame_shift_ms + fbank.window_ms) / 1000
+
+
 def is_cut(fbank, seconds):
-    """Whether a clip is longer than what a converted checkpoint hears of it."""
+    """Whether a clip is longer than what a front end of a fixed length hears of it."""
     if fbank.clip_ms is None:
         return False
     return seconds * 1000 > fbank.clip_ms + fbank.window_ms
 
 
 def warn_of_cuts(run, cut, clips):
-    """Warn where clips are longer than what a converted checkpoint hears of them."""
+    """Warn where clips are longer than what a front end of a fixed length hears of them."""
     if cut:
-        seconds = (run.fbank.clip_ms - run.fbank.frame_shift_ms + run.fbank.window_ms) / 1000
         warnings.warn(
-            f"{cut} of {clips} clips are longer than the {seconds:.2f} s that this checkpoint was "
-            f"made for; the rest of them is not heard. full_length (--full-length) hears all of "
-            f"it.",
+            f"{cut} of {clips} clips are longer than the {heard_seconds(run.fbank):.2f} s that "
+            f"this checkpoint was made for; the rest of them is not heard. full_length "
+            f"(--full-length) hears all of it.",
             DataWarning,
             stacklevel=3,
         )

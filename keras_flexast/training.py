@@ -41,6 +41,7 @@ from keras_flexast.runs import (
     Run,
     as_run,
     fields_of,
+    heard_seconds,
     name_of,
     run_settings,
     save_history,
@@ -252,7 +253,7 @@ def _new_run(data, front_end, *, recipe, init, names):
         packing=packing,
         classes=data.source.classes,
         multi_label=data.source.multi_label,
-        clip_seconds=round(float(max(train.durations)), 3),
+        clip_seconds=round(min(float(max(train.durations)), heard_seconds(fbank) or math.inf), 3),
         shares=(settings.validation, settings.test),
         made_by={
             "command": "train",
@@ -278,8 +279,8 @@ def _warn_of_few(data, keep):
     if keep == "best" and 0 < count < FEW_CLIPS:
         warnings.warn(
             f"the best epoch is chosen on {count} validation clip{'s' * (count > 1)}, which is "
-            f"mostly chance. Give more (at least {FEW_CLIPS}), or keep the last epoch (keep='last' "
-            f"in a recipe).",
+            f"mostly chance. Give more (at least {FEW_CLIPS}), such as by validation=0.2 "
+            f"(--validation), or keep the last epoch (keep='last' in a recipe).",
             DataWarning,
             stacklevel=3,
         )  # fmt: skip

@@ -34,11 +34,12 @@ from keras_flexast.inference.artifacts import (
     load_artifacts,
     read_texts,
 )
+from keras_flexast.inference.classifier import ArtifactClassifier
 from keras_flexast.inference.timeline import artifact_timeline, cut_windows, run_timeline
 from keras_flexast.runs import Run, load_run, save_run
 from tf_data_pipelines.audio import AudioError, read_audio
 from tf_data_pipelines.clips import Clip
-from tf_data_pipelines.settings import FbankSettings, PackSettings
+from tf_data_pipelines.settings import DataWarning, FbankSettings, PackSettings
 
 RATE, SECONDS = 16000, 0.5
 EXPORT = """
@@ -304,6 +305,9 @@ def test_a_refused_clip_is_reported_and_its_neighbors_are_scored(tiny, tmp_path)
     np.testing.assert_allclose(scores[1], artifact.scores([fine])[0], atol=1e-6)
     with pytest.raises(ValueError, match="refused clip 0: more than 1000 samples"):
         artifact.scores([long, fine])
+    heard, short = ArtifactClassifier(artifact).predict_short([long, fine])
+    assert heard.tolist() == [False, True]
+    np.testing.assert_array_equal(short, scores[1:])
     for name, clip in (("fine", fine), ("long", long)):
         soundfile.write(tmp_path / f"{name}.wav", clip, RATE)
     code, out, message = flexast(
@@ -314,6 +318,24 @@ def test_a_refused_clip_is_reported_and_its_neighbors_are_scored(tiny, tmp_path)
     answer, *failed = json.loads(out)
     assert answer["file"].endswith("fine.wav")
     assert [one["file"].rsplit("/")[-1] for one in failed] == ["long.wav", "no.wav"]
+
+
+def test_what_an_artifact_does_not_hear_is_said(tiny, tmp_path):
+    """A SavedModel leaves out the rest of a clip; a file for phones goes on in windows."""
+    fbank = FbankSettings(clip_ms=20.0)
+    served = dataclasses.replace(load_artifact(tiny / "serving"), fbank=fbank)
+    heard, cut = noise(700, 800)  # it hears 560 samples and may round to one more frame
+    ArtifactClassifier(served).predict([heard, heard])
+    message = r"1 of 2 clips are longer than the 0\.04 s that .*serving.* hears; the rest"
+    with pytest.warns(DataWarning, match=message):
+        ArtifactClassifier(served).predict([heard, cut])
+    soundfile.write(tmp_path / "heard.wav", heard, RATE)
+    soundfile.write(tmp_path / "cut.wav", cut, RATE)
+    with pytest.warns(DataWarning, match=message):
+        assert ArtifactClassifier(served).predict_files(tmp_path).scores.shape == (2, 3)
+    phone = dataclasses.replace(load_artifact(tiny / "one.tflite"), fbank=fbank)
+    assert load_artifact(tiny / "one.tflite").fbank.sample_rate == 8000
+    ArtifactClassifier(phone).predict(noise(4000))
 
 
 def test_scores_that_are_no_numbers_raise(tiny):

@@ -169,6 +169,8 @@ def test_a_clip_too_long_for_a_row_is_refused(run, tmp_path):
     )
     with pytest.raises(ValueError, match=r"long.wav \(60.0 s\) has more .* patch 8. Use a larger"):
         explain_file(run, tmp_path / "long.wav", 8)
+    with pytest.raises(IsADirectoryError, match="is a folder; give one sound file"):
+        explain_file(run, tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"")
     with pytest.raises(ValueError, match="is an exported artifact, which gives scores and no"):
         explain_file(tmp_path / "model.onnx", tmp_path / "long.wav")

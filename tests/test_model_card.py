@@ -214,7 +214,53 @@ def test_a_cascade_is_an_operating_point(found, artifacts, tmp_path):
     assert command in text
     done = CliRunner().invoke(cli.app, ["choose", str(tmp_path)])
     assert command in done.stdout.replace("\n", "")
-    assert "A clip takes up to" in done.stdout
+    most = choose_point(read_card(tmp_path)["points"])[0]["most_ms"]
+    assert most == pytest.approx(coarse + fine, abs=1e-3)
+    assert f"A clip that all of its patch sizes hear takes {most:.3g} ms." in done.stdout
+
+
+def test_a_cascade_of_several_labels_is_no_operating_point(found, tmp_path):
+    card = {"precision": "float32", "multi_label": True}
+    path = tiny_tflite(tmp_path / "several.tflite", {"patch_8": 8, "patch_16": 16}, card=card)
+    data = found["single"]
+    assert len(operating_points([path], data, threads=(1,), held_out=data)) == 2
+
+
+CASCADE = {"threshold": 0.5, "reached": [1, 0.5], "most_ms": {"1": 80.0, "2": 45.0}}
+
+
+@pytest.mark.parametrize(("threads", "milliseconds"), [(1, 80), (2, 45)])
+def test_the_longest_time_is_that_of_the_threads(tmp_path, threads, milliseconds):
+    cascade = point("a b", 0.9, 10.0, patch_size="24,8", cascade=CASCADE)
+    write_card(tmp_path / "a card", [cascade], MODEL)
+    text = (tmp_path / "a card" / "README.md").read_text()
+    assert "a clip that all of them hear takes 80 ms with 1 thread and 45 ms with 2 threads" in text
+    done = CliRunner().invoke(cli.app, ["choose", str(tmp_path / "a card"), "--threads", threads])
+    assert f"hear takes {milliseconds} ms" in done.stdout
+    assert "a card/a b.tflite' FILE --cascade 24,8" in done.stdout.replace("\n", "")
+    done = CliRunner().invoke(cli.app, ["choose", str(tmp_path / "a card"), "--json"])
+    assert json.loads(done.stdout)["nearest"] is None  # there is no limit
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [], {**CASCADE, "threshold": "x"}, {**CASCADE, "threshold": 2}, {**CASCADE, "most_ms": {}},
+        {"threshold": 0.5},
+    ],
+)  # fmt: skip
+def test_a_damaged_cascade_of_a_card_is_named(tmp_path, wrong):
+    write_card(tmp_path, [point("a", 0.9, 10.0, patch_size="24,8", cascade=CASCADE)], MODEL)
+    card = json.loads((tmp_path / "card.json").read_text())
+    card["points"][0]["cascade"] = wrong
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"card\.json is damaged"):
+        read_card(tmp_path)
+
+
+def test_a_card_says_what_is_heard_of_a_clip(tmp_path):
+    write_card(tmp_path, [point("a", 0.9, 10.0)], {**MODEL, "heard_seconds": 0.715})
+    assert "It hears 0.715 s: a server leaves out" in (tmp_path / "README.md").read_text()
 
 
 def test_stages_of_a_cascade_are_of_different_areas(found, tmp_path):

@@ -105,12 +105,20 @@ def test_an_average_over_epochs_gives_way_to_what_was_typed():
         ("patches = {'grid': 3}", "patches has no setting grid; it has patch_weights, clips_per"),
         ("patches = [1]", r"patches=\[1\] must be of the kind dict"),
         ("train = (", "was never closed"),
+        ("RECIPE = 3", "chooses nothing. Give at least one of train, augment, .*patch_sizes = "),
     ],
 )
 def test_a_wrong_recipe_is_one_error_that_names_the_file(mine, text, message):
     mine.write_text(text)
     with pytest.raises(ValueError, match=rf"^recipe='.*mine\.py' .*{message}"):
         load_recipe(mine)
+
+
+def test_the_length_of_a_recipe_is_kept_beside_a_run_to_start_from(mine):
+    text = "from tf_data_pipelines.settings import FbankSettings\n"
+    mine.write_text(text + "fbank = FbankSettings(clip_ms=500)\n")
+    assert chosen({"init": "run"}, recipe=mine).fbank.clip_ms == 500
+    assert chosen({"init": "run"}).fbank is None
 
 
 def test_a_recipe_that_is_not_there_is_named(tmp_path):

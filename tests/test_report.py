@@ -140,6 +140,18 @@ def test_only_a_report_is_replaced(results, tmp_path):
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["report.md", "report.csv", "words_length.svg"])
+def test_an_edited_report_is_not_replaced(results, tmp_path, name):
+    found, out = read_results([results]), results / "out"
+    write_report(found, out)
+    with (out / name).open("a") as file:
+        file.write("my remarks\n")
+    edited = (out / name).read_bytes()
+    with pytest.raises(FileExistsError, match=r"was edited since .* wrote it. Choose another"):
+        write_report(found, out, overwrite=True)
+    assert (out / name).read_bytes() == edited
+
+
 def test_no_results_make_no_report(tmp_path):
     with pytest.raises(ValueError, match="there are no results to write into"):
         write_report([], tmp_path / "out")
@@ -202,6 +214,7 @@ def test_what_is_no_result_is_named(tmp_path, content, message):
 def test_other_json_in_a_folder_is_left_alone(results, tmp_path):
     found = read_results([results])
     (results / "history.json").write_text('{"loss": [1.0]}')
+    (results / "mean.json").write_text('{"data": "words", "name": "mean", "sweeps": {}}')
     assert read_results([results]) == found
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "history.json").write_text("{}")

@@ -214,6 +214,7 @@ def test_a_run_that_starts_from_another_keeps_its_options(sounds, tmp_path):
     cut = dataclasses.replace(start.fbank, clip_ms=300.0)
     run, _ = train_run(sounds, tmp_path / "cut", fbank=cut, **how)
     assert run.fbank.clip_ms == 300.0
+    assert run.clip_seconds == pytest.approx(0.315)  # what a buffer for phones must hold
     assert run.fbank.mean != start.fbank.mean  # of the new clips
 
 

@@ -18,6 +18,7 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -303,8 +304,7 @@ def _device():
 
 def run_all(place, *, names, seeds, jobs):
     """Train what is missing, each run after the one that it starts from; what failed, and why."""
-    for data in sorted({EXPERIMENTS[name].data for name in names}):
-        place.data(data)
+    make_sets(place, names)
     waiting = missing(place, names=names, seeds=seeds)
     asked, running, failed = {*waiting}, {}, {}
     with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
@@ -329,6 +329,18 @@ def run_all(place, *, names, seeds, jobs):
                 if code:
                     failed[one] = f"exit code {code}, see {place.log(*one)}"
     return [f"{name}, seed {seed}: {why}" for (name, seed), why in failed.items()]
+
+
+def make_sets(place, names):
+    """Make the data sets of experiments where they are missing."""
+    for data in sorted({EXPERIMENTS[name].data for name in names}):
+        place.data(data)
+
+
+def stop(place):
+    """End at once, and with it all runs: what was saved is whole, see `end_with`."""
+    print(f"Stopped. What is done is in {place.work}; the same command goes on.", file=sys.stderr)
+    os._exit(130)
 
 
 def missing(place, *, names, seeds):
@@ -399,6 +411,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     place = Place(given.work, given.scale, given.results)
     if given.one:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver's, which ends this one
         end_with(os.getppid())
         run_one(place, given.one[0], int(given.one[1]))
     else:
@@ -411,6 +424,11 @@ if __name__ == "__main__":
         if given.costs:
             measure_costs(place)
         elif not given.report:
+            try:
+                make_sets(place, names)
+            except KeyboardInterrupt:
+                stop(place)
+            signal.signal(signal.SIGINT, lambda *_: stop(place))
             failed = run_all(place, names=names, seeds=given.seeds, jobs=given.jobs)
         for one in failed:
             print(one, file=sys.stderr)

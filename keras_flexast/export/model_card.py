@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 import time
 
 import numpy as np
@@ -19,7 +20,7 @@ from keras_flexast.inference.artifacts import load_artifact, scoring_artifacts
 from keras_flexast.inference.cascade import best_threshold, ended
 from keras_flexast.inference.classifier import load_classifier
 from keras_flexast.report import markdown_text
-from keras_flexast.runs import described
+from keras_flexast.runs import described, heard_seconds
 from keras_flexast.settings import FORMATS
 from tf_data_pipelines.atomic import atomic_write
 from tf_data_pipelines.settings import check_between, check_choice, check_positive
@@ -39,6 +40,8 @@ POINT = {  # what is read again of an operating point
     "precision": str | None, "metric": str, "value": float | int,
     "standard_error": float | int | None, "latency_ms": dict, "megabytes": float | int,
 }  # fmt: skip
+
+CASCADE = {"threshold": float | int, "reached": list, "most_ms": dict}
 
 
 def latencies(artifacts, threads=(1, 2), *, rounds=20, seconds=10.0, progress=False):
@@ -126,7 +129,7 @@ def operating_points(
         )
     times = latencies(artifacts, threads, seconds=any_length, progress=progress)
     points = [{**point, "latency_ms": one} for point, one in zip(points, times, strict=True)]
-    if held_out is not None and not held_out.source.multi_label:
+    if held_out is not None and not (held_out.source.multi_label or artifacts[0].multi_label):
         points += _cascade_points(
             artifacts, points, scores, data=data, held_out=held_out, progress=progress
         )
@@ -236,6 +239,7 @@ def describe_run(run, name, frame_shift_ms=None):
         "mel_bins": run.fbank.mel_bins,
         "frame_shift_ms": run.front_end(frame_shift_ms)[0].frame_shift_ms,
         "window_ms": run.fbank.window_ms,
+        "heard_seconds": heard_seconds(run.fbank),
         "mean": run.fbank.mean,
         "std": run.fbank.std,
     }
@@ -325,6 +329,11 @@ def read_card(folder):
             for threads, milliseconds in point["latency_ms"].items():
                 check_positive("threads", int(threads))
                 check_positive("latency_ms", milliseconds)
+            if point.get("cascade") is not None:
+                _check_kinds(CASCADE, point["cascade"])
+                check_between("threshold", point["cascade"]["threshold"], 0, 1)
+                for count in point["latency_ms"]:
+                    check_positive("most_ms", point["cascade"]["most_ms"][count])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {described(error)}. Export again.") from error
     if not card["points"]:
@@ -374,7 +383,8 @@ def timed_points(points, threads=1):
         threads: number of threads.
 
     Returns:
-        list of the points, each with its time in milliseconds as `ms`.
+        list of the points, each with its time in milliseconds as `ms`; a cascade also with that
+        of a clip that all stages hear as `most_ms`.
 
     Raises:
         ValueError: no point was timed with that number of threads.
@@ -383,7 +393,10 @@ def timed_points(points, threads=1):
     for point in points:
         times, served = point["latency_ms"], point["format"] == "saved_model"
         if key in times or served:
-            timed.append({**point, "ms": times[key] if key in times else min(times.values())})
+            count = key if key in times else min(times, key=times.get)
+            timed.append({**point, "ms": times[count]})
+            if point.get("cascade"):
+                timed[-1]["most_ms"] = point["cascade"]["most_ms"][count]
     if len(timed) < len(points):
         counts = ", ".join(map(str, thread_counts(points)))
         raise ValueError(
@@ -474,7 +487,7 @@ def _readme(card):
             f"**Sound**: mono at {model['sample_rate']} Hz, float32 in [-1, 1]. Log-mel as in "
             f"Kaldi: {model['mel_bins']} bins, windows of {model['window_ms']:g} ms every "
             f"{model['frame_shift_ms']:g} ms; normalized by mean {model['mean']:.4f} and standard "
-            f"deviation {model['std']:.4f}.",
+            f"deviation {model['std']:.4f}.{_heard(model)}",
             "",
             *_server(model.get("default_patch_size")),
             "## Operating points",
@@ -537,6 +550,17 @@ def _table(points):
     return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
 
 
+def _heard(model):
+    """What is left out of longer clips; nothing where they are heard whole."""
+    seconds = model.get("heard_seconds")  # None also in cards of models of any length
+    if seconds is None:
+        return ""
+    return (
+        f" It hears {seconds:.3g} s: a server leaves out the rest of a longer clip, `flexast "
+        f"predict` with a file for phones takes the mean of windows of that length."
+    )
+
+
 def _cascades(points):
     """Lines about cascades; none where there are none."""
     found = [point for point in points if point.get("cascade")]
@@ -552,10 +576,13 @@ def _cascades(points):
     for point in found:
         cascade = point["cascade"]
         shares = ", ".join(f"{100 * share:.0f} %" for share in cascade["reached"])
-        most = max(cascade["most_ms"].values())
+        most = " and ".join(
+            f"{_number(milliseconds)} ms with {count} thread{'s' * (int(count) > 1)}"
+            for count, milliseconds in cascade["most_ms"].items()
+        )
         lines.append(
-            f"- {_code(point['name'])}: its stages hear {shares} of the clips; a clip takes up to "
-            f"{_number(most)} ms. {_code(cascade_command(point['path'], point))}"
+            f"- {_code(point['name'])}: its stages hear {shares} of the clips; a clip that all of "
+            f"them hear takes {most}. {_code(cascade_command(point['path'], point))}"
         )
     return [*lines, ""]
 
@@ -563,7 +590,7 @@ def _cascades(points):
 def cascade_command(path, point):
     """The command that runs a cascade of a card."""
     return (
-        f"flexast predict {path} FILE --cascade {point['patch_size']} "
+        f"flexast predict {shlex.quote(str(path))} FILE --cascade {point['patch_size']} "
         f"--threshold {point['cascade']['threshold']:g}"
     )
 

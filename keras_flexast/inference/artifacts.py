@@ -14,6 +14,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,12 +24,14 @@ from rich.progress import Progress
 from keras_flexast.files import EMBEDDINGS, refuse_overwrite
 from keras_flexast.inference.runtimes import DESCRIPTION, LABELS, OPENERS, model_folder
 from keras_flexast.inference.windows import BATCH_SAMPLES, mean_of_windows
-from keras_flexast.runs import described, labels_text
+from keras_flexast.runs import described, heard_seconds, is_cut, labels_text
 from keras_flexast.settings import VERSION
 from tf_data_pipelines.atomic import atomic_write
 from tf_data_pipelines.hints import PathLike
 from tf_data_pipelines.settings import (
     SHARES,
+    DataWarning,
+    FbankSettings,
     check_positive,
     checked_shares,
     patch_name,
@@ -119,6 +122,7 @@ class Artifact:
         patch_size: name of the patch size, such as "16" or "16x24"; None if unknown.
         precision: "float32", "float16", "dynamic" or "int8"; None if unknown.
         takes_length: whether it is told the length of a clip, and so hears the clip alone.
+        fbank: FbankSettings of its front end; None if unknown.
         dim: width of the embeddings; None where the artifact has none.
         shares: shares of validation and test clips at its training, see Run.
         run: function from padded waveforms float32 (batch, samples) and lengths int32
@@ -137,6 +141,7 @@ class Artifact:
     patch_size: str | None
     precision: str | None
     takes_length: bool = False
+    fbank: FbankSettings | None = None
     dim: int | None = None
     shares: tuple = SHARES
     run: Callable = dataclasses.field(repr=False)
@@ -299,6 +304,7 @@ def load_artifacts(path, threads=2):
         shares = checked_shares(description.get("shares", SHARES))
         rate = description.get("fbank", {}).get("sample_rate", SAMPLE_RATE)
         check_positive("sample_rate", rate, int)
+        fbank = FbankSettings.from_dict(description["fbank"]) if "fbank" in description else None
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{DESCRIPTION} in {version} is damaged: {described(error)}. Export again."
@@ -325,6 +331,7 @@ def load_artifacts(path, threads=2):
             dim=embed.width if embed else None,
             shares=shares,
             takes_length=one.takes_length,
+            fbank=fbank,
             run=one.run,
             embed=embed.run if embed else None,
         )
@@ -455,6 +462,22 @@ def file_embeddings(artifact, paths, description=None):
     return FileEmbeddings(*_over_files(artifact, paths, artifact.answer_embeddings, description))
 
 
+def warn_of_unheard(artifact, lengths):
+    """Warn where clips of so many samples are longer than what an artifact hears of them."""
+    if artifact.samples or artifact.fbank is None:  # a fixed length goes on in windows
+        return
+    lengths = list(lengths)
+    cut = sum(is_cut(artifact.fbank, length / artifact.sample_rate) for length in lengths)
+    if cut:
+        warnings.warn(
+            f"{cut} of {len(lengths)} clips are longer than the "
+            f"{heard_seconds(artifact.fbank):.2f} s that {artifact.path} hears; the rest of them "
+            f"is not heard.",
+            DataWarning,
+            stacklevel=3,
+        )
+
+
 def _over_files(artifact, paths, answer, description):
     """(outputs (usable files, width), their paths, rejected) of a function like `answer`."""
     from tf_data_pipelines.audio import AudioError, read_audio
@@ -463,6 +486,7 @@ def _over_files(artifact, paths, answer, description):
     files, rate = list(paths), artifact.sample_rate
     paths = [one.name if isinstance(one, Clip) else str(one) for one in files]
     outputs, rejected, unscored = {}, {}, {}  # by the file's number; unscored holds waveforms
+    lengths = {}
 
     def flush():
         given, refused = answer(list(unscored.values()))
@@ -478,12 +502,13 @@ def _over_files(artifact, paths, answer, description):
         for number, one in enumerate(progress.track(files, description=escape(description or ""))):
             try:
                 wave = one.read(rate) if isinstance(one, Clip) else read_audio(one, rate)
-                unscored[number] = wave
+                unscored[number], lengths[number] = wave, len(wave)
             except AudioError as error:
                 rejected[number] = str(error)
             if sum(map(len, unscored.values())) > BATCH_SAMPLES:
                 flush()
         width = flush()
+    warn_of_unheard(artifact, lengths.values())
     table = np.zeros((len(outputs), width), "float32")
     table[:] = list(outputs.values()) or table
     failed = tuple((paths[number], rejected[number]) for number in sorted(rejected))

@@ -12,7 +12,6 @@ from keras_flexast.files import RUN
 from keras_flexast.inference.artifacts import FileScores
 from keras_flexast.inference.classifier import (
     Classifier,
-    RunClassifier,
     checked_waveforms,
     load_classifier,
 )
@@ -96,11 +95,10 @@ class CascadeClassifier(Classifier):
         waveforms = checked_waveforms(waveforms, self.sample_rate)
 
         def ask(classifier, places):
-            heard = np.array([_is_heard(classifier, waveforms[place]) for place in places])
-            if classifier is self.classifiers[0]:
-                heard[:] = True  # it says what is wrong with a clip
-            chosen = [waveforms[place] for place in places[heard]]
-            return heard, classifier.predict(chosen) if chosen else _no_scores(self)
+            chosen = [waveforms[place] for place in places]
+            if classifier is self.classifiers[0]:  # it says what is wrong with a clip
+                return np.ones(len(places), bool), classifier.predict(chosen)
+            return classifier.predict_short(chosen)
 
         return self._gathered(len(waveforms), ask)
 
@@ -150,21 +148,6 @@ class CascadeClassifier(Classifier):
                 best = sums[doubted].max(1) / counts[doubted, 0]
                 doubted = doubted[best < self.threshold]
         return np.float32(sums / counts)
-
-
-def _no_scores(classifier):
-    return np.zeros((0, len(classifier.classes)), "float32")
-
-
-def _is_heard(classifier, waveform):
-    """Whether a run's classifier has a row for a clip; an artifact says so itself."""
-    if not isinstance(classifier, RunClassifier):
-        return True
-    from tf_data_pipelines.lengths import overlong_reason
-
-    run, seconds = classifier.run, len(waveform) / classifier.sample_rate
-    patches = run.patches_at([classifier.pair], classifier.frame_shift_ms)
-    return overlong_reason("", seconds, fbank=run.fbank, patches=patches) is None
 
 
 _ONE_SIZE = (

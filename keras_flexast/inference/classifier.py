@@ -19,6 +19,7 @@ from keras_flexast.inference.artifacts import (
     file_scores,
     is_artifact,
     load_artifact,
+    warn_of_unheard,
 )
 from keras_flexast.inference.scoring import ClipPredictor, PackedPredictor
 from keras_flexast.inference.timeline import Timeline, artifact_timeline, run_timeline
@@ -62,6 +63,17 @@ class Classifier(abc.ABC):
         Raises:
             ValueError: a clip cannot be used; the message says which and why.
         """
+
+    def predict_short(self, waveforms: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Scores of the clips that are short enough for this patch size.
+
+        Args:
+            waveforms: as in `predict`.
+
+        Returns:
+            which of the clips these are, bool (clips,); and their scores, float32 (n, classes).
+        """
+        return np.ones(len(waveforms), bool), self.predict(waveforms)
 
     @abc.abstractmethod
     def predict_files(
@@ -203,6 +215,17 @@ class RunClassifier(Classifier):
         warn_of_cuts(self.run, sum(is_cut(fbank, one) for one in seconds), len(waveforms))
         return self.run.scores(self._outputs(self._logits, waveforms))
 
+    def predict_short(self, waveforms):
+        from tf_data_pipelines.lengths import overlong_reason
+
+        patches = self.run.patches_at([self.pair], self.frame_shift_ms)
+        seconds = (len(waveform) / self.sample_rate for waveform in waveforms)
+        limits = {"fbank": self.run.fbank, "patches": patches}
+        heard = np.array([overlong_reason("", one, **limits) is None for one in seconds])
+        chosen = [one for one, is_heard in zip(waveforms, heard, strict=True) if is_heard]
+        none = np.zeros((0, len(self.classes)), "float32")
+        return heard, self.predict(chosen) if chosen else none
+
     def predict_files(self, paths, progress=False):
         logits, usable, rejected = self._file_outputs(
             self._logits, paths, "Classifying" if progress else None
@@ -293,7 +316,15 @@ class ArtifactClassifier(Classifier):
         self.patch_size = artifact.patch_size
 
     def predict(self, waveforms):
-        return self.artifact.scores(checked_waveforms(waveforms, self.sample_rate))
+        waveforms = checked_waveforms(waveforms, self.sample_rate)
+        scores = self.artifact.scores(waveforms)
+        warn_of_unheard(self.artifact, map(len, waveforms))
+        return scores
+
+    def predict_short(self, waveforms):
+        scores, refused = self.artifact.answer(waveforms)
+        heard = np.array([not reason for reason in refused])
+        return heard, scores[heard]
 
     def predict_files(self, paths, progress=False):
         text = "Classifying" if progress else None

@@ -1,6 +1,7 @@
 """What a model attends to in a sound: maps over its mel spectrogram."""
 
 import dataclasses
+import os
 import pathlib
 
 import numpy as np
@@ -86,6 +87,8 @@ def explain_file(
             f"{run} is an exported artifact, which gives scores and no attention. Give the run "
             f"that it was exported from."
         )
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder; give one sound file.")
     run = configured_run(run, resize=resize, full_length=full_length)
     pair = run.model.backbone.base_patch if patch_size is None else patch_pair(patch_size)
     patches = run.patches_at([pair], frame_shift_ms)

@@ -56,6 +56,12 @@ def load_recipe(recipe):
         raise ValueError(f"recipe={str(path)!r} cannot be read: {error}") from error
     given = {name: one for name, one in values.items() if _is_choice(name, one)}
     known = [field.name for field in dataclasses.fields(Recipe)]
+    if not given:
+        raise ValueError(
+            f"recipe={str(path)!r} chooses nothing. Give at least one of {', '.join(known)}, such "
+            f"as patch_sizes = (8, 16); names of your own begin with an underscore or are in "
+            f"capitals."
+        )
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ValueError(
@@ -109,7 +115,7 @@ def chosen(typed, *, recipe=None, resumed=None):
     distill = {name: typed[option] for option, name in DISTILL_OPTIONS.items() if option in typed}
     if "init" in typed:  # it has these itself
         kept = {name: one for name, one in base.model.items() if name not in FIXED_BY_INIT}
-        base = dataclasses.replace(base, model=kept, fbank=None)
+        base = dataclasses.replace(base, model=kept)
     if "patch_sizes" in typed:  # the recipe's weights are those of its own sizes
         patches = {name: one for name, one in base.patches.items() if name != "patch_weights"}
         base = dataclasses.replace(base, patches=patches)
