@@ -1,22 +1,21 @@
 """Which recipe suits a few hundred clips? Trainings on three small sets, beside a plain CNN.
 
 python examples/experiments/small_folder.py WORK [--only NAME,...] [--sets NAME,...] [--seeds 3]
-    [--init RUN] [--report]
+    [--init RUN] [--results FOLDER] [--report]
 
-WORK holds the data sets and the runs; what is done is skipped, also after a kill. The results, one
-JSON for each run, are in results/small_folder/ beside this file; --report prints their table.
+WORK holds the data sets and the runs, and in WORK/results (or FOLDER) a JSON for each run. What is
+done is skipped, also after a kill; a result of another recipe is refused. --report prints a table.
 
     plain         what train_run does without a recipe: the tiny model, no augmentation
     small-folder  the recipe
-    batch 32      small-folder with twice as many clips in a batch
-    adamw         that, with AdamW at the learning rate that suited it
     cnn           a plain CNN of 0.3 M weights, for the seconds of small-folder of the same seed
-    all tokens    small-folder without token dropout, at as many passes
-    all tokens in 40 epochs  that, in about the seconds of small-folder
-    fewer fine    small-folder with patches of 8, 10 and 12 drawn a quarter, a third and half as
-                  often, in 80 epochs, about as many seconds
-    one size      small-folder at patch 16 alone
-    distilled     small-folder, half of whose loss is what "one size" of the same seed says
+    attention     small-folder with attention pooling in place of the mean
+    sizes alike   that, with all patch sizes drawn equally often, in 60 epochs
+    batch 32      that, with twice as many clips in a batch
+    adamw         that, with AdamW at the learning rate that suited it
+    all tokens    sizes alike without token dropout, in 40 epochs: about as many seconds
+    one size      sizes alike at patch 16 alone
+    distilled     sizes alike, half of whose loss is what "one size" of the same seed says
     from RUN      small-folder-init, from the run --init
 """
 
@@ -43,33 +42,29 @@ from keras_flexast.settings import Recipe
 from keras_flexast.training import train_run
 from tf_data_pipelines import read_data
 from tf_data_pipelines.fbank import features
-from tf_data_pipelines.settings import PATCH_SIZES, FbankSettings
+from tf_data_pipelines.settings import FbankSettings
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "small_folder"
 SIZES = (8, 16, 24, 32, 48)
 OURS = load_recipe("small-folder")
-BATCH_32 = dataclasses.replace(OURS.train, batch_clips=32)
-ALL_TOKENS = OURS.replaced(augment=dataclasses.replace(OURS.augment, token_dropout=0.0))
-FINE = {8: 1 / 4, 10: 1 / 3, 12: 1 / 2}
-FEWER_FINE = OURS.replaced(
-    patches={"patch_weights": tuple(FINE.get(size, 1) for size in PATCH_SIZES)},
-    train=dataclasses.replace(OURS.train, epochs=80),
-)
+ATTENTION = OURS.replaced(model={"size": "nano"})
+ALIKE = ATTENTION.replaced(patches={}, train=dataclasses.replace(OURS.train, epochs=60))
+BATCH_32 = dataclasses.replace(ALIKE.train, batch_clips=32)
 VARIANTS = {
     "plain": Recipe(),
     "small-folder": OURS,
-    "batch 32": OURS.replaced(train=BATCH_32),
-    "adamw": OURS.replaced(
+    "attention": ATTENTION,
+    "sizes alike": ALIKE,
+    "batch 32": ALIKE.replaced(train=BATCH_32),
+    "adamw": ALIKE.replaced(
         train=dataclasses.replace(BATCH_32, optimizer="adamw", learning_rate=2e-3)
     ),
-    "one size": OURS.replaced(patch_sizes=(16,)),
-    "distilled": OURS,
-    "from RUN": load_recipe("small-folder-init"),
-    "all tokens": ALL_TOKENS,
-    "all tokens in 40 epochs": ALL_TOKENS.replaced(  # about the seconds of small-folder
-        train=dataclasses.replace(OURS.train, epochs=40)
+    "all tokens": ALIKE.replaced(
+        augment=dataclasses.replace(ALIKE.augment, token_dropout=0.0),
+        train=dataclasses.replace(ALIKE.train, epochs=40),
     ),
-    "fewer fine": FEWER_FINE,
+    "one size": ALIKE.replaced(patch_sizes=(16,)),
+    "distilled": ALIKE,
+    "from RUN": load_recipe("small-folder-init"),
 }
 
 
@@ -186,24 +181,44 @@ def train_cnn(folder, seconds, seed):
 # === What is missing is trained ===
 
 
-def result_of(place, name, seed):
-    return RESULTS / f"{place}_{name.replace(' ', '-')}_{seed}.json"
+def recipe_of(name, seed):
+    """The recipe of a variant as a dictionary; None of the CNN."""
+    if name == "cnn":
+        return None
+    train = dataclasses.replace(VARIANTS[name].train, seed=seed)
+    return json.loads(json.dumps(VARIANTS[name].replaced(train=train).to_dict()))
 
 
-def before(place, name, seed):
-    """The result of a run that another one needs."""
-    path = result_of(place, name, seed)
+def result_of(results, place, name, seed):
+    return results / f"{place}_{name.replace(' ', '-')}_{seed}.json"
+
+
+def is_done(path, name, seed):
+    """Whether there is a result; SystemExit where it is of another recipe."""
     if not path.exists():
+        return False
+    if json.loads(path.read_text())["recipe"] != recipe_of(name, seed):
+        raise SystemExit(
+            f"{path} is a result of another recipe than {name!r} is now. Delete it, or choose "
+            f"another folder with --results."
+        )
+    return True
+
+
+def before(results, place, name, seed):
+    """The result of a run that another one needs."""
+    path = result_of(results, place, name, seed)
+    if not is_done(path, name, seed):
         raise SystemExit(f"{path} is missing: run --only {name!r} first.")
     return path
 
 
-def run_all(work, *, names, places, seeds, init):
+def run_all(work, results, *, names, places, seeds, init):
     for seed in range(seeds):
         for name in names:
             for place in places:
-                path = result_of(place, name, seed)
-                if path.exists():
+                path = result_of(results, place, name, seed)
+                if is_done(path, name, seed):
                     continue
                 folder = make_set(place, work)
                 out = work / "runs" / path.stem
@@ -211,11 +226,12 @@ def run_all(work, *, names, places, seeds, init):
                 shutil.rmtree(out, ignore_errors=True)
                 how = {}
                 if name == "cnn":
-                    ours = json.loads(before(place, "small-folder", seed).read_text())
+                    ours = json.loads(before(results, place, "small-folder", seed).read_text())
                     found, seconds, epochs = train_cnn(folder, ours["seconds"], seed)
                 else:
                     if name == "distilled":
-                        how["teacher"] = str(out.with_name(before(place, "one size", seed).stem))
+                        teacher = before(results, place, "one size", seed)
+                        how["teacher"] = str(out.with_name(teacher.stem))
                     elif name == "from RUN":
                         how["init"] = init
                     found, seconds, epochs = train_variant(VARIANTS[name], folder, out, seed, **how)
@@ -226,15 +242,16 @@ def run_all(work, *, names, places, seeds, init):
                     **{kind: pathlib.Path(path).name for kind, path in how.items()},
                     "backend": keras.backend.backend(),
                     "cores": len(os.sched_getaffinity(0)), "machine": platform.machine(),
-                    "date": time.strftime("%Y-%m-%d"),
+                    "date": time.strftime("%Y-%m-%d"), "recipe": recipe_of(name, seed),
                 }  # fmt: skip
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(facts, indent=1) + "\n")
+                path.with_suffix(".part").write_text(json.dumps(facts, indent=1) + "\n")
+                path.with_suffix(".part").rename(path)
 
 
-def report():
+def report(results):
     """Mean and spread over seeds: of the mean over sizes, of the seconds, and at every size."""
-    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    runs = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
     names = [name for name in (*VARIANTS, "cnn") if any(run["variant"] == name for run in runs)]
 
     def of(name, place, value):
@@ -273,8 +290,10 @@ if __name__ == "__main__":
     parser.add_argument("--sets", help="names of the data sets, separated by commas")
     parser.add_argument("--init", help="run that training starts from, such as flexast-demo")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--results", type=pathlib.Path, help="WORK/results where it is left out")
     parser.add_argument("--report", action="store_true", help="print the table of what is done")
     given = parser.parse_args()
+    results = given.results or given.work / "results"
     if not given.report:
         names = [*VARIANTS, "cnn"]
         if given.only:
@@ -284,5 +303,6 @@ if __name__ == "__main__":
         elif not given.init:
             names.remove("from RUN")
         places = given.sets.split(",") if given.sets else list(SETS)
-        run_all(given.work, names=names, places=places, seeds=given.seeds, init=given.init)
-    report()
+        how = {"names": names, "places": places, "seeds": given.seeds, "init": given.init}
+        run_all(given.work, results, **how)
+    report(results)
