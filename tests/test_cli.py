@@ -214,8 +214,11 @@ def test_an_hour_is_refused_undecoded(trained, sounds, tmp_path, monkeypatch):
         return mended(path, contents)
 
     monkeypatch.setattr(audio, "_mend_wav", not_decoded)
-    code, out, message = run("predict", trained, tmp_path / "data" / "low", "--patch-size", 8)
-    assert code == 1 and "5 sound files." in message and "4.ogg" not in out and "0.mp3" in out
+    low = tmp_path / "data" / "low"
+    code, out, message = run("predict", trained, low, "--patch-size", 8, "--json")
+    *heard, refused = json.loads(out)
+    assert code == 1 and len(heard) == 4 and str(low / "0.mp3") in {one["file"] for one in heard}
+    assert refused["file"] == str(long)
     assert "long.wav (60.0 s) has 12,000 tokens" in message
 
 

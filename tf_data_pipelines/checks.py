@@ -24,7 +24,8 @@ def check_between(name, value, least, most, kind=(int, float)):
     """Raise unless `value` is a number from `least` to `most`, both included."""
     if not is_number(value, kind) or not least <= value <= most:
         what = "whole number" if kind is int else "number"
-        raise ValueError(f"{name}={value!r} must be a {what} from {least:,} to {most:,}.")
+        limits = f"from {least:,} to {most:,}" if most < math.inf else f"of at least {least:,}"
+        raise ValueError(f"{name}={value!r} must be a {what} {limits}.")
 
 
 def is_number(value, kind):
