@@ -26,6 +26,7 @@ from tf_data_pipelines.settings import patch_name
 METRICS = ("accuracy", "mAP")
 COLUMNS = ("data", "name", "seed", "sweep", "point", "metric", "value", "standard_error", "clips")
 REPORT_TEXT = "report.md"
+SEAL = "<!-- SHA-256 of this report, by which an edit is seen: "
 REPORT = FolderKind("report", ((REPORT_TEXT, "report.csv", "report.json"),))
 WAY_OUT = "Write the file with flexast evaluate RUN DATA --sweep ... --json."
 
@@ -319,7 +320,7 @@ def write_report(
         path of the folder.
 
     Raises:
-        FileExistsError: `out` exists and must not be replaced.
+        FileExistsError: `out` exists and must not be replaced, or is a report that was edited.
         ValueError: there are no results.
     """
     if not results:
@@ -345,7 +346,7 @@ def write_report(
             writer.writeheader()
             writer.writerows(results)
         text = "\n".join(lines)
-        (folder / REPORT_TEXT).write_text(f"{text}{_seal(folder, text)}", encoding="utf-8")
+        (folder / REPORT_TEXT).write_bytes(f"{text}{_seal(folder, text)}".encode())
     return out
 
 
@@ -354,17 +355,16 @@ def _seal(folder, text):
     digest = hashlib.sha256(text.encode())
     for path in sorted(path for path in folder.iterdir() if path.name != REPORT_TEXT):
         digest.update(path.name.encode() + path.read_bytes())
-    return f"\n<!-- {digest.hexdigest()} -->\n"
+    return f"\n{SEAL}{digest.hexdigest()} -->\n"
 
 
 def _refuse_edited(folder):
     """Raise a FileExistsError where a report is not as it was written."""
     text = (folder / REPORT_TEXT).read_bytes().decode("utf-8", "replace")
-    if not text.endswith(_seal(folder, text.rpartition("\n<!-- ")[0])):
-        raise FileExistsError(
-            f"{folder} was edited since this program wrote it. Choose another place, or move it "
-            f"away."
-        )
+    body, mark, _ = text.rpartition(f"\n{SEAL}")
+    if not text.endswith(_seal(folder, body)):
+        why = "was edited since this program wrote it" if mark else "has no seal against edits"
+        raise FileExistsError(f"{folder} {why}. Choose another place, or move it away.")
 
 
 def _file_name(data):

@@ -48,8 +48,8 @@ class Run:
         packing: PackSettings of the training.
         classes: class names in the order of the model's outputs.
         multi_label: whether a clip may have several classes: scores are sigmoid, else softmax.
-        clip_seconds: length of the longest training clip; what an export of fixed length
-            defaults to.
+        clip_seconds: length of the longest training clip, or what is heard of it; what an export
+            of fixed length defaults to.
         shares: shares of validation and test clips that were drawn where the training data has
             no splits, so that the same clips are drawn again.
         made_by: how the run was made: what the user chose, the name of the data, versions.
@@ -302,7 +302,7 @@ def is_cut(fbank, seconds):
     """Whether a clip is longer than what a front end of a fixed length hears of it."""
     if fbank.clip_ms is None:
         return False
-    return seconds * 1000 > fbank.clip_ms + fbank.window_ms
+    return seconds * 1000 > fbank.clip_ms + fbank.window_ms  # up to here no whole frame is lost
 
 
 def warn_of_cuts(run, cut, clips):

@@ -246,22 +246,21 @@ def test_what_a_run_starts_from_is_made_before_it(papers, place):
     assert papers.missing(place, names=["AST/32", "AST/8"], seeds=1) == [("AST/8", 0)]
 
 
-def other_epochs(papers, monkeypatch, name):
-    """Another recipe of an experiment."""
-    own = papers.EXPERIMENTS[name]
-    monkeypatch.setitem(papers.EXPERIMENTS, name, dataclasses.replace(own, times=own.times + 1))
-
-
-@pytest.mark.parametrize("name", ["AST/32", "AST/16", "AST/16, bilinear"])
-def test_a_result_of_another_recipe_is_refused(papers, place, monkeypatch, name):
-    """Its own, that of the run which it starts from, or another evaluation."""
-    done = "AST/16, bilinear" if "bilinear" in name else "AST/32"
+@pytest.mark.parametrize(
+    "done, changed, how",
+    [
+        ("AST/32", "AST/32", {"times": 2}),
+        ("AST/32", "AST/16", {"times": 2}),  # from which it starts
+        ("AST/16, bilinear", "AST/16, bilinear", {"resize": "pi"}),
+        ("AST/16, bilinear", "AST/16", {"times": 2}),
+        ("mean of the ASTs of 8, 16, 32", "AST/8", {"times": 2}),
+    ],
+)
+def test_a_result_of_another_recipe_is_refused(papers, place, monkeypatch, done, changed, how):
     result(place, done, 0, sizes({"32": 0.5}))
     assert papers.is_done(place, done, 0)
-    if done == name:
-        own = papers.EXPERIMENTS[name]
-        monkeypatch.setitem(papers.EXPERIMENTS, name, dataclasses.replace(own, resize="pi"))
-    other_epochs(papers, monkeypatch, "AST/16" if "bilinear" in name else name)
+    changed_to = dataclasses.replace(papers.EXPERIMENTS[changed], **how)
+    monkeypatch.setitem(papers.EXPERIMENTS, changed, changed_to)
     for ask in (
         lambda: papers.missing(place, names=[done], seeds=1),
         lambda: papers.results_of(place),  # for a report
@@ -284,7 +283,8 @@ def test_a_run_of_another_recipe_is_refused(papers, place, monkeypatch, whole):
     (run if whole else papers.partial_of(run)).mkdir(parents=True)
     papers.write_json(papers.run_facts("AST/16", "quick", 0), place.facts("AST/16", 0))
     assert papers.is_trained(place, "AST/16", 0) is whole
-    other_epochs(papers, monkeypatch, "AST/16")
+    other = dataclasses.replace(papers.EXPERIMENTS["AST/16"], times=2)
+    monkeypatch.setitem(papers.EXPERIMENTS, "AST/16", other)
     with pytest.raises(SystemExit, match=r"run of another recipe .* another WORK"):
         papers.train_one(place, "AST/16", 0, None)
 
@@ -297,7 +297,7 @@ def test_a_target_is_met_to_the_clip(papers):
         assert found[3] == "yes"
 
 
-def test_a_run_ends_with_its_driver(papers, tmp_path):
+def test_a_run_ends_with_its_driver():
     child = (
         "import os, sys, time; sys.path.insert(0, sys.argv[1]); import papers;"
         "papers.end_with(os.getppid()); print('ready', os.getpid(), flush=True); time.sleep(60)"
@@ -319,8 +319,20 @@ def test_a_run_ends_with_its_driver(papers, tmp_path):
 
 
 def test_the_cascade_of_the_exported_file_is_the_one_of_the_targets(papers):
-    sizes = sorted(papers.COST_SIZES, reverse=True)
-    assert (sizes[0], sizes[len(sizes) // 2], sizes[-1]) == papers.CASCADES[0]
+    from keras_flexast.export.model_card import stages_among
+
+    assert tuple(stages_among(sorted(papers.COST_SIZES)[::-1])) == papers.CASCADES[0]
+
+
+@pytest.mark.parametrize("page", ["README.md", "examples/experiments/README.md"])
+def test_the_pages_have_the_table_of_targets(page):
+    results = ROOT / "examples" / "experiments" / "results" / "papers" / "small"
+    assert (results / "targets.md").read_text().strip() in (ROOT / page).read_text()
+
+
+def test_the_results_are_those_of_the_experiments(papers):
+    results = ROOT / "examples" / "experiments" / "results" / "papers"
+    assert papers.results_of(papers.Place(ROOT, "small", results))
 
 
 def test_sizes_are_drawn_evenly_in_their_logarithm(papers):

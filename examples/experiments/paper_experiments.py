@@ -13,15 +13,8 @@ SHIFTS = (10, 15, 20, 30, 40)  # milliseconds
 SPECIALISTS = {8: "AST/8", 16: "AST/16, continued", 32: "AST/32"}
 GRID = (8, 128)  # cells of the position tables: 20 s, the longest sentences
 CASCADES = (48, 24, 8), (32, 16, 8), (24, 8)
-COST_SIZES = (
-    8,
-    12,
-    16,
-    24,
-    32,
-    40,
-    48,
-)  # of an exported file, whose cascade is the first of CASCADES
+# Of an exported file, whose cascade is the first of CASCADES.
+COST_SIZES = (8, 12, 16, 24, 32, 40, 48)
 OURS = "FlexiAST, all sizes"
 LONG = ", four times as long"
 LONGER = OURS + LONG
@@ -50,7 +43,8 @@ class Scale:
     clips: dict  # of each data set: clips of each class for training, validation and test
     scratch_epochs: int = 1
     epochs: dict = dataclasses.field(default_factory=lambda: {"words": 1, "speakers": 1})
-    learning_rates: tuple = (4e-3, 2e-3)  # from scratch, and from another run
+    scratch_learning_rate: float = 4e-3
+    learning_rate: float = 2e-3  # from another run
     batch_clips: int = 16
     dtype: str = "float32"
 
@@ -64,7 +58,7 @@ SCALES = {
     "gpu": Scale(
         "tiny", {"words": (200, 30, 60), "speakers": (60, 10, 20)},
         scratch_epochs=100, epochs={"words": 40, "speakers": 60},
-        learning_rates=(3e-3, 1e-3), batch_clips=64, dtype="mixed_bfloat16",
+        scratch_learning_rate=3e-3, learning_rate=1e-3, batch_clips=64, dtype="mixed_bfloat16",
     ),
 }  # fmt: skip
 
@@ -90,7 +84,7 @@ AT_16 = {"patch_sizes": (16,)}
 AT_ALL = {"patch_sizes": ALL_SIZES, "patches": EVENLY}
 GRIDDED = {"position": "grid", "remainder": "crop"}  # as the papers
 ALL_SWEEPS = ("patch-size", "length", "frame-shift")
-# AST/16 on words is what all others start from, as the papers' start from AudioSet's.
+# AST/16 on words is what others start from, as the papers' start from AudioSet's.
 EXPERIMENTS = {
     # FlexiAST, on words
     "AST/16": Experiment(**WORDS, recipe=AT_16, init=None),
@@ -188,7 +182,7 @@ def recipe_of(name, scale, seed):
     base = Recipe(
         TrainSettings(
             epochs=own.times * (scale.epochs[own.data] if own.init else scale.scratch_epochs),
-            learning_rate=scale.learning_rates[bool(own.init)],
+            learning_rate=scale.learning_rate if own.init else scale.scratch_learning_rate,
             optimizer="muon", betas=(0.9, 0.99), weight_decay=0.05, decay_all=False,
             batch_clips=scale.batch_clips, seed=seed, dtype=scale.dtype,
         ),

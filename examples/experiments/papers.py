@@ -18,12 +18,15 @@ import os
 import pathlib
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 
+import keras
+import numpy as np
 from paper_experiments import (
     CASCADES,
     COST_SIZES,
@@ -37,6 +40,17 @@ from paper_experiments import (
     recipe_of,
 )
 from paper_figures import COSTS, report
+from speech_sets import make_set
+
+from keras_flexast.evaluation import evaluate_cascade, score_clips
+from keras_flexast.export import export_run
+from keras_flexast.files import partial_of
+from keras_flexast.inference.classifier import load_classifier
+from keras_flexast.runs import load_run, versions
+from keras_flexast.sweeps import evaluate_sweep
+from keras_flexast.training import train_run
+from tf_data_pipelines import load_source, read_data
+from tf_data_pipelines.atomic import atomic_write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +86,6 @@ class Place:
 
     def data(self, name):
         """Folder of a data set, made where it is missing."""
-        from speech_sets import make_set
-
         counts = SCALES[self.scale_name].clips[name]
         splits = dict(zip(("train", "validation", "test"), counts, strict=True))
         return make_set(name, self.work / self.scale_name, **splits)
@@ -100,8 +112,8 @@ def run_one(place, name, seed):
         found = {"seconds": seconds, **evaluate_one(own, folder, run, quick=quick)}
     result = {
         "name": name, "data": own.data, "seed": seed, **found,
-        **result_facts(name, place.scale_name, seed), "versions": versions_here(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_device()}",
+        **result_facts(name, place.scale_name, seed), "versions": versions(),
+        "machine": machine_here(),
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     write_json(result, place.result(name, seed))
@@ -139,15 +151,16 @@ def result_facts(name, scale_name, seed):
 
 
 def is_trained(place, name, seed):
-    """Whether a run is in WORK, whole or in part; SystemExit where it is of another recipe."""
+    """Whether a run is in WORK as a whole; SystemExit where it is of another recipe."""
     run, path = place.run(name, seed), place.facts(name, seed)
     if not run.exists() and not partial_of(run).exists():
         return False
     facts = run_facts(name, place.scale_name, seed)
     if not path.exists() or json.loads(path.read_text()) != facts:
+        why = "another recipe than" if path.exists() else f"a recipe that no {path.name} tells, not"
         raise SystemExit(
-            f"{run} is a run of another recipe than paper_experiments.py has now for {name!r} and "
-            f"what it starts from. Delete it, or choose another WORK."
+            f"{run} is a run of {why} what paper_experiments.py has now for {name!r} and what it "
+            f"starts from. Delete it, or choose another WORK."
         )
     return run.exists()
 
@@ -171,32 +184,23 @@ def results_of(place):
     """Files of all results of the experiments, each checked as by `is_done`."""
     found = []
     for name in EXPERIMENTS:
-        for path in sorted(place.results_folder.glob(slug(name, "[0-9]*") + ".json")):
-            is_done(place, name, int(path.stem.rpartition("_")[2]))
-            found.append(path)
+        for path in sorted(place.results_folder.glob(slug(name, "*") + ".json")):
+            seed = path.stem.rpartition("_")[2]
+            if seed.isdecimal():
+                is_done(place, name, int(seed))
+                found.append(path)
+    costs = place.results_folder / COSTS
+    if costs.exists() and json.loads(costs.read_text()).get("trained") != costs_facts(place):
+        raise SystemExit(f"{costs} is of other runs. Measure again with --costs, or delete it.")
     return found
 
 
 def write_json(values, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".part").write_text(json.dumps(values, indent=1) + "\n")
-    path.with_suffix(".part").rename(path)
-
-
-def versions_here():
-    from keras_flexast.runs import versions
-
-    return versions()
-
-
-def partial_of(run):
-    return run.with_name(f"{run.name}.partial")
+    atomic_write(path, json.dumps(values, indent=1) + "\n")
 
 
 def train_one(place, name, seed, folder):
     """Train what is missing; seconds, or None where it went on after a kill or was there."""
-    from keras_flexast.training import train_run
-
     if is_trained(place, name, seed):
         return None
     own, out = EXPERIMENTS[name], place.run(name, seed)
@@ -216,14 +220,9 @@ def swept_points(own, quick):
     return {sweep: points[sweep][: 2 if quick else None] for sweep in own.sweeps}
 
 
-def evaluate_one(own, folder, out, quick):
+def evaluate_one(own, folder, run_folder, quick):
     """Sweeps and cascades of a run, of each result what is reported."""
-    from keras_flexast.evaluation import evaluate_cascade
-    from keras_flexast.runs import load_run
-    from keras_flexast.sweeps import evaluate_sweep
-    from tf_data_pipelines import read_data
-
-    run, found = load_run(out), {}
+    run, found = load_run(run_folder), {}
     run = run.resized(own.resize) if own.resize else run
     data = read_data(folder, run.fbank, classes=run.classes, split="test", shares=run.shares)
     for sweep, points in swept_points(own, quick=quick).items():
@@ -244,12 +243,6 @@ def evaluate_one(own, folder, out, quick):
 
 def evaluate_mean(own, folder, place, seed):
     """Accuracy of each member, and of the mean of their scores, in the form of a cascade."""
-    import numpy as np
-
-    from keras_flexast.evaluation import score_clips
-    from keras_flexast.inference.classifier import load_classifier
-    from tf_data_pipelines import load_source
-
     source = load_source(folder).split("test")
     files, found, total = [clip.path for clip in source.clips], [], 0
     for name, size in own.members:
@@ -260,12 +253,14 @@ def evaluate_mean(own, folder, place, seed):
     return [*found, {"name": "mean", **score_clips(source, total)}]
 
 
+def costs_facts(place):
+    """What was trained for the costs."""
+    names = OURS, *SPECIALISTS.values()
+    return [run_facts(name, place.scale_name, 0) for name in names]
+
+
 def measure_costs(place):
     """Accuracy and time of a clip in `.tflite` files of seed 0, written to cost.json."""
-    import shutil
-
-    from keras_flexast.export import export_run
-
     names = OURS, *SPECIALISTS.values()
     if missing := [str(place.run(name, 0)) for name in names if not is_trained(place, name, 0)]:
         raise SystemExit(f"--costs needs {', '.join(missing)}. Train them first, without --costs.")
@@ -282,21 +277,23 @@ def measure_costs(place):
                 keys = "patch_size", "value", "standard_error", "clips", "latency_ms"
                 kept = {key: one[key] for key in keys}
                 found.append({"name": name, **kept, "cascade": one.get("cascade")})
-    values = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "points": found,
-              "date": time.strftime("%Y-%m-%d"), "versions": versions_here()}  # fmt: skip
+    values = {
+        "trained": costs_facts(place), "points": found, "machine": machine_here(),
+        "date": time.strftime("%Y-%m-%d"), "versions": versions(),
+    }  # fmt: skip
     write_json(values, place.results_folder / COSTS)
 
 
-def _device():
-    import keras
-
+def machine_here():
     if keras.backend.backend() == "jax":
         import jax
 
-        return jax.devices()[0].device_kind
-    import tensorflow as tf
+        device = jax.devices()[0].device_kind
+    else:
+        import tensorflow as tf
 
-    return tf.config.list_logical_devices()[-1].device_type
+        device = tf.config.list_logical_devices()[-1].device_type
+    return f"{platform.machine()}, {os.cpu_count()} cores, {device}"
 
 
 # === All runs ===
@@ -304,9 +301,9 @@ def _device():
 
 def run_all(place, *, names, seeds, jobs):
     """Train what is missing, each run after the one that it starts from; what failed, and why."""
-    make_sets(place, names)
     waiting = missing(place, names=names, seeds=seeds)
-    asked, running, failed = {*waiting}, {}, {}
+    make_sets(place, {name for name, _ in waiting})
+    unfinished, running, failed = {*waiting}, {}, {}
     with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
         while waiting or running:
             for one in [*waiting]:
@@ -314,7 +311,7 @@ def run_all(place, *, names, seeds, jobs):
                 if any(other in failed for other in needs):
                     failed[one] = "what it starts from failed"
                     waiting.remove(one)
-                elif len(running) < jobs and not any(other in asked for other in needs):
+                elif len(running) < jobs and not any(other in unfinished for other in needs):
                     waiting.remove(one)
                     running[threads.submit(_in_process, place, *one)] = one
             if not running:
@@ -322,7 +319,7 @@ def run_all(place, *, names, seeds, jobs):
             done, _ = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
             for future in done:
                 one = running.pop(future)
-                asked.discard(one)
+                unfinished.discard(one)
                 code, seconds = future.result()
                 print(f"{one[0]}, seed {one[1]}: {'done' if not code else f'exit code {code}'} "
                       f"after {seconds:.0f} s", flush=True)  # fmt: skip
@@ -375,7 +372,14 @@ def _in_process(place, name, seed):
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [
         *(sys.executable, __file__, str(place.work), "--scale", place.scale_name),
-        *("--results", str(place.results_folder.parent), "--one", name, str(seed)),
+        *(
+            "--results",
+            str(place.results_folder.parent),
+            "--one",
+            name,
+            str(seed),
+            str(os.getpid()),
+        ),
     ]
     with path.open("a") as log:
         code = subprocess.call(command, stdout=log, stderr=log)
@@ -407,29 +411,33 @@ if __name__ == "__main__":
     )
     parser.add_argument("--report", action="store_true", help="tables of what is done, alone")
     parser.add_argument("--results", type=pathlib.Path, help="WORK/results where it is left out")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     place = Place(given.work, given.scale, given.results)
     if given.one:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver's, which ends this one
-        end_with(os.getppid())
-        run_one(place, given.one[0], int(given.one[1]))
+        name, seed, driver = given.one
+        end_with(int(driver))
+        run_one(place, name, int(seed))
     else:
         names = given.only.split(";") if given.only else [*EXPERIMENTS]
         if unknown := [name for name in names if name not in EXPERIMENTS]:
             parser.error(f"--only {unknown[0]!r} is none of {'; '.join(EXPERIMENTS)}.")
         if given.jobs < 1:
             parser.error("--jobs must be at least 1.")
+        if not given.costs:
+            results_of(place)  # what is stale is refused before hours of work
         failed = []
         if given.costs:
             measure_costs(place)
         elif not given.report:
-            try:
-                make_sets(place, names)
+            how = {"names": names, "seeds": given.seeds}
+            try:  # a set is not left half-made
+                make_sets(place, {name for name, _ in missing(place, **how)})
             except KeyboardInterrupt:
                 stop(place)
             signal.signal(signal.SIGINT, lambda *_: stop(place))
-            failed = run_all(place, names=names, seeds=given.seeds, jobs=given.jobs)
+            failed = run_all(place, **how, jobs=given.jobs)
         for one in failed:
             print(one, file=sys.stderr)
         report(place.results_folder, results_of(place))

@@ -140,6 +140,11 @@ def operating_points(
     return [*points, *_run_points(run, data, sizes, **options)]
 
 
+def stages_among(sizes):
+    """The first, the middle and the last of a list, each once."""
+    return list(dict.fromkeys(sizes[k] for k in (0, len(sizes) // 2, -1)))
+
+
 def _cascade_points(artifacts, points, scores, *, data, held_out, progress):
     """Points of the cascades over the patch sizes of artifacts that have several.
 
@@ -152,10 +157,9 @@ def _cascade_points(artifacts, points, scores, *, data, held_out, progress):
         for place, one in enumerate(artifacts):
             if one.path == path and one.patch_size:
                 by_area.setdefault(patch_order(one.patch_size)[0], place)
-        places = [by_area[area] for area in sorted(by_area, reverse=True)]
+        places = stages_among([by_area[area] for area in sorted(by_area, reverse=True)])
         if len(places) < 2:
             continue
-        places = list(dict.fromkeys(places[k] for k in (0, len(places) // 2, -1)))
         stages, first = [points[place] for place in places], artifacts[places[0]]
         times = {
             count: np.array([one["latency_ms"][count] for one in stages])
@@ -229,6 +233,7 @@ def describe_run(run, name, frame_shift_ms=None):
     Returns:
         dictionary for `write_card`.
     """
+    fbank = run.front_end(frame_shift_ms)[0]
     return {
         "name": name,
         "classes": list(run.classes),
@@ -237,9 +242,9 @@ def describe_run(run, name, frame_shift_ms=None):
         "pooling": run.model.pooling_name,
         "sample_rate": run.fbank.sample_rate,
         "mel_bins": run.fbank.mel_bins,
-        "frame_shift_ms": run.front_end(frame_shift_ms)[0].frame_shift_ms,
+        "frame_shift_ms": fbank.frame_shift_ms,
         "window_ms": run.fbank.window_ms,
-        "heard_seconds": heard_seconds(run.fbank),
+        "heard_seconds": heard_seconds(fbank),
         "mean": run.fbank.mean,
         "std": run.fbank.std,
     }
@@ -556,8 +561,8 @@ def _heard(model):
     if seconds is None:
         return ""
     return (
-        f" It hears {seconds:.3g} s: a server leaves out the rest of a longer clip, `flexast "
-        f"predict` with a file for phones takes the mean of windows of that length."
+        f" It hears {seconds:.3g} s. A server leaves out the rest of a longer clip; with a file "
+        f"for phones, `flexast predict` takes the mean of windows of that length."
     )
 
 

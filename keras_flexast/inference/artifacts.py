@@ -302,9 +302,8 @@ def load_artifacts(path, threads=2):
             name: patch_pair(pair) for name, pair in description.get("patch_sizes", {}).items()
         }
         shares = checked_shares(description.get("shares", SHARES))
-        rate = description.get("fbank", {}).get("sample_rate", SAMPLE_RATE)
-        check_positive("sample_rate", rate, int)
         fbank = FbankSettings.from_dict(description["fbank"]) if "fbank" in description else None
+        rate = fbank.sample_rate if fbank else SAMPLE_RATE
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{DESCRIPTION} in {version} is damaged: {described(error)}. Export again."
@@ -486,7 +485,7 @@ def _over_files(artifact, paths, answer, description):
     files, rate = list(paths), artifact.sample_rate
     paths = [one.name if isinstance(one, Clip) else str(one) for one in files]
     outputs, rejected, unscored = {}, {}, {}  # by the file's number; unscored holds waveforms
-    lengths = {}
+    lengths = []
 
     def flush():
         given, refused = answer(list(unscored.values()))
@@ -502,13 +501,14 @@ def _over_files(artifact, paths, answer, description):
         for number, one in enumerate(progress.track(files, description=escape(description or ""))):
             try:
                 wave = one.read(rate) if isinstance(one, Clip) else read_audio(one, rate)
-                unscored[number], lengths[number] = wave, len(wave)
+                unscored[number] = wave
+                lengths.append(len(wave))
             except AudioError as error:
                 rejected[number] = str(error)
             if sum(map(len, unscored.values())) > BATCH_SAMPLES:
                 flush()
         width = flush()
-    warn_of_unheard(artifact, lengths.values())
+    warn_of_unheard(artifact, lengths)
     table = np.zeros((len(outputs), width), "float32")
     table[:] = list(outputs.values()) or table
     failed = tuple((paths[number], rejected[number]) for number in sorted(rejected))

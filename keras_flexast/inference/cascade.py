@@ -98,7 +98,7 @@ class CascadeClassifier(Classifier):
             chosen = [waveforms[place] for place in places]
             if classifier is self.classifiers[0]:  # it says what is wrong with a clip
                 return np.ones(len(places), bool), classifier.predict(chosen)
-            return classifier.predict_short(chosen)
+            return classifier.predict_fitting(chosen)
 
         return self._gathered(len(waveforms), ask)
 

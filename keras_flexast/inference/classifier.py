@@ -64,7 +64,7 @@ class Classifier(abc.ABC):
             ValueError: a clip cannot be used; the message says which and why.
         """
 
-    def predict_short(self, waveforms: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def predict_fitting(self, waveforms: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Scores of the clips that are short enough for this patch size.
 
         Args:
@@ -215,7 +215,7 @@ class RunClassifier(Classifier):
         warn_of_cuts(self.run, sum(is_cut(fbank, one) for one in seconds), len(waveforms))
         return self.run.scores(self._outputs(self._logits, waveforms))
 
-    def predict_short(self, waveforms):
+    def predict_fitting(self, waveforms):
         from tf_data_pipelines.lengths import overlong_reason
 
         patches = self.run.patches_at([self.pair], self.frame_shift_ms)
@@ -321,7 +321,7 @@ class ArtifactClassifier(Classifier):
         warn_of_unheard(self.artifact, map(len, waveforms))
         return scores
 
-    def predict_short(self, waveforms):
+    def predict_fitting(self, waveforms):
         scores, refused = self.artifact.answer(waveforms)
         heard = np.array([not reason for reason in refused])
         return heard, scores[heard]
