@@ -9,15 +9,17 @@ ALL_SIZES = tuple(range(8, 49, 2))
 WIDE_SIZES = (4, *ALL_SIZES, 56, 64)
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 20)  # seconds
 SHIFTS = (10, 15, 20, 30, 40)  # milliseconds
-# From AST/16, with as many passes as the flexible ones.
+# From AST/16, with as many passes as the flexible ones; and with as many as the longest of them.
 SPECIALISTS = {8: "AST/8", 16: "AST/16, continued", 32: "AST/32"}
+LONG = ", four times as long"
+LONG_SPECIALISTS = {size: f"AST/{size}{LONG}" for size in SPECIALISTS}
 GRID = (8, 128)  # cells of the position tables: 20 s, the longest sentences
 CASCADES = (48, 24, 8), (32, 16, 8), (24, 8)
 # Of an exported file, whose cascade is the first of CASCADES.
 COST_SIZES = (8, 12, 16, 24, 32, 40, 48)
 OURS = "FlexiAST, all sizes"
-LONG = ", four times as long"
 LONGER = OURS + LONG
+UNIFIED = {data: f"unified, {data}" for data in ("words", "speakers")}
 BETWEEN = {
     size: (max(p for p in PATCH_SIZES if p < size), min(p for p in PATCH_SIZES if p > size))
     for size in BETWEEN_SIZES
@@ -115,11 +117,11 @@ EXPERIMENTS = {
     },
     # Ours: any patch size, native length and any frame shift, in the same rows
     **{
-        f"unified, {data}{LONG if times > 1 else ''}": Experiment(
+        name + LONG * (times > 1): Experiment(
             data, {**AT_ALL, "augment": {"frame_shift_range_ms": (10, 40)}},
             sweeps=ALL_SWEEPS, cascade=data == "words", times=times,
         )
-        for times in (1, 4) for data in ("words", "speakers")
+        for times in (1, 4) for data, name in UNIFIED.items()
     },
     # The ablations of both papers
     "FlexiAST, distilled": Experiment(**WORDS, recipe={}, teacher="AST/16"),
@@ -139,6 +141,10 @@ EXPERIMENTS = {
         **WORDS, recipe={"patch_sizes": ALL_SIZES, "patches": {"patch_weights": ALL_SIZES}}
     ),
     LONGER: Experiment(**WORDS, recipe=AT_ALL, times=4, cascade=True),
+    **{
+        name: Experiment(**WORDS, recipe={"patch_sizes": (size,)}, times=4)
+        for size, name in LONG_SPECIALISTS.items()
+    },
     f"{OURS}, distilled": Experiment(**WORDS, recipe=AT_ALL, teacher="AST/16", cascade=True),
     f"{LONGER}, distilled": Experiment(
         **WORDS, recipe=AT_ALL, times=4, teacher="AST/16", cascade=True

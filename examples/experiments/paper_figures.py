@@ -3,7 +3,16 @@
 import json
 import statistics
 
-from paper_experiments import BETWEEN, CASCADES, EXPERIMENTS, LONG, LONGER, OURS, SPECIALISTS
+from paper_experiments import (
+    BETWEEN,
+    CASCADES,
+    LONG,
+    LONG_SPECIALISTS,
+    LONGER,
+    OURS,
+    SPECIALISTS,
+    UNIFIED,
+)
 
 MEANS = "mean of one model at 8, 16, 32", "mean of the ASTs of 8, 16, 32"
 ROUNDING = 1e-9  # of points, which are shares of clips
@@ -12,7 +21,7 @@ COSTS = "cost.json"  # file of the accuracy and time of exported models
 FIGURES = {  # file: title, data set, sweep, and the experiments that are lines
     "patch_sizes": (
         "One flexible model, and ASTs of one size (FlexiAST, Figure 1 and Table 1)", "words",
-        "patch-size", ("AST/8", "AST/16, continued", "AST/32", "FlexiAST", OURS, "unified, words"),
+        "patch-size", ("AST/8", "AST/16, continued", "AST/32", "FlexiAST", OURS, LONGER),
     ),
     "resize": (
         "PI-resize and bilinear (FlexiAST, Figures 4b and 5)", "words", "patch-size",
@@ -99,8 +108,8 @@ def targets(runs):
     rows = []
     flexible = "FlexiAST", OURS, LONGER
     for name in (one + how for how in ("", ", distilled") for one in flexible):
-        own = [minus(done.size(p, name), done.size(p, fixed)) for p, fixed in SPECIALISTS.items()]
-        rows += row(f"{name} at 8, 16, 32 against the AST trained at each", -1, *own)
+        rows += _specialists_row(done, name, SPECIALISTS, "the AST trained at each")
+    rows += _specialists_row(done, LONGER, LONG_SPECIALISTS, f"the AST trained at each{LONG}")
     for name in flexible:
         rows += _shape_rows(done, name)
     rows += _resize_rows(done)
@@ -113,7 +122,7 @@ def targets(runs):
         "mean of one model's scores at 8, 16, 32 against that of three ASTs", 0,
         minus(*map(done.mean, MEANS)),
     )  # fmt: skip
-    for name in (one for one, own in EXPERIMENTS.items() if own.cascade and one in done.names):
+    for name in (OURS, LONGER, UNIFIED["words"], UNIFIED["words"] + LONG):
         for stages in (",".join(map(str, stages)) for stages in CASCADES):
             rows += _cascade_row(done, name, stages)
     return rows
@@ -178,6 +187,11 @@ def row(what, least, *differences):
     return [(what, f"{least:g} or more", "; ".join(map(_spread, differences)), met, count)]
 
 
+def _specialists_row(done, name, specialists, against):
+    gains = [minus(done.size(p, name), done.size(p, fixed)) for p, fixed in specialists.items()]
+    return row(f"{name} at 8, 16, 32 against {against}", -1, *gains)
+
+
 def _shape_rows(done, name):
     """Between the sizes of training, and at both ends."""
 
@@ -240,11 +254,11 @@ def _unified_rows(done):
     rows = []
     for how in ("", LONG):
         sizes = [
-            minus(done.size(p, f"unified, words{how}"), done.size(p, OURS)) for p in (8, 16, 32, 48)
+            minus(done.size(p, UNIFIED["words"] + how), done.size(p, OURS)) for p in (8, 16, 32, 48)
         ]
         rows += row(f"unified{how}, at 8, 16, 32, 48 against {OURS}", -1.5, *sizes)
         lengths = [
-            done.over_best(f"unified, speakers{how}", ["ElasticAST"], s) for s in (2, 4, 8, 20)
+            done.over_best(UNIFIED["speakers"] + how, ["ElasticAST"], s) for s in (2, 4, 8, 20)
         ]
         what = f"unified{how}, on clips cut after 2, 4, 8, 20 s, against ElasticAST"
         rows += row(what, -1.5, *lengths)
