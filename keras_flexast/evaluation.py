@@ -294,7 +294,9 @@ def _evaluate_artifact(artifact, data, progress):
     return {"name": name, "signature": artifact.signature, **report_clips(data.source, scores)}
 
 
-def evaluate_packed(run, data, patch_sizes, *, progress=False, predictor=None, **resolution):
+def evaluate_packed(
+    run, data, patch_sizes, *, progress=False, predictor=None, about="", **resolution
+):
     """Results of a run at each patch size, see `evaluate_run`, on a ScannedSource.
 
     Args:
@@ -304,9 +306,10 @@ def evaluate_packed(run, data, patch_sizes, *, progress=False, predictor=None, *
         progress: show progress bars.
         predictor: PackedPredictor of the run's model, which keeps what it compiled; None for a
             new one.
+        about: text beside the progress bars, after the patch size.
         **resolution: frame_shift_ms or pool_frames, see `Run.patches_at`.
     """
-    how = {"progress": progress, "predictor": predictor}
+    how = {"progress": progress, "predictor": predictor, "about": about}
     found = _packed_scores(run, data, patch_sizes, **how, **resolution)
     return [
         {
@@ -319,7 +322,9 @@ def evaluate_packed(run, data, patch_sizes, *, progress=False, predictor=None, *
     ]
 
 
-def _packed_scores(run, data, patch_sizes, *, progress=False, predictor=None, **resolution):
+def _packed_scores(
+    run, data, patch_sizes, *, progress=False, predictor=None, about="", **resolution
+):
     """{patch size: (outputs that rank as scores do, float (clips, classes), counts)} of a run.
 
     Clips of one label have log softmax, others logits; counts are those of `packed_outputs`.
@@ -347,7 +352,7 @@ def _packed_scores(run, data, patch_sizes, *, progress=False, predictor=None, **
                 predictor,
                 evaluation_batches(data, run.fbank, patches=patches, packing=packing),
                 len(data.source),
-                f"Evaluating at patch {patch_name(pair)}" if progress else None,
+                f"Evaluating at patch {patch_name(pair)}{about}" if progress else None,
             )
             costs = clip_operations(
                 run.model, np.minimum(tokens[pairs.index(pair)], MAX_ROW_LENGTH)

@@ -108,8 +108,9 @@ def evaluate_sweep(
         clips = data.shortened(point) if sweep == "length" else data
         with damage_named(clips):
             (result,) = evaluate_packed(
-                run, clips, [one], progress=progress, predictor=predictor, **how
-            )
+                run, clips, [one], progress=progress, predictor=predictor, **how,
+                about="" if sweep == "patch-size" else f", {sweep} {point:g}",
+            )  # fmt: skip
         found.append({"point": result["name"] if sweep == "patch-size" else point, **result})
     return {**names, "seed": seed, "sweeps": {sweep: found}}
 

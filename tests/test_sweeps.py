@@ -60,6 +60,12 @@ def test_patch_sizes_and_frame_shifts_are_those_of_evaluate(run, sounds):
     assert points[0]["tokens"] > points[1]["tokens"]
 
 
+def test_progress_names_each_point(run, sounds, capsys):
+    evaluate_sweep(run, sounds, "frame-shift", points=(12.5, 25), split="all", progress=True)
+    shown = capsys.readouterr().out
+    assert "Evaluating at patch 16, frame-shift 12.5" in shown and "frame-shift 25" in shown
+
+
 def test_lengths_are_those_of_files_that_are_cut(run, sounds, tmp_path):
     points = evaluate_sweep(run, sounds, "length", points=(0.2, 0.45, 9), split="all")
     for one in points["sweeps"]["length"]:
