@@ -192,7 +192,7 @@ def test_targets_are_differences_of_means_over_seeds(papers, place, capsys):
     for seed, more in ((0, 0.0), (1, 0.02)):
         result(place, "AST/16, continued", seed, sizes({"8": 0.4, "16": 0.8 + more, "32": 0.3}))
         own = {"8": 0.85, "12": 0.84, "14": 0.80, "16": 0.82, "32": 0.7, "48": 0.6}
-        result(place, papers.OURS, seed, sizes(own), cascades={"48,24,8": [
+        result(place, papers.LONGER, seed, sizes(own), cascades={"48,24,8": [
             {"name": "48", "value": 0.6, "operations": 1e6},
             {"name": "8", "value": 0.85, "operations": 4e6},
             {"name": "cascade", "value": 0.86, "operations": 1e6, "threshold": 0.5,
@@ -368,7 +368,7 @@ def test_the_driver_trains_what_is_missing_and_only_that(papers, place, monkeypa
     assert all(one["clips"] == 2 * len(speech_sets.WORDS) for one in found)
     swept = json.loads(place.result(few, 0).read_text())["sweeps"]["patch-size"]
     assert found[1]["value"] == pytest.approx(swept[0]["value"], abs=0.05)
-    monkeypatch.setattr(papers, "OURS", few)
+    monkeypatch.setattr(papers, "LONGER", few)
     monkeypatch.setattr(papers, "COST_SIZES", (16, 32))
     monkeypatch.setattr(papers, "SPECIALISTS", {})  # they are exported the same way
     papers.measure_costs(place)

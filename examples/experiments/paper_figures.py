@@ -334,18 +334,18 @@ def draw_costs(measured, path):
         axes.plot(*place, *args, **kwargs)
         axes.annotate(point["patch_size"], place, (5, -11), textcoords="offset points", fontsize=8)
 
-    ours = [one for one in measured["points"] if one["name"] == OURS]
+    ours = [one for one in measured["points"] if one["name"] == LONGER]
     sizes = sorted((one for one in ours if not one["cascade"]),
                    key=lambda one: one["latency_ms"]["1"])  # fmt: skip
     axes.plot([one["latency_ms"]["1"] for one in sizes], [100 * one["value"] for one in sizes],
-              "C0-", label="one flexible model at each size")  # fmt: skip
+              "C0-", label="one flexible model at each size, 20 passes")  # fmt: skip
     for one in sizes:
         draw(one, "C0o")
     cascades = [one for one in ours if one["cascade"]]
     for one in cascades:
         draw(one, "C1D", ms=9, label="its cascade, on average")
-    for number, one in enumerate(p for p in measured["points"] if p["name"] != OURS):
-        draw(one, "k*", ms=11, label=None if number else "an AST for each size")
+    for number, one in enumerate(p for p in measured["points"] if p["name"] != LONGER):
+        draw(one, "k*", ms=11, label=None if number else "an AST for each size, 5 passes each")
     axes.set(
         xscale="log", xlabel="milliseconds of a clip of the longest word, one thread, .tflite",
         ylabel="accuracy (%)", title="Words, seed 0: accuracy against time",

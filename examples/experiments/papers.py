@@ -32,7 +32,7 @@ from paper_experiments import (
     COST_SIZES,
     EXPERIMENTS,
     LENGTHS,
-    OURS,
+    LONGER,
     SCALES,
     SHIFTS,
     SPECIALISTS,
@@ -255,17 +255,17 @@ def evaluate_mean(own, folder, place, seed):
 
 def costs_facts(place):
     """What was trained for the costs."""
-    names = OURS, *SPECIALISTS.values()
+    names = LONGER, *SPECIALISTS.values()
     return [run_facts(name, place.scale_name, 0) for name in names]
 
 
 def measure_costs(place):
     """Accuracy and time of a clip in `.tflite` files of seed 0, written to cost.json."""
-    names = OURS, *SPECIALISTS.values()
+    names = LONGER, *SPECIALISTS.values()
     if missing := [str(place.run(name, 0)) for name in names if not is_trained(place, name, 0)]:
         raise SystemExit(f"--costs needs {', '.join(missing)}. Train them first, without --costs.")
     folder, found = place.data("words"), []
-    for name, sizes in ((OURS, COST_SIZES), *((name, (p,)) for p, name in SPECIALISTS.items())):
+    for name, sizes in ((LONGER, COST_SIZES), *((name, (p,)) for p, name in SPECIALISTS.items())):
         out = place.work / "exports" / place.scale_name / slug(name, 0)
         shutil.rmtree(out, ignore_errors=True)
         export_run(
@@ -273,7 +273,7 @@ def measure_costs(place):
             precisions=("float32",), data=folder,
         )  # fmt: skip
         for one in json.loads((out / "card.json").read_text())["points"]:
-            if name != OURS or "_multi" in one["path"]:  # the file of all sizes
+            if name != LONGER or "_multi" in one["path"]:  # the file of all sizes
                 keys = "patch_size", "value", "standard_error", "clips", "latency_ms"
                 kept = {key: one[key] for key in keys}
                 found.append({"name": name, **kept, "cascade": one.get("cascade")})
