@@ -336,7 +336,7 @@ def draw_costs(measured, path):
 
     ours = [one for one in measured["points"] if one["name"] == LONGER]
     sizes = sorted((one for one in ours if not one["cascade"]),
-                   key=lambda one: one["latency_ms"]["1"])  # fmt: skip
+                   key=lambda one: int(one["patch_size"]))  # fmt: skip
     axes.plot([one["latency_ms"]["1"] for one in sizes], [100 * one["value"] for one in sizes],
               "C0-", label="one flexible model at each size, 20 passes")  # fmt: skip
     for one in sizes:
