@@ -48,8 +48,8 @@ class Run:
         packing: PackSettings of the training.
         classes: class names in the order of the model's outputs.
         multi_label: whether a clip may have several classes: scores are sigmoid, else softmax.
-        clip_seconds: length of the longest training clip, or what is heard of it; what an export
-            of fixed length defaults to.
+        clip_seconds: length of the longest training clip, at most what fbank hears of it; what an
+            export of fixed length defaults to.
         shares: shares of validation and test clips that were drawn where the training data has
             no splits, so that the same clips are drawn again.
         made_by: how the run was made: what the user chose, the name of the data, versions.
@@ -81,6 +81,9 @@ class Run:
         object.__setattr__(self, "classes", tuple(names))
         check_flag("multi_label", self.multi_label)
         check_positive("clip_seconds", self.clip_seconds)
+        heard = heard_seconds(self.fbank)
+        if heard is not None:  # a buffer for phones holds no more than is heard of it
+            object.__setattr__(self, "clip_seconds", min(self.clip_seconds, round(heard, 3)))
         object.__setattr__(self, "shares", checked_shares(self.shares))
         if not isinstance(self.made_by, dict):
             raise ValueError(f"made_by={self.made_by!r} must be a dictionary.")

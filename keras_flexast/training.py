@@ -41,7 +41,6 @@ from keras_flexast.runs import (
     Run,
     as_run,
     fields_of,
-    heard_seconds,
     name_of,
     run_settings,
     save_history,
@@ -253,7 +252,7 @@ def _new_run(data, front_end, *, recipe, init, names):
         packing=packing,
         classes=data.source.classes,
         multi_label=data.source.multi_label,
-        clip_seconds=round(min(float(max(train.durations)), heard_seconds(fbank) or math.inf), 3),
+        clip_seconds=round(float(max(train.durations)), 3),
         shares=(settings.validation, settings.test),
         made_by={
             "command": "train",

@@ -3,6 +3,7 @@
 import json
 import statistics
 
+from matplotlib.figure import Figure
 from paper_experiments import (
     BETWEEN,
     CASCADES,
@@ -13,6 +14,10 @@ from paper_experiments import (
     SPECIALISTS,
     UNIFIED,
 )
+
+from keras_flexast.figures import sweep_figure
+from keras_flexast.report import join_results, read_results, report_tables, write_report
+from keras_flexast.settings import SWEEPS
 
 MEANS = "mean of one model at 8, 16, 32", "mean of the ASTs of 8, 16, 32"
 ROUNDING = 1e-9  # of points, which are shares of clips
@@ -71,8 +76,6 @@ def report(folder, files):
         folder: folder to write to, with the file of the costs where they are measured.
         files: paths of the results, see `papers.run_one`.
     """
-    from keras_flexast.report import read_results, write_report
-
     runs = [json.loads(path.read_text()) for path in files]
     swept = [path for path, run in zip(files, runs, strict=True) if run["sweeps"]]
     if not swept:
@@ -196,11 +199,8 @@ def _shape_rows(done, name):
     """Between the sizes of training, and at both ends."""
 
     def over_line(point, low, high):
-        share, below, above = (
-            (point - low) / (high - low),
-            done.size(low, name),
-            done.size(high, name),
-        )
+        share = (point - low) / (high - low)
+        below, above = done.size(low, name), done.size(high, name)
         both = below.keys() & above.keys()
         line = {seed: (1 - share) * below[seed] + share * above[seed] for seed in both}
         return minus(done.size(point, name), line)
@@ -297,10 +297,6 @@ def _spread(values, how="+.1f"):
 
 def draw_lines(results, path, title, data, sweep, names):
     """One figure of the papers, of the experiments that are done."""
-    from keras_flexast.figures import sweep_figure
-    from keras_flexast.report import join_results, report_tables
-    from keras_flexast.settings import SWEEPS
-
     found = [one for name in names for one in results
              if (one["name"], one["data"], one["sweep"]) == (name, data, sweep)]  # fmt: skip
     if sweep == "patch-size":
@@ -324,8 +320,6 @@ def _side(result):
 
 def draw_costs(measured, path):
     """Accuracy against a clip's time: the flexible model, its cascade, the ASTs of one size."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7, 4.4), dpi=150, layout="constrained")
     axes = figure.add_subplot()
 

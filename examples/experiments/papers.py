@@ -46,6 +46,7 @@ from keras_flexast.evaluation import evaluate_cascade, score_clips
 from keras_flexast.export import export_run
 from keras_flexast.files import partial_of
 from keras_flexast.inference.classifier import load_classifier
+from keras_flexast.interrupts import end_on_interrupt
 from keras_flexast.runs import load_run, versions
 from keras_flexast.sweeps import evaluate_sweep
 from keras_flexast.training import train_run
@@ -155,11 +156,12 @@ def is_trained(place, name, seed):
     run, path = place.run(name, seed), place.facts(name, seed)
     if not run.exists() and not partial_of(run).exists():
         return False
+    there = run if run.exists() else partial_of(run)
     facts = run_facts(name, place.scale_name, seed)
     if not path.exists() or json.loads(path.read_text()) != facts:
         why = "another recipe than" if path.exists() else f"a recipe that no {path.name} tells, not"
         raise SystemExit(
-            f"{run} is a run of {why} what paper_experiments.py has now for {name!r} and what it "
+            f"{there} is a run of {why} what paper_experiments.py has now for {name!r} and what it "
             f"starts from. Delete it, or choose another WORK."
         )
     return run.exists()
@@ -253,19 +255,22 @@ def evaluate_mean(own, folder, place, seed):
     return [*found, {"name": "mean", **score_clips(source, total)}]
 
 
+def costed():
+    """{experiment: patch sizes} of the exported files of the costs."""
+    return {LONGER: COST_SIZES, **{name: (size,) for size, name in SPECIALISTS.items()}}
+
+
 def costs_facts(place):
     """What was trained for the costs."""
-    names = LONGER, *SPECIALISTS.values()
-    return [run_facts(name, place.scale_name, 0) for name in names]
+    return [run_facts(name, place.scale_name, 0) for name in costed()]
 
 
 def measure_costs(place):
     """Accuracy and time of a clip in `.tflite` files of seed 0, written to cost.json."""
-    names = LONGER, *SPECIALISTS.values()
-    if missing := [str(place.run(name, 0)) for name in names if not is_trained(place, name, 0)]:
+    if missing := [str(place.run(name, 0)) for name in costed() if not is_trained(place, name, 0)]:
         raise SystemExit(f"--costs needs {', '.join(missing)}. Train them first, without --costs.")
     folder, found = place.data("words"), []
-    for name, sizes in ((LONGER, COST_SIZES), *((name, (p,)) for p, name in SPECIALISTS.items())):
+    for name, sizes in costed().items():
         out = place.work / "exports" / place.scale_name / slug(name, 0)
         shutil.rmtree(out, ignore_errors=True)
         export_run(
@@ -302,7 +307,8 @@ def machine_here():
 def run_all(place, *, names, seeds, jobs):
     """Train what is missing, each run after the one that it starts from; what failed, and why."""
     waiting = missing(place, names=names, seeds=seeds)
-    make_sets(place, {name for name, _ in waiting})
+    for data in sorted({EXPERIMENTS[name].data for name, _ in waiting}):
+        place.data(data)
     unfinished, running, failed = {*waiting}, {}, {}
     with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
         while waiting or running:
@@ -326,18 +332,6 @@ def run_all(place, *, names, seeds, jobs):
                 if code:
                     failed[one] = f"exit code {code}, see {place.log(*one)}"
     return [f"{name}, seed {seed}: {why}" for (name, seed), why in failed.items()]
-
-
-def make_sets(place, names):
-    """Make the data sets of experiments where they are missing."""
-    for data in sorted({EXPERIMENTS[name].data for name in names}):
-        place.data(data)
-
-
-def stop(place):
-    """End at once, and with it all runs: what was saved is whole, see `end_with`."""
-    print(f"Stopped. What is done is in {place.work}; the same command goes on.", file=sys.stderr)
-    os._exit(130)
 
 
 def missing(place, *, names, seeds):
@@ -371,15 +365,8 @@ def _in_process(place, name, seed):
     path = place.log(name, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [
-        *(sys.executable, __file__, str(place.work), "--scale", place.scale_name),
-        *(
-            "--results",
-            str(place.results_folder.parent),
-            "--one",
-            name,
-            str(seed),
-            str(os.getpid()),
-        ),
+        *(sys.executable, __file__, str(place.work), "--scale", place.scale_name, "--results"),
+        *(str(place.results_folder.parent), "--one", name, str(seed), str(os.getpid())),
     ]
     with path.open("a") as log:
         code = subprocess.call(command, stdout=log, stderr=log)
@@ -431,13 +418,13 @@ if __name__ == "__main__":
         if given.costs:
             measure_costs(place)
         elif not given.report:
-            how = {"names": names, "seeds": given.seeds}
-            try:  # a set is not left half-made
-                make_sets(place, {name for name, _ in missing(place, **how)})
+            leave = end_on_interrupt(
+                lambda: f"Stopped. What is done is in {place.work}; the same command goes on."
+            )
+            try:  # the runs end with this process
+                failed = run_all(place, names=names, seeds=given.seeds, jobs=given.jobs)
             except KeyboardInterrupt:
-                stop(place)
-            signal.signal(signal.SIGINT, lambda *_: stop(place))
-            failed = run_all(place, **how, jobs=given.jobs)
+                leave()
         for one in failed:
             print(one, file=sys.stderr)
         report(place.results_folder, results_of(place))
