@@ -353,7 +353,8 @@ def write_report(
 def _seal(folder, text):
     """The last line of a report's text: the digest of what was written."""
     digest = hashlib.sha256(text.encode())
-    for path in sorted(path for path in folder.iterdir() if path.name != REPORT_TEXT):
+    sealed = (path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    for path in sorted(path for path in sealed if path.name != REPORT_TEXT):
         digest.update(path.name.encode() + path.read_bytes())
     return f"\n{SEAL}{digest.hexdigest()} -->\n"
 

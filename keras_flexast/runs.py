@@ -298,14 +298,14 @@ def heard_seconds(fbank):
     """Seconds of a clip that a front end of a fixed length hears; None for all of it."""
     if fbank.clip_ms is None:
         return None
-    return (fbank.clip_ms - fbank.frame_shift_ms + fbank.window_ms) / 1000
+    return ((fbank.clip_frames - 1) * fbank.frame_shift_ms + fbank.window_ms) / 1000
 
 
 def is_cut(fbank, seconds):
     """Whether a clip is longer than what a front end of a fixed length hears of it."""
     if fbank.clip_ms is None:
         return False
-    return seconds * 1000 > fbank.clip_ms + fbank.window_ms  # up to here no whole frame is lost
+    return seconds * 1000 >= fbank.clip_ms + fbank.window_ms  # below it no whole frame is lost
 
 
 def warn_of_cuts(run, cut, clips):

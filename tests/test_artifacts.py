@@ -306,6 +306,7 @@ def test_a_refused_clip_is_reported_and_its_neighbors_are_scored(tiny, tmp_path)
     with pytest.raises(ValueError, match="refused clip 0: more than 1000 samples"):
         artifact.scores([long, fine])
     heard, short = ArtifactClassifier(artifact).predict_fitting([long, fine])
+    assert ArtifactClassifier(artifact).predict_fitting([])[0].shape == (0,)
     assert heard.tolist() == [False, True]
     np.testing.assert_array_equal(short, scores[1:])
     for name, clip in (("fine", fine), ("long", long)):

@@ -260,7 +260,7 @@ def test_a_damaged_cascade_of_a_card_is_named(tmp_path, wrong):
 
 def test_a_card_says_what_is_heard_of_a_clip(tmp_path):
     write_card(tmp_path, [point("a", 0.9, 10.0)], {**MODEL, "heard_seconds": 0.715})
-    assert "It hears 0.715 s. A server leaves out" in (tmp_path / "README.md").read_text()
+    assert "A server hears the first 0.715 s of a clip." in (tmp_path / "README.md").read_text()
 
 
 def test_stages_of_a_cascade_are_of_different_areas(found, tmp_path):

@@ -146,6 +146,7 @@ def test_an_edited_report_is_not_replaced(results, tmp_path, name):
     write_report(found, out)
     with (out / name).open("a") as file:
         file.write("my remarks\n")
+    (out / ".left.partial").mkdir()  # by a kill; no edit
     edited = (out / name).read_bytes()
     with pytest.raises(FileExistsError, match=r"was edited since .* wrote it. Choose another"):
         write_report(found, out, overwrite=True)

@@ -427,5 +427,8 @@ if __name__ == "__main__":
                 leave()
         for one in failed:
             print(one, file=sys.stderr)
-        report(place.results_folder, results_of(place))
+        try:
+            report(place.results_folder, results_of(place))
+        except (OSError, ValueError) as error:  # such as a report that was edited
+            raise SystemExit(f"{error}") from None
         raise SystemExit(1 if failed else 0)

@@ -561,8 +561,8 @@ def _heard(model):
     if seconds is None:
         return ""
     return (
-        f" It hears {seconds:.3g} s. A server leaves out the rest of a longer clip; with a file "
-        f"for phones, `flexast predict` takes the mean of windows of that length."
+        f" A server hears the first {seconds:.3g} s of a clip. A file for phones hears clips of "
+        f"its own length; of a longer one `flexast predict` takes the mean over windows."
     )
 
 

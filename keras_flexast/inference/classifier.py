@@ -221,7 +221,7 @@ class RunClassifier(Classifier):
         patches = self.run.patches_at([self.pair], self.frame_shift_ms)
         seconds = (len(waveform) / self.sample_rate for waveform in waveforms)
         limits = {"fbank": self.run.fbank, "patches": patches}
-        heard = np.array([overlong_reason("", one, **limits) is None for one in seconds])
+        heard = np.array([overlong_reason("", one, **limits) is None for one in seconds], bool)
         chosen = [one for one, is_heard in zip(waveforms, heard, strict=True) if is_heard]
         none = np.zeros((0, len(self.classes)), "float32")
         return heard, self.predict(chosen) if chosen else none
@@ -323,7 +323,7 @@ class ArtifactClassifier(Classifier):
 
     def predict_fitting(self, waveforms):
         scores, refused = self.artifact.answer(waveforms)
-        heard = np.array([not reason for reason in refused])
+        heard = np.array([not reason for reason in refused], bool)
         return heard, scores[heard]
 
     def predict_files(self, paths, progress=False):
