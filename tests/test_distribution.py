@@ -137,8 +137,17 @@ def on_two_devices(monkeypatch):
 
 
 def force_two_devices(monkeypatch):
-    flags = os.environ.get("XLA_FLAGS", "")  # conftest's: compile fast
-    monkeypatch.setenv("XLA_FLAGS", f"{flags} --xla_force_host_platform_device_count=2")
+    """Two devices of JAX for a process to come, with threads enough to wait for each other.
+
+    On two cores XLA had two threads for both, and stopped the process after 40 s of waiting.
+    """
+    monkeypatch.setenv("NPROC", "8")  # threads of XLA on CPUs
+    flags = [
+        os.environ.get("XLA_FLAGS", ""),  # conftest's: compile fast
+        "--xla_force_host_platform_device_count=2",
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    ]
+    monkeypatch.setenv("XLA_FLAGS", " ".join(flags))
 
 
 def test_two_devices_have_the_losses_of_one(monkeypatch):

@@ -69,7 +69,19 @@ def pack(
     with tf.device("CPU"):  # made at once, so TensorFlow could place it on a GPU
         start = packer.start()
     rows = arrivals.concatenate(end).scan(start, packer.step).unbatch()
-    return rows.map(packer.fill)
+    return _untuned(rows.map(packer.fill))
+
+
+def _untuned(dataset):
+    """The same Dataset, and all that is made of it, without tf.data's autotuning.
+
+    When an iterator ends, TensorFlow 2.21 may not wake the thread that tunes, and waits until that
+    has slept: as long as the iterator lived, up to a minute. `model.fit` ends an iterator with each
+    validation. Parallel stages have as many threads as cores, 16 at most, with or without.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def batch_rows(

@@ -161,6 +161,13 @@ def test_evaluation_holds_every_clip_once(scanned, fbank):
         assert (label,) == scanned.source.clips[clip_id].labels
 
 
+def test_no_iterator_waits_for_autotuning_when_it_ends(scanned, fbank):
+    """Also of what is made of the batches, as the Meter of a training does."""
+    for make in (training_batches, evaluation_batches):
+        batches = make(scanned, fbank, patches=PATCHES, packing=PACKING).map(lambda *batch: batch)
+        assert batches.repeat().options().autotune.enabled is False
+
+
 def test_tokens_are_those_of_the_clip_alone(scanned, fbank):
     clips = clips_in(evaluation_batches(scanned, fbank, patches=PATCHES, packing=PACKING))
     for clip_id, (tokens, positions, _) in clips.items():
