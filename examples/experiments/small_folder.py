@@ -271,7 +271,10 @@ def run_one(work, results, data, name, *, seed, init):
 
 
 def report(results):
-    """Mean and spread over seeds: of the mean over sizes, of the seconds, and at every size."""
+    """Mean and spread over seeds: of the mean over sizes, at one size, and at every size.
+
+    The one size is the best on the validation clips of all seeds, of equal ones the finest.
+    """
     runs = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
     for run in runs:
         is_done(results, run["set"], run["variant"], run["seed"])
@@ -288,6 +291,11 @@ def report(results):
         table.add_row(name, *(spread(of(name, place, mean)) for place in SETS))
     table.add_section()
     for name in names:
+        at_one = [at_best_size(of(name, place, dict)) for place in SETS]
+        if any(at_one):
+            table.add_row(f"{name}, at one size", *at_one)
+    table.add_section()
+    for name in names:
         seconds = (of(name, place, lambda run: run["seconds"]) for place in SETS)
         table.add_row(f"{name}, seconds", *(f"{np.mean(s):.0f}" if s else "" for s in seconds))
     console = Console(width=110)
@@ -299,6 +307,15 @@ def report(results):
             if sizes[0] and None not in sizes[0]:
                 table.add_row(name, *(spread([100 * one for one in size]) for size in sizes))
         console.print(table)
+
+
+def at_best_size(runs):
+    """The accuracy at the size that validation chose, and which it is; "" without validation."""
+    if not runs or None in (validations := [run.get("validation") for run in runs]):
+        return ""
+    means = {size: statistics.mean(one[size] for one in validations) for size in validations[0]}
+    size = max(means, key=means.get)
+    return f"{spread([100 * run['accuracy'][size] for run in runs])} at {size}"
 
 
 def spread(values):
