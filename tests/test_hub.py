@@ -313,6 +313,7 @@ def test_a_dataset_is_fitted_with_new_draws_in_each_epoch(classifier):
     batches, steps = classifier.preprocessor.training_batches(data)
     first, second = (inputs["segment_ids"] for inputs, *_ in batches.take(2).as_numpy_iterator())
     assert steps == 1 and (first != second).any()
+    assert batches.options().autotune.enabled is False  # an iterator's end would wait for it
     history = classifier.fit(data, epochs=3, verbose=0, validation_data=data).history
     assert len(history["val_loss"]) == 3
     with pytest.raises(ValueError, match="without an end; give steps_per_epoch"):

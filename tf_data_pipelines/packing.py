@@ -73,7 +73,10 @@ def pack(
 
 
 def _untuned(dataset):
-    """The same Dataset, and all that is made of it, without tf.data's autotuning.
+    """The same Dataset without tf.data's autotuning.
+
+    What is made of it by map, batch, repeat or zip has none either; what is made by flat_map, and
+    what a client of the tf.data service gets, needs `with_options` of its own.
 
     When an iterator ends, TensorFlow 2.21 may not wake the thread that tunes, and waits until that
     has slept: as long as the iterator lived, up to a minute. `model.fit` ends an iterator with each

@@ -73,7 +73,8 @@ def training_batches(
             tf.data.experimental.service.distribute(ShardingPolicy.DYNAMIC, "grpc://host:5000"))
 
     DYNAMIC gives each clip of an epoch to one worker, which packs what it gets; OFF would give
-    every worker the same clips in the same order. All workers must see the files.
+    every worker the same clips in the same order. All workers must see the files. Where iterators
+    end often, turn the client's `options.autotune.enabled` off, as it is in these batches.
 
     Args:
         data: ScannedSource or WaveformSource of the clips to train on.

@@ -166,6 +166,8 @@ def test_no_iterator_waits_for_autotuning_when_it_ends(scanned, fbank):
     for make in (training_batches, evaluation_batches):
         batches = make(scanned, fbank, patches=PATCHES, packing=PACKING).map(lambda *batch: batch)
         assert batches.repeat().options().autotune.enabled is False
+    batches = pipeline.prediction_batches(list, fbank, patches=PATCHES, packing=PACKING)
+    assert batches.options().autotune.enabled is False
 
 
 def test_tokens_are_those_of_the_clip_alone(scanned, fbank):
