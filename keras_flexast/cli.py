@@ -142,7 +142,7 @@ def train(
     `evaluate` and `export` draw the same.
     While it trains, and after an interruption, RUN.partial is a run of the best epoch so far;
     after a kill at any moment, the same command with --resume goes on.
-    small-folder mixes half of the clips with others, so `accuracy` stays below `val_accuracy`.
+    small-folder mixes half of the clips with others, so accuracy stays below val_accuracy.
     Curves: tensorboard --logdir RUN.partial/logs, later RUN/logs.
     """
     if init and (size or pooling):

@@ -80,7 +80,7 @@ def _untuned(dataset):
 
     When an iterator ends, TensorFlow 2.21 may not wake the thread that tunes, and waits until that
     has slept: as long as the iterator lived, up to a minute. `model.fit` ends an iterator with each
-    validation. Parallel stages have as many threads as cores, 16 at most, with or without.
+    validation. Autotuned or not, parallel stages begin with one thread for each core, 16 at most.
     """
     options = tf.data.Options()
     options.autotune.enabled = False

@@ -9,8 +9,8 @@ done is skipped, also after a kill; a result of another recipe is refused. --rep
     plain         what train_run does without a recipe: the tiny model, no augmentation
     small-folder  the recipe
     cnn           a plain CNN of 0.3 M weights, for the seconds of small-folder of the same seed
-    no mixup      small-folder without mixup, in 105 epochs: half of the seconds
-    more fine     that, with fine patches drawn more often, in 80 epochs: as many seconds
+    no mixup      small-folder without mixup, in 105 epochs
+    more fine     that, with fine patches drawn more often, in 80 epochs
     attention     that, with attention pooling in place of the mean
     sizes alike   that, with all patch sizes drawn equally often, in 60 epochs
     batch 32      that, with twice as many clips in a batch

@@ -1,8 +1,9 @@
 """A few hundred clips of one's own, from another run: the default of train --init.
 
-As small-folder without mixup, which was not tried here, and with fewer epochs at lower learning
-rates: the lower a block, the lower. The rate is a guess for published weights of the base size, on
-which it was not measured; from a nano run it was too low (examples/training.md).
+Gain and token dropout of small-folder, without its mixup, which was not tried here; AdamW, all
+patch sizes alike, fewer epochs, and lower learning rates: the lower a block, the lower. The rate is
+a guess for published weights of the base size, on which it was not measured; from a nano run it was
+too low (examples/experiments/README.md).
 """
 
 from keras_flexast.settings import TrainSettings
