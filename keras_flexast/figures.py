@@ -94,7 +94,8 @@ def sweep_figure(curves, points, path, *, title, xlabel, ylabel):
     if numeric and min(np.diff(ticks), default=1) < 0.04 * (ticks[-1] - ticks[0]):
         axes.set_xscale("log")  # the numbers of a linear axis would hide each other
         axes.minorticks_off()
-    axes.set_xticks(ticks, [point if isinstance(point, str) else f"{point:g}" for point in points])
+    labels = [point if isinstance(point, str) else f"{point:g}" for point in points]
+    axes.set_xticks(ticks, _thinned(labels, ticks) if axes.get_xscale() == "log" else labels)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=_short(title, 80))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), ncols=columns)
@@ -364,6 +365,16 @@ def refuse_picture(path):
     """
     if path is not None:
         refuse_overwrite(path, True, kind=PICTURE)
+
+
+def _thinned(labels, ticks):
+    """Labels of a logarithmic axis, "" where one would touch the last before it."""
+    shown, last = [], -np.inf
+    for label, place in zip(labels, np.log(ticks) / np.log(ticks[-1] / ticks[0]), strict=True):
+        free = place - last > 0.033  # of the axis
+        shown.append(label if free else "")
+        last = place if free else last
+    return shown
 
 
 def _write(figure, path, note=None):
