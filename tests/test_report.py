@@ -244,3 +244,10 @@ def test_the_command_prints_the_tables(results, tmp_path):
     assert (tmp_path / "out" / "report.md").is_file()
     assert isinstance(CliRunner().invoke(cli.app, arguments).exception, FileExistsError)
     assert CliRunner().invoke(cli.app, [*arguments, "--overwrite"]).exit_code == 0
+
+
+def test_labels_of_a_logarithmic_axis_do_not_touch():
+    from keras_flexast.figures import _thinned
+
+    sizes = [4, 8, 16, 28, 30, 32, 64]
+    assert _thinned([*map(str, sizes)], sizes) == ["4", "8", "16", "28", "", "32", "64"]
