@@ -98,7 +98,7 @@ def test_what_waits_for_its_input_shows(tmp_path):
             time.sleep(pause)
             return np.ones((1, 4), "int32")
 
-        data = tf.data.Dataset.range(6).map(
+        data = tf.data.Dataset.range(18).map(
             lambda n, read=read: tf.numpy_function(read, [n], "int32")
         )
         data = data.map(
@@ -107,9 +107,18 @@ def test_what_waits_for_its_input_shows(tmp_path):
         ids = keras.Input((4,), name="segment_ids")
         line = keras.Model({"segment_ids": ids}, keras.layers.Dense(1)(ids))
         line.compile("sgd", "mse")
-        meter = Meter(data)
+        meter, epochs = Meter(data), []
         board = TrainingBoard(tmp_path / str(pause), meter, packing=PackSettings())
-        line.fit(meter.batches, steps_per_epoch=5, verbose=0, shuffle=False, callbacks=[board])
-        waits.append(board.waited)
-        assert 0 <= board._speed()["input_wait"] <= 1
+        note = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda *_, board=board, epochs=epochs: epochs.append(
+                (board.waited, board._speed()["input_wait"])
+            )
+        )
+        line.fit(
+            meter.batches, epochs=3, steps_per_epoch=5, verbose=0, shuffle=False,
+            callbacks=[board, note],
+        )  # fmt: skip
+        assert all(0 <= share <= 1 for _, share in epochs)
+        # The first epoch also waits for tracing, and any for a machine that does other work.
+        waits.append(min(seconds for seconds, _ in epochs))
     assert waits[0] >= 0.8 > waits[1]  # five times 0.2 s, but for the first one
