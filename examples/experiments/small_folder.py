@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 from small_sets import SETS, make_set
 
-from keras_flexast.evaluation import evaluate_run
+from keras_flexast.evaluation import evaluate_cascade, evaluate_run
 from keras_flexast.files import partial_of
 from keras_flexast.recipes import load_recipe
 from keras_flexast.settings import Recipe
@@ -49,6 +49,7 @@ from tf_data_pipelines.fbank import features
 from tf_data_pipelines.settings import PATCH_SIZES, FbankSettings
 
 SIZES = (8, 16, 24, 32, 48)
+TOGETHER = (48, 24, 8)  # patch sizes of one run, whose scores are averaged
 OURS = load_recipe("small-folder")
 FINE = {8: 1 / 4, 10: 1 / 3, 12: 1 / 2}
 NO_MIXUP = OURS.replaced(
@@ -84,7 +85,11 @@ VARIANTS = {
 
 
 def train_variant(recipe, data, out, seed, **more):
-    """{split: {patch size: accuracy}} of a training, its seconds and its epochs."""
+    """What is found of a training, its seconds and its epochs.
+
+    What is found is {split: {patch size: accuracy}}, and under "together" the test accuracy of the
+    mean of the scores at the sizes of TOGETHER.
+    """
     start = time.perf_counter()
     train = dataclasses.replace(recipe.train, seed=seed)
     recipe = recipe.replaced(train=train, **more)
@@ -97,6 +102,7 @@ def train_variant(recipe, data, out, seed, **more):
         }
         for split in ("test", "validation")
     }
+    found["together"] = evaluate_cascade(run, data, TOGETHER)[-1]["value"]
     return found, seconds, train.epochs
 
 
@@ -262,7 +268,8 @@ def run_one(work, results, data, name, *, seed, init):
         found, seconds, epochs = train_variant(VARIANTS[name], folder, out, seed, **how)
     result = {
         "set": data, "variant": name, "seed": seed, "accuracy": found["test"],
-        "validation": found.get("validation"), "epochs": epochs, "seconds": round(seconds, 1),
+        "together": found.get("together"), "validation": found.get("validation"),
+        "epochs": epochs, "seconds": round(seconds, 1),
         **{kind: pathlib.Path(one).name for kind, one in how.items()},
         "backend": keras.backend.backend(), "cores": len(os.sched_getaffinity(0)),
         "machine": platform.machine(), "date": time.strftime("%Y-%m-%d"), **facts,
@@ -271,9 +278,10 @@ def run_one(work, results, data, name, *, seed, init):
 
 
 def report(results):
-    """Mean and spread over seeds: of the mean over sizes, at one size, and at every size.
+    """Mean and spread over seeds: over sizes, at one size, of averaged scores, at every size.
 
-    The one size is the best on the validation clips of all seeds, of equal ones the finest.
+    The one size is the best on the validation clips of all seeds, of equal ones the finest. The
+    averaged scores are those of one run at the sizes of TOGETHER.
     """
     runs = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
     for run in runs:
@@ -294,6 +302,12 @@ def report(results):
         at_one = [at_best_size(of(name, place, dict)) for place in SETS]
         if any(at_one):
             table.add_row(f"{name}, at one size", *at_one)
+    for name in names:
+        together = [of(name, place, lambda run: run.get("together")) for place in SETS]
+        if any(together) and None not in sum(together, []):
+            sizes = ", ".join(map(str, TOGETHER))
+            shown = (spread([100 * one for one in seeds]) for seeds in together)
+            table.add_row(f"{name}, mean of the scores at {sizes}", *shown)
     table.add_section()
     for name in names:
         seconds = (of(name, place, lambda run: run["seconds"]) for place in SETS)
