@@ -303,11 +303,10 @@ def report(results):
         if any(at_one):
             table.add_row(f"{name}, at one size", *at_one)
     for name in names:
-        together = [of(name, place, lambda run: run.get("together")) for place in SETS]
-        if any(together) and None not in sum(together, []):
-            sizes = ", ".join(map(str, TOGETHER))
-            shown = (spread([100 * one for one in seeds]) for seeds in together)
-            table.add_row(f"{name}, mean of the scores at {sizes}", *shown)
+        found = (of(name, place, lambda run: run.get("together")) for place in SETS)
+        shown = [spread([100 * one for one in seeds if one is not None]) for seeds in found]
+        if any(shown):
+            table.add_row(f"{name}, mean of the scores at {', '.join(map(str, TOGETHER))}", *shown)
     table.add_section()
     for name in names:
         seconds = (of(name, place, lambda run: run["seconds"]) for place in SETS)
