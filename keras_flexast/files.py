@@ -277,8 +277,14 @@ def resumable(folder):
     folder, partial = pathlib.Path(folder), partial_of(folder)
     if not partial.exists():
         if RUN.is_whole(folder):
-            (folder / STATE).unlink(missing_ok=True)  # of a process killed at the very end
-            raise FileExistsError(f"{folder} is whole already: there is nothing to go on with.")
+            renamed = (
+                f" If it is {partial.name} under another name, rename it to that to go on."
+                if (folder / STATE).exists()  # or of a process that was killed at the very end
+                else ""
+            )
+            raise FileExistsError(
+                f"{folder} is whole already: there is nothing to go on with.{renamed}"
+            )
         raise FileNotFoundError(
             f"resume=True finds nothing to go on with: {partial} does not exist. Leave it out to "
             f"begin."

@@ -150,10 +150,14 @@ def test_what_cannot_be_gone_on_with_is_named(sounds, partial, tmp_path):
     with pytest.raises(FileExistsError, match=r"resume=True finds no state\.npz in .*, only other"):
         train_run(sounds, tmp_path / "run", resume=True)
     shutil.move(partial, tmp_path / "run")
-    (tmp_path / "run" / STATE).touch()  # of a process that was killed at the very end
-    with pytest.raises(FileExistsError, match="run is whole already"):
+    with pytest.raises(FileExistsError, match=r"nothing to go on with\.$"):
         train_run(sounds, tmp_path / "run", resume=True)
-    assert not (tmp_path / "run" / STATE).exists()
+    (tmp_path / "run" / STATE).write_text("of a renamed partial, or of a killed process")
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    with pytest.raises(FileExistsError, match=r"If it is run\.partial under another name, rename"):
+        train_run(sounds, tmp_path / "run", resume=True)
+    assert before == {path: path.read_bytes() for path in files}
 
 
 @ONCE

@@ -258,8 +258,12 @@ def training_packing(
             f"batch_tokens={batch_tokens} and batch_clips={batch_clips}: give one of the two."
         )
     if row_length is None:
+        drawn = {0: augment}  # by the training clips
         row_length = training_row_length(
-            max(int(clip_tokens(split, fbank, patches).max()) for split in splits)
+            max(
+                int(clip_tokens(split, fbank, patches, drawn.get(place)).max())
+                for place, split in enumerate(splits)
+            )
         )
     packing = PackSettings(1, row_length, segments, overlong=overlong)
     if batch_tokens is not None:

@@ -163,6 +163,7 @@ class AudioClassifier(keras_hub.models.Task):
         self.head_norm_epsilon = head_norm_epsilon
         self.head_dtype = head_dtype
         self.classes = classes
+        self._of_run = {}  # `shares` and `clip_seconds` of the run that it was made of
 
     @property
     def preprocessor(self) -> AudioClassifierPreprocessor | None:
@@ -182,12 +183,16 @@ class AudioClassifier(keras_hub.models.Task):
             **{name: getattr(self, name) for name in (*names, "head_norm_epsilon")},
             "head_dtype": policy_of(self, self.head_dtype),
             "classes": list(self.classes),
+            "of_run": dict(self._of_run),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        make = super().from_config
-        return made_with_policy(lambda **config: make(config), config, "head_dtype")
+        make, config = super().from_config, {**config}
+        of_run = config.pop("of_run", {})
+        made = made_with_policy(lambda **config: make(config), config, "head_dtype")
+        made._of_run = of_run
+        return made
 
     # === Presets and runs ===
 
@@ -284,7 +289,7 @@ class AudioClassifier(keras_hub.models.Task):
                 model, pooling=same_pooling, head=same_pooling and "num_classes" not in kwargs
             ):
                 _copy_weights(theirs, ours)
-        classifier._of_run = {"shares": run.shares, "clip_seconds": run.clip_seconds}
+        classifier._of_run = {"shares": [*run.shares], "clip_seconds": run.clip_seconds}
         return classifier
 
     def to_run(self) -> Run:
@@ -313,7 +318,7 @@ class AudioClassifier(keras_hub.models.Task):
             packing=preprocessor.packing,
             classes=self.classes,
             multi_label=self.multi_label,
-            **getattr(self, "_of_run", {}),
+            **self._of_run,
             made_by={"command": "AudioClassifier.to_run", "versions": versions()},
         )
 
@@ -483,7 +488,7 @@ class AudioClassifier(keras_hub.models.Task):
             labels = np.eye(self.num_classes, dtype="float32")[labels]
         batches, steps = own.training_batches(
             x, labels, sample_weight, batch_size=batch_size,
-            start=int(keras.ops.convert_to_numpy(self.optimizer.iterations)),
+            start=_batches_so_far(self.optimizer),
             steps=kwargs.pop("steps_per_epoch", None),
         )  # fmt: skip
         return keras.Model.fit(
@@ -563,6 +568,13 @@ def _check_untrained(preset, load_weights, kwargs):
         )
     if "num_classes" not in kwargs:
         raise ValueError(f"preset={preset!r} has no classes. Pass num_classes.")
+
+
+def _batches_so_far(optimizer):
+    """How many batches an optimizer has seen; its `iterations` count accumulated ones as one."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    (counter,) = (one for one in inner.variables if one.name == "iteration")
+    return int(keras.ops.convert_to_numpy(counter))
 
 
 def _check_fits(preprocessor, backbone, segments):

@@ -215,7 +215,7 @@ def ended(scores, heard, threshold):
     """
     means = means_so_far(scores, heard)
     stage = stages_of(means, threshold)
-    reached = [float((stage >= place).mean()) for place in range(len(means))]
+    reached = [float(((stage >= place) & one).mean()) for place, one in enumerate(heard)]
     return means[stage, np.arange(stage.size)], stage, reached
 
 

@@ -110,10 +110,11 @@ def packed_outputs(predictor, batches, clips, description=None):
     rows = tokens = places = 0
     with Progress(disable=description is None) as progress:
         task = progress.add_task(escape(description or ""), total=clips)
-        for inputs, _, weights, clip_ids in batches:
-            output, real = predictor(inputs), np.asarray(weights) > 0
+        for inputs, *_, clip_ids in batches:
+            output, clip_ids = predictor(inputs), np.asarray(clip_ids)
+            real = clip_ids >= 0
             output = output[:, : real.shape[1]]  # rows may be packed with fewer slots
-            ids = np.asarray(clip_ids)[real]
+            ids = clip_ids[real]
             outputs[ids] = output[real]
             np.add.at(seen, ids, 1)
             used = np.asarray(inputs["segment_ids"]) > 0

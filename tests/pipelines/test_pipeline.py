@@ -18,6 +18,7 @@ from tf_data_pipelines.draws import PATCH, choice
 from tf_data_pipelines.fbank import features
 from tf_data_pipelines.lengths import (
     batches_per_epoch,
+    check_lengths,
     clip_tokens,
     lengths_warning,
     packing_for,
@@ -425,6 +426,12 @@ def test_training_packing_holds_the_longest_clip_of_any_split(arrays, scanned, f
     assert row_length(arrays, long) == row_length(long, arrays) == round_row_length(most) == 512
     assert row_length(WaveformSource([np.zeros(16000 * 200)])) == 4096  # the longest
     assert row_length(long, row_length=3001, overlong="crop") == 3001
+    fine = AugmentSettings(frame_shift_range_ms=(2, 40))  # of the training clips alone
+    for splits in ([arrays], [arrays, arrays]):
+        drawn = training_packing(splits, fbank, patches=PATCHES, batch_tokens=2048, augment=fine)
+        check_lengths(arrays, fbank, PATCHES, drawn, augment=fine)
+        listed = dataclasses.replace(PATCHES, frame_shifts_ms=(2, 40))
+        assert drawn == training_packing(splits, fbank, patches=listed, batch_tokens=2048)
     settings = training_packing(
         [arrays], fbank, patches=PATCHES, batch_tokens=600, segments=7, overlong="crop"
     )
