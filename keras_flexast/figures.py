@@ -66,7 +66,7 @@ def sweep_figure(curves, points, path, *, title, xlabel, ylabel):
     """Draw a metric against what was swept, one line per name, a band from least to most.
 
     Numbers and square patch sizes stand where they are on the axis; patch sizes that are not all
-    square stand side by side.
+    square stand side by side. Where any name has several seeds, the legend says how many each has.
 
     Args:
         curves: {name: list of cells}, a table of `report.join_results`.
@@ -82,13 +82,17 @@ def sweep_figure(curves, points, path, *, title, xlabel, ylabel):
     axes = figure.add_subplot()
     numeric = not any("x" in str(point) for point in points)
     places = {point: float(point) if numeric else place for place, point in enumerate(points)}
+    seeds = {name: max(len(cell["seeds"]) for cell in curve) for name, curve in curves.items()}
     for number, (name, curve) in enumerate(curves.items()):
+        label = _short(name, 40)
+        if max(seeds.values()) > 1:
+            label += f", {seeds[name]} seed{'s' * (seeds[name] > 1)}"
         style = {"color": f"C{number % 10}", "zorder": 3}
         x = [places[cell["point"]] for cell in curve]
         mean, least, most = (
             [100 * cell[key] for cell in curve] for key in ("mean", "least", "most")
         )
-        axes.plot(x, mean, marker=MARKERS[number % 8], label=_short(name, 40), **style)
+        axes.plot(x, mean, marker=MARKERS[number % 8], label=label, **style)
         axes.fill_between(x, least, most, alpha=0.2, linewidth=0, color=style["color"])
     ticks = list(places.values())
     if numeric and min(np.diff(ticks), default=1) < 0.04 * (ticks[-1] - ticks[0]):
@@ -368,13 +372,18 @@ def refuse_picture(path):
 
 
 def _thinned(labels, ticks):
-    """Labels of a logarithmic axis, "" where one would touch the last before it."""
-    shown, last = [], -np.inf
-    for label, place in zip(labels, np.log(ticks) / np.log(ticks[-1] / ticks[0]), strict=True):
-        free = place - last > 0.033  # of the axis
-        shown.append(label if free else "")
-        last = place if free else last
-    return shown
+    """Labels of a logarithmic axis, "" where one would touch its neighbor; both ends are shown."""
+    places = np.log(ticks) / np.log(ticks[-1] / ticks[0])
+
+    def fits(one, other):
+        digits = (len(labels[one]) + len(labels[other])) / 2
+        return abs(places[other] - places[one]) > 0.015 * digits + 0.01  # of the axis
+
+    shown, end = [0], len(labels) - 1
+    for place in range(1, end):
+        if fits(shown[-1], place) and fits(place, end):
+            shown.append(place)
+    return [label if place in (*shown, end) else "" for place, label in enumerate(labels)]
 
 
 def _write(figure, path, note=None):

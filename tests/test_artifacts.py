@@ -507,6 +507,26 @@ def test_a_recording_shorter_than_a_patch_is_scored_as_a_file(real, tmp_path):
             one.timeline(path)
 
 
+def test_the_shortest_clip_is_one_window(real, tiny, tmp_path):
+    """In files and in memory, of runs and of artifacts, at each sample rate."""
+    run = load_run(real / "run")
+    longer = dataclasses.replace(run, fbank=dataclasses.replace(run.fbank, window_ms=50.0))
+    for classifier, rate, least in (
+        (ArtifactClassifier(load_artifact(tiny / "one.tflite")), 8000, 200),
+        (load_classifier(longer), RATE, 800),
+    ):
+        assert classifier.min_samples == least
+        clip, path = noise(least)[0], tmp_path / "clip.wav"
+        soundfile.write(path, clip, rate, subtype="FLOAT")
+        expected = classifier.predict([clip])
+        np.testing.assert_allclose(classifier.predict_files(path).scores, expected, atol=1e-5)
+        soundfile.write(path, clip[1:], rate, subtype="FLOAT")
+        ((_, reason),) = classifier.predict_files(path).rejected
+        assert "at least" in reason
+        with pytest.raises(ValueError, match=f"{least - 1} samples; at least {least} are needed"):
+            classifier.predict([clip[1:]])
+
+
 def test_counts_are_positive(tiny):
     with pytest.raises(ValueError, match="threads=0 must be a positive number"):
         load_artifact(tiny / "one.tflite", threads=0)

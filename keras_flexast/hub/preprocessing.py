@@ -84,7 +84,7 @@ class ASTAudioConverter(keras_hub.layers.AudioConverter):
             waveforms: list of float (samples,) of any lengths.
         """
         sums = log_mel_sums(self.fbank)
-        clips = checked_waveforms(waveforms, self.fbank.sample_rate)
+        clips = checked_waveforms(waveforms, self.fbank.sample_rate, self.fbank.window)
         mean, std = mean_and_std(sums(one) for one in clips)
         self.fbank = dataclasses.replace(self.fbank, mean=mean, std=std)
 
@@ -292,11 +292,12 @@ class AudioClassifierPreprocessor(keras_hub.models.Preprocessor):
         if x is None:
             raise ValueError("x is None; give the waveforms.")
         x = x.to_list() if isinstance(x, tf.RaggedTensor) else x
+        limits = self.fbank.sample_rate, self.fbank.window
         if getattr(x, "ndim", None) == 1:
-            return checked_waveforms(np.asarray(x), self.fbank.sample_rate)  # which refuses it
+            return checked_waveforms(np.asarray(x), *limits)  # which refuses it
         x = [keras.ops.convert_to_numpy(one) if keras.ops.is_tensor(one) else one for one in x]
         x = [np.asarray(one, "float32") if isinstance(one, list) else one for one in x]
-        return checked_waveforms(x, self.fbank.sample_rate)
+        return checked_waveforms(x, *limits)
 
     def _source(self, x, y=None, sample_weight=None):
         """The WaveformSource of clips in memory."""

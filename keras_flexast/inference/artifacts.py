@@ -11,6 +11,7 @@ artifact.json   filterbank with its sample rate, patch sizes, precision, kind of
 """
 
 import dataclasses
+import functools
 import io
 import json
 import pathlib
@@ -154,6 +155,11 @@ class Artifact:
         if self.path.is_dir() and stem.isdecimal():  # a version of TF Serving
             stem = self.path.parent.name
         return stem if self.signature == "serving_default" else f"{stem} {self.signature}"
+
+    @property
+    def min_samples(self):
+        """Number of samples of the shortest clip: one window of the filterbank."""
+        return (self.fbank or FbankSettings(sample_rate=self.sample_rate)).window
 
     @property
     def size(self):
@@ -483,6 +489,7 @@ def _over_files(artifact, paths, answer, description):
     from tf_data_pipelines.clips import Clip
 
     files, rate = list(paths), artifact.sample_rate
+    least = {"min_samples": artifact.min_samples}
     paths = [one.name if isinstance(one, Clip) else str(one) for one in files]
     outputs, rejected, unscored = {}, {}, {}  # by the file's number; unscored holds waveforms
     lengths = []
@@ -500,8 +507,8 @@ def _over_files(artifact, paths, answer, description):
     with Progress(disable=description is None) as progress:
         for number, one in enumerate(progress.track(files, description=escape(description or ""))):
             try:
-                wave = one.read(rate) if isinstance(one, Clip) else read_audio(one, rate)
-                unscored[number] = wave
+                read = one.read if isinstance(one, Clip) else functools.partial(read_audio, one)
+                unscored[number] = wave = read(rate, **least)
                 lengths.append(len(wave))
             except AudioError as error:
                 rejected[number] = str(error)

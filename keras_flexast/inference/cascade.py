@@ -88,11 +88,12 @@ class CascadeClassifier(Classifier):
         self.threshold = threshold
         self.classes = first.classes
         self.sample_rate = first.sample_rate
+        self.min_samples = first.min_samples
         self.multi_label = first.multi_label
         self.patch_size = ",".join(str(one.patch_size) for one in classifiers)
 
     def predict(self, waveforms):
-        waveforms = checked_waveforms(waveforms, self.sample_rate)
+        waveforms = checked_waveforms(waveforms, self.sample_rate, self.min_samples)
 
         def ask(classifier, places):
             chosen = [waveforms[place] for place in places]

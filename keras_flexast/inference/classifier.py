@@ -28,7 +28,6 @@ from keras_flexast.runs import Run, configured_run, is_cut, warn_of_cuts
 from tf_data_pipelines.hints import PatchSize, PathLike
 from tf_data_pipelines.settings import MAX_PEAK, patch_name, patch_pair
 
-MIN_SECONDS = 0.025  # of a clip: one window of the filterbank
 GROUP_SECONDS = 1800.0  # of sound that a run holds in memory at once, 115 MB at 16 kHz
 
 
@@ -42,10 +41,12 @@ class Classifier(abc.ABC):
             say.
         patch_size: name of the patch size, "16" or "16x24"; None where an artifact does not
             say.
+        min_samples: number of samples of the shortest clip, one window of the filterbank.
     """
 
     classes: tuple[str, ...]
     sample_rate: int
+    min_samples: int
     multi_label: bool | None
     patch_size: str | None
 
@@ -196,6 +197,7 @@ class RunClassifier(Classifier):
         self.frame_shift_ms = frame_shift_ms
         self.classes = run.classes
         self.sample_rate = run.fbank.sample_rate
+        self.min_samples = run.fbank.window
         self.multi_label = run.multi_label
         self.patch_size = patch_name(patch_size)
         patches = run.patches_at([patch_size], frame_shift_ms)
@@ -210,7 +212,7 @@ class RunClassifier(Classifier):
         return PackedPredictor(embedding_model(self.run.model))
 
     def predict(self, waveforms):
-        waveforms = checked_waveforms(waveforms, self.sample_rate)
+        waveforms = checked_waveforms(waveforms, self.sample_rate, self.min_samples)
         fbank, seconds = self.run.fbank, [len(one) / self.sample_rate for one in waveforms]
         warn_of_cuts(self.run, sum(is_cut(fbank, one) for one in seconds), len(waveforms))
         return self.run.scores(self._outputs(self._logits, waveforms))
@@ -284,7 +286,7 @@ class RunClassifier(Classifier):
                 reason = overlong_reason(path, announced_seconds(path), **limits)
                 if reason:
                     return None, reason
-                waveform = read_audio(path, self.sample_rate, min_samples=run.fbank.window)
+                waveform = read_audio(path, self.sample_rate, min_samples=self.min_samples)
             except AudioError as error:
                 return None, str(error)
             reason = overlong_reason(path, len(waveform) / self.sample_rate, **limits)
@@ -312,11 +314,12 @@ class ArtifactClassifier(Classifier):
         self.artifact = artifact
         self.classes = artifact.classes
         self.sample_rate = artifact.sample_rate
+        self.min_samples = artifact.min_samples
         self.multi_label = artifact.multi_label
         self.patch_size = artifact.patch_size
 
     def predict(self, waveforms):
-        waveforms = checked_waveforms(waveforms, self.sample_rate)
+        waveforms = checked_waveforms(waveforms, self.sample_rate, self.min_samples)
         scores = self.artifact.scores(waveforms)
         warn_of_unheard(self.artifact, map(len, waveforms))
         return scores
@@ -338,7 +341,7 @@ class ArtifactClassifier(Classifier):
         return artifact_timeline(self.artifact, path, window=window, hop=hop, progress=progress)
 
 
-def checked_waveforms(waveforms, sample_rate):
+def checked_waveforms(waveforms, sample_rate, min_samples):
     """The waveforms as a list of float32 arrays, as every kind of classifier asks for them.
 
     Raises:
@@ -349,7 +352,6 @@ def checked_waveforms(waveforms, sample_rate):
         raise ValueError("waveforms is one array; give a list of arrays, such as [waveform].")
     if not len(waveforms):
         raise ValueError("waveforms is empty; give at least one float32 array (samples,).")
-    least = round(MIN_SECONDS * sample_rate)
     checked = []
     for number, waveform in enumerate(map(np.asarray, waveforms)):
         problem = None
@@ -358,10 +360,10 @@ def checked_waveforms(waveforms, sample_rate):
                 f"has dtype {waveform.dtype} and shape {waveform.shape}; expected floats in "
                 f"[-1, 1] of shape (samples,). Divide 16-bit integers by 32768."
             )
-        elif len(waveform) < least:
+        elif len(waveform) < min_samples:
             problem = (
-                f"has {len(waveform)} samples; at least {least} are needed, {1000 * MIN_SECONDS:g} "
-                f"ms. Pad it with background sound."
+                f"has {len(waveform)} samples; at least {min_samples} are needed, "
+                f"{1000 * min_samples / sample_rate:g} ms. Pad it with background sound."
             )
         elif not np.isfinite(waveform).all():
             problem = "has NaN or infinite samples; expected numbers in [-1, 1]."

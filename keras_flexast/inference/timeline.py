@@ -123,8 +123,6 @@ def run_timeline(
         AudioError: the file cannot be used.
         ValueError: a window is shorter than one patch or one frame, or not a positive number.
     """
-    from tf_data_pipelines.audio import MIN_SAMPLES
-
     scorers, rate = {}, run.fbank.sample_rate
 
     def score(waveforms):
@@ -148,7 +146,7 @@ def run_timeline(
     tokens = int(token_count(frames, fbank.mel_bins, patches.patch_sizes[0], patches))
     heard = _hear(
         path, rate, window=window, hop=hop, score=score, batch=max(1, BATCH_TOKENS // tokens),
-        least=max(MIN_SAMPLES, fbank.window), progress=progress,
+        least=fbank.window, progress=progress,
     )  # fmt: skip
     return Timeline(run.classes, *heard, multi_label=run.multi_label)
 
@@ -164,8 +162,6 @@ def artifact_timeline(artifact, path, *, window=None, hop=None, progress=False):
 
     Returns, Raises: as `run_timeline`; ValueError also for another window than the artifact's.
     """
-    from tf_data_pipelines.audio import MIN_SAMPLES
-
     rate, own = artifact.sample_rate, artifact.samples and artifact.samples / artifact.sample_rate
     if window is not None and own and round(window * rate) != artifact.samples:
         raise ValueError(
@@ -181,8 +177,8 @@ def artifact_timeline(artifact, path, *, window=None, hop=None, progress=False):
         return scores
 
     heard = _hear(
-        path, rate, window=window, hop=hop, score=score, batch=64, least=MIN_SAMPLES,
-        progress=progress,
+        path, rate, window=window, hop=hop, score=score, batch=64,
+        least=artifact.min_samples, progress=progress,
     )  # fmt: skip
     if all(reasons):
         raise ValueError(f"{artifact.path} refused {path}: {reasons[0]}")
