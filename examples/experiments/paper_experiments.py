@@ -19,6 +19,7 @@ CASCADES = (48, 24, 8), (32, 16, 8), (24, 8)
 COST_SIZES = (8, 12, 16, 24, 32, 40, 48)
 OURS = "FlexiAST, all sizes"
 LONGER = OURS + LONG
+MEAN_OF_ASTS = "mean of the ASTs of 8, 16, 32"
 UNIFIED = {data: f"unified, {data}" for data in ("words", "speakers")}
 BETWEEN = {
     size: (max(p for p in PATCH_SIZES if p < size), min(p for p in PATCH_SIZES if p > size))
@@ -32,6 +33,11 @@ def weights_of(sizes):
     ends = 2 * sizes[0] - sizes[1], *sizes, 2 * sizes[-1] - sizes[-2]
     gaps = [(after - before) / 4 for before, after in zip(ends, ends[2:], strict=False)]
     return {"patch_weights": tuple(gap / size for gap, size in zip(gaps, sizes, strict=True))}
+
+
+def mean_of(name):
+    """Name of the experiment that takes the mean of one model's scores at three sizes."""
+    return f"mean of {name}, at 8, 16, 32"
 
 
 EVENLY = weights_of(ALL_SIZES)
@@ -152,11 +158,15 @@ EXPERIMENTS = {
     "FlexiAST, sizes 4 to 64": Experiment(
         **WORDS, recipe={"patch_sizes": WIDE_SIZES, "patches": weights_of(WIDE_SIZES)}
     ),
-    # One model at three sizes, and three models: equal cost
-    "mean of one model at 8, 16, 32": Experiment(
-        **WORDS, recipe={}, sweeps=(), init=None, members=tuple((OURS, p) for p in SPECIALISTS),
-    ),
-    "mean of the ASTs of 8, 16, 32": Experiment(
+    # One model at three sizes, and three models: equal cost when they are used; the one that is
+    # trained four times as long has about as many tokens as the three together
+    **{
+        mean_of(name): Experiment(
+            **WORDS, recipe={}, sweeps=(), init=None, members=tuple((name, p) for p in SPECIALISTS)
+        )
+        for name in (OURS, LONGER)
+    },
+    MEAN_OF_ASTS: Experiment(
         **WORDS, recipe={}, sweeps=(), init=None,
         members=tuple((name, p) for p, name in SPECIALISTS.items()),
     ),

@@ -163,7 +163,7 @@ class AudioClassifier(keras_hub.models.Task):
         self.head_norm_epsilon = head_norm_epsilon
         self.head_dtype = head_dtype
         self.classes = classes
-        self._of_run: dict[str, Any] = {}  # `shares` and `clip_seconds` of the run that it was made of
+        self._of_run: dict[str, Any] = {}  # what else it keeps of a run
 
     @property
     def preprocessor(self) -> AudioClassifierPreprocessor | None:
