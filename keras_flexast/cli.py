@@ -257,7 +257,7 @@ def evaluate(
         raise typer.BadParameter("--name belongs to --sweep.")
     if points and (sweep or "patch-size") == "patch-size":
         raise typer.BadParameter("--points belongs to --sweep length, frame-shift or pooling.")
-    stages = parse_patch_sizes(cascade, "--cascade")
+    stages = None if cascade == "auto" else parse_patch_sizes(cascade, "--cascade")
     sizes, values = parse_patch_sizes(patch_sizes), parse_numbers(points, "--points")
     if sweep and sweep != "patch-size" and sizes and len(sizes) > 1:
         raise typer.BadParameter(f"--sweep {sweep} takes one patch size, not {len(sizes)}.")
@@ -284,7 +284,7 @@ def evaluate(
         "split": split, "frame_shift_ms": frame_shift_ms, "resize": resize,
         "full_length": full_length, "progress": not as_json,
     }  # fmt: skip
-    if stages:
+    if cascade:
         results = evaluate_cascade(run, data, stages, **how)
         if as_json:
             typer.echo(json_text(results))

@@ -1,6 +1,7 @@
 """Accuracy of runs and of exported artifacts on labeled clips, at any patch sizes."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from keras_flexast.inference.artifacts import (
     scoring_artifacts,
 )
 from keras_flexast.inference.cascade import (
+    best_stages,
     best_threshold,
     cascade_costs,
     checked_stages,
@@ -111,7 +113,7 @@ def evaluate_run(
 def evaluate_cascade(
     run: Run | PathLike,
     data: "PathLike | tf_data_pipelines.ScannedSource",
-    patch_sizes: Sequence[PatchSize],
+    patch_sizes: Sequence[PatchSize] | None = None,
     *,
     split: str = "test",
     frame_shift_ms: float | None = None,
@@ -126,7 +128,8 @@ def evaluate_cascade(
 
     Args:
         run: Run of clips of one label, or its folder.
-        patch_sizes: ints or (frequency, time) pairs, each smaller than the one before.
+        patch_sizes: ints or (frequency, time) pairs, each smaller than the one before; None finds
+            two or three of the run's own, see `inference.cascade.best_stages`.
         split: "test" or "train".
         data, frame_shift_ms, resize, full_length, progress: as in `evaluate_run`. A clip that is
             too long for a stage has no score there, but in the first one it is cut.
@@ -143,11 +146,12 @@ def evaluate_cascade(
     Example:
         *stages, cascade, mean = evaluate_cascade("run", "sounds", (48, 24, 8))
         classifier = load_cascade("run", (48, 24, 8), threshold=cascade["threshold"])
+        *stages, cascade, mean = evaluate_cascade("run", "sounds")  # finds the sizes
     """
     from tf_data_pipelines.patches import check_patches
     from tf_data_pipelines.sources import read_data
 
-    pairs = checked_stages(patch_sizes)
+    pairs = () if patch_sizes is None else checked_stages(patch_sizes)
     if split in ("validation", "all"):
         raise ValueError(
             f"split={split!r} has the validation clips, on which a cascade's threshold is set. "
@@ -161,6 +165,7 @@ def evaluate_cascade(
     run = configured_run(run, resize=resize, full_length=full_length)
     if run.multi_label:
         raise ValueError("a cascade needs clips of one label each, and this run has several.")
+    pairs = pairs or _falling_sizes(run)
     check_patches(run.patches_at(pairs, frame_shift_ms), run.fbank.mel_bins)
     how: dict[str, Any] = {"frame_shift_ms": frame_shift_ms, "progress": progress}
     named: dict[str, Any] = {"classes": run.classes, "shares": run.shares, "progress": progress}
@@ -169,8 +174,14 @@ def evaluate_cascade(
     )
     warn_of_cuts(run, sum(is_cut(run.fbank, one) for one in data.durations), len(data.durations))
     scores, heard, costs = _stage_scores(run, held_out, pairs, **how)
-    targets = held_out.source.targets()
-    threshold = best_threshold(scores, heard, targets=targets, costs=costs)
+    some: dict[str, Any] = {"targets": held_out.source.targets(), "costs": costs}
+    if patch_sizes is None:
+        areas = [math.prod(pair) for pair in pairs]
+        stages = best_stages(scores, heard, **some, areas=areas, progress=progress)
+        pairs = tuple(pairs[stage] for stage in stages)
+        scores, heard, some["costs"] = scores[stages], heard[stages], costs[stages]
+        heard[0] = True
+    threshold = best_threshold(scores, heard, **some)
     scores, heard, costs = _stage_scores(run, data, pairs, **how)
     ends, stage, reached = ended(scores, heard, threshold)
     results = [
@@ -186,6 +197,17 @@ def evaluate_cascade(
     results.append({"name": "cascade", **report_clips(data.source, ends), **cascade})
     means = means_so_far(scores, heard)[-1]
     return [*results, {"name": "mean", **report_clips(data.source, means), **mean}]
+
+
+def _falling_sizes(run):
+    """The patch sizes of a run's training, from large to small."""
+    pairs = sorted(run.patches.patch_sizes, key=lambda pair: (-math.prod(pair), pair))
+    if math.prod(pairs[0]) == math.prod(pairs[-1]):
+        raise ValueError(
+            f"no cascade can be found: the run was trained at one size of patches, "
+            f"{patch_name(pairs[0])}. Name others, such as 48,24,8."
+        )
+    return tuple(pairs)
 
 
 def _stage_scores(run, data, pairs, *, frame_shift_ms, progress):

@@ -549,7 +549,7 @@ EvaluateCascade = Annotated[
         "--cascade",
         help="Patch sizes from large to small, such as 48,24,8: each hears the clips that those "
         "before it doubt. Accuracy and operations of a clip, at a threshold set on the validation "
-        "clips.",
+        'clips; "auto" finds the sizes on them, too.',
         show_default=False,
     ),
 ]

@@ -102,9 +102,10 @@ def cascade_table(results):
 
     cascade = next(one for one in results if "threshold" in one)
     heard = ", ".join(f"{100 * share:.0f} %" for share in cascade["reached"])
+    sizes = ",".join(one["name"] for one in results[:-2])
     caption = (
         f"± one standard error; the stages of the cascade hear {heard} of the clips, at "
-        f"--threshold {cascade['threshold']:g}"
+        f"--cascade {sizes} --threshold {cascade['threshold']:g}"
     )
     table = Table("patch", results[0]["metric"], "MFLOP a clip", "clips", caption=caption)
     for one in results:

@@ -1,5 +1,6 @@
 """A cascade over patch sizes: who is asked, what it costs, and what cannot be one."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -12,6 +13,7 @@ from keras_flexast.evaluation import evaluate_cascade
 from keras_flexast.inference import CascadeClassifier, Classifier, FileScores, load_cascade
 from keras_flexast.inference.cascade import (
     THRESHOLDS,
+    best_stages,
     best_threshold,
     cascade_costs,
     clip_operations,
@@ -30,6 +32,7 @@ class Known(Classifier):
     def __init__(self, scores, deaf=()):
         self.scores, self.deaf, self.asked = scores, deaf, []
         self.classes, self.sample_rate, self.multi_label = ("a", "b", "c"), 16000, False
+        self.min_samples = 400
         self.patch_size = "16"
 
     def predict(self, waveforms):
@@ -108,6 +111,25 @@ def test_no_threshold_is_cheaper_and_as_accurate(seed):
     )
 
 
+def test_the_sizes_of_a_cascade_are_found():
+    """40 is right about the easy clips, 16 and 8 each about a half of the others, too."""
+    targets, clips = np.random.default_rng(0).integers(0, 2, 400), np.arange(400)
+    easy, even = clips < 360, clips % 2 == 0
+    scores, never = np.zeros((5, 400, 2)), np.zeros(400, bool)
+    for place, right in enumerate((easy, never, easy | even, never, easy | ~even)):
+        of_target = np.where(right, np.where(easy, 0.95, 0.9), 0.45)
+        scores[place, clips, targets], scores[place, clips, 1 - targets] = of_target, 1 - of_target
+    costs = np.repeat(np.array([[1.0], [2], [10], [15], [20]]), 400, 1)
+    how = {"targets": targets, "areas": [40**2, 32**2, 16**2, 12**2, 8**2]}
+    heard = np.ones((5, 400), bool)
+    assert best_stages(scores, heard, costs=costs, **how) == [0, 2, 4]
+    heard[4, ~easy] = False  # too long for 8
+    assert best_stages(scores, heard, costs=costs, **how) == [0, 2]
+    assert best_stages(scores, heard, costs=costs / costs, **how) == [2, 4]  # none at half the cost
+    alike = {**how, "areas": [256, 256, 256, 256, 64]}  # stages are of different sizes
+    assert best_stages(scores, heard, costs=costs, **alike)[1] == 4
+
+
 def test_operations_are_those_of_the_matrices():
     model = FlexiAST(3, dim=48, depth=2, num_heads=4)
     backbone = model.backbone
@@ -137,6 +159,9 @@ def test_a_run_and_its_evaluation_agree(run, tmp_path):
         assert one["value"] == other["value"] and one["confusion"] == other["confusion"]
     costs = [one["operations"] for one in stages]
     assert costs == sorted(costs) and mean["operations"] == pytest.approx(sum(costs))
+    trained = dataclasses.replace(run, patches=run.patches_at(SIZES[::-1]))
+    *names, _, _ = (one["name"] for one in evaluate_cascade(trained, data))
+    assert 2 <= len(names) <= 3 and set(names) <= {"48", "24", "12"}
     shares = cascade["reached"]
     assert shares[0] == 1 and all(a >= b for a, b in itertools.pairwise(shares))
     assert costs[0] <= cascade["operations"] <= sum(costs)
@@ -190,6 +215,9 @@ def test_what_is_no_cascade_is_refused(run, tmp_path):
             load_cascade(run, sizes)
         with pytest.raises(ValueError, match=r"cascade=.* must be 2 to 8 patch sizes"):
             evaluate_cascade(run, tmp_path, sizes)
+    one = dataclasses.replace(run, patches=run.patches_at([16]))
+    with pytest.raises(ValueError, match="no cascade can be found: the run was trained at one"):
+        evaluate_cascade(one, tmp_path)
     with pytest.raises(ValueError, match=r"threshold=1.5"):
         load_cascade(run, SIZES, threshold=1.5)
     cascade = load_cascade(run, SIZES)

@@ -264,6 +264,8 @@ def test_a_cascade_is_evaluated_and_predicts(trained, sounds):
     assert [one["name"] for one in stages] == ["48", "16"] and mean["name"] == "mean"
     code, out, message = run("evaluate", trained, sounds, "--cascade", "48,16")
     assert code == 0 and f"--threshold {cascade['threshold']:g}" in " ".join(out.split()), out
+    code, out, message = run("evaluate", trained, sounds, "--cascade", "auto")
+    assert code == 0 and "--cascade" in out and "cascade" in out, message
     file = sounds / "low" / "0.mp3"
     for more in (["--threshold", cascade["threshold"]], ["--mean"], []):
         code, out, message = run("predict", trained, file, "--cascade", "48,16", *more, "--json")

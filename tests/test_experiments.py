@@ -192,10 +192,10 @@ def test_targets_are_differences_of_means_over_seeds(papers, place, capsys):
     for seed, more in ((0, 0.0), (1, 0.02)):
         result(place, "AST/16, continued", seed, sizes({"8": 0.4, "16": 0.8 + more, "32": 0.3}))
         own = {"8": 0.85, "12": 0.84, "14": 0.80, "16": 0.82, "32": 0.7, "48": 0.6}
-        result(place, papers.LONGER, seed, sizes(own), cascades={"48,24,8": [
-            {"name": "48", "value": 0.6, "operations": 1e6},
-            {"name": "8", "value": 0.85, "operations": 4e6},
-            {"name": "cascade", "value": 0.86, "operations": 1e6, "threshold": 0.5,
+        result(place, papers.LONGER, seed, sizes(own), cascades={"auto": [
+            {"name": "48", "value": 0.6, "operations": 1e6 / 48},
+            {"name": ("8", "12")[seed], "value": 0.85, "operations": 1e6 / 8},
+            {"name": "cascade", "value": 0.86, "operations": 1e6 / 32, "threshold": 0.5,
              "reached": [1, 0.5]},
             {"name": "mean", "value": 0.87, "operations": 5e6},
         ]})  # fmt: skip
@@ -215,11 +215,26 @@ def test_targets_are_differences_of_means_over_seeds(papers, place, capsys):
         "best of AST, 2 s; AST, 4 s; AST, 8 s | 0 or more | -; +2.0; -; - | not all is run | 1 |"
         in lines
     )
-    assert "| +1.0 (+1.0 to +1.0) at 25 (25 to 25) %; the mean of all +2.0" in lines
+    assert (
+        "cascade found on the validation clips (48,8; 48,12) of FlexiAST, all sizes, four times "
+        in lines
+    )
+    assert (
+        "| +1.0 (+1.0 to +1.0) against 8 at 25 %, +16.0 (+16.0 to +16.0) against 32; the mean of "
+        "all +2.0 (+2.0 to +2.0) against 8 | yes | 2 |" in lines
+    )
     assert (place.results_folder / "lengths.png").read_bytes()[:4] == b"\x89PNG"
     assert not (place.results_folder / "patch_sizes.png").exists()  # most of it is not run
     table = (place.results_folder / "report" / "report.md").read_text()
     assert "81.0 (80.0-82.0)" in table
+    for seed in (0, 1):  # each of what it is against has other seeds
+        result(place, "ElasticAST", seed, {("length", 4): 0.9})
+    result(place, "AST, 2 s", 0, {("length", 4): 0.7})
+    result(place, "AST, 4 s", 1, {("length", 4): 0.85})
+    result(place, "AST, 8 s", 0, {("length", 4): 0.88})
+    place.result("AST, 4 s", 0).unlink()
+    papers.report(place.results_folder, papers.results_of(place))
+    assert "AST, 8 s | 0 or more | -; +2.0; -; - | not all is run | 1 |" in capsys.readouterr().out
     result(place, "AST/32", 1, sizes({"32": 0.6}))  # of one seed
     papers.report(place.results_folder, papers.results_of(place))
     assert "| -; +1.0 (+0.0 to +2.0); +10.0 | not all is run | 1-2 |" in capsys.readouterr().out
@@ -228,7 +243,8 @@ def test_targets_are_differences_of_means_over_seeds(papers, place, capsys):
 def test_figures_name_experiments_of_their_data_and_sweep(papers):
     import paper_figures
 
-    assert {*paper_figures.MEANS} <= {*papers.EXPERIMENTS}
+    means = {*map(paper_figures.mean_of, (paper_figures.OURS, paper_figures.LONGER))}
+    assert {*means, paper_figures.MEAN_OF_ASTS} <= {*papers.EXPERIMENTS}
     for _, data, sweep, names in paper_figures.FIGURES.values():
         for name in names:
             own = papers.EXPERIMENTS[name]

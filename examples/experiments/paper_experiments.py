@@ -14,7 +14,7 @@ SPECIALISTS = {8: "AST/8", 16: "AST/16, continued", 32: "AST/32"}
 LONG = ", four times as long"
 LONG_SPECIALISTS = {size: f"AST/{size}{LONG}" for size in SPECIALISTS}
 GRID = (8, 128)  # cells of the position tables: 20 s, the longest sentences
-CASCADES = (48, 24, 8), (32, 16, 8), (24, 8)
+CASCADES = (48, 24, 8), (32, 16, 8), (24, 8), None  # None: sizes found on the validation clips
 # Of an exported file, whose cascade is the first of CASCADES.
 COST_SIZES = (8, 12, 16, 24, 32, 40, 48)
 OURS = "FlexiAST, all sizes"
@@ -33,6 +33,11 @@ def weights_of(sizes):
     ends = 2 * sizes[0] - sizes[1], *sizes, 2 * sizes[-1] - sizes[-2]
     gaps = [(after - before) / 4 for before, after in zip(ends, ends[2:], strict=False)]
     return {"patch_weights": tuple(gap / size for gap, size in zip(gaps, sizes, strict=True))}
+
+
+def stages_text(stages):
+    """Name of one of CASCADES in a result."""
+    return "auto" if stages is None else ",".join(map(str, stages))
 
 
 def mean_of(name):

@@ -38,6 +38,7 @@ from paper_experiments import (
     SPECIALISTS,
     points_of,
     recipe_of,
+    stages_text,
 )
 from paper_figures import COSTS, report
 from speech_sets import make_set
@@ -146,7 +147,7 @@ def result_facts(name, scale_name, seed):
         trained = run_facts(own.trained or name, scale_name, seed)
         evaluated = {
             "sweeps": swept_points(own, quick=scale_name == "quick"), "resize": own.resize,
-            "cascades": CASCADES if own.cascade else (),
+            "cascades": [*map(stages_text, CASCADES if own.cascade else ())],
         }  # fmt: skip
     return json.loads(json.dumps({"trained": trained, "evaluated": evaluated}))
 
@@ -234,7 +235,7 @@ def evaluate_one(own, folder, run_folder, quick):
         found[sweep] = [{key: one[key] for key in keys} for one in swept["sweeps"][sweep]]
     keys = "name", "value", "operations", "threshold", "reached", "clips"
     cascades = {
-        ",".join(map(str, stages)): [
+        stages_text(stages): [
             {key: one[key] for key in keys if key in one}
             for one in evaluate_cascade(run, folder, stages)
         ]

@@ -49,7 +49,7 @@ from tf_data_pipelines.fbank import features
 from tf_data_pipelines.settings import PATCH_SIZES, FbankSettings
 
 SIZES = (8, 16, 24, 32, 48)
-TOGETHER = (48, 24, 8)  # patch sizes of one run, whose scores are averaged
+CASCADES = {"48,24,8": (48, 24, 8), "auto": None}  # see evaluate_cascade
 OURS = load_recipe("small-folder")
 FINE = {8: 1 / 4, 10: 1 / 3, 12: 1 / 2}
 NO_MIXUP = OURS.replaced(
@@ -87,8 +87,8 @@ VARIANTS = {
 def train_variant(recipe, data, out, seed, **more):
     """What is found of a training, its seconds and its epochs.
 
-    What is found is {split: {patch size: accuracy}}, and under "together" the test accuracy of the
-    mean of the scores at the sizes of TOGETHER.
+    What is found is {split: {patch size: accuracy}}, and under "cascades" what `evaluate_cascade`
+    finds of the test clips, for each of CASCADES.
     """
     start = time.perf_counter()
     train = dataclasses.replace(recipe.train, seed=seed)
@@ -102,7 +102,14 @@ def train_variant(recipe, data, out, seed, **more):
         }
         for split in ("test", "validation")
     }
-    found["together"] = evaluate_cascade(run, data, TOGETHER)[-1]["value"]
+    keys = "name", "value", "operations", "threshold", "reached"
+    found["cascades"] = {
+        name: [
+            {key: one[key] for key in keys if key in one}
+            for one in evaluate_cascade(run, data, stages)
+        ]
+        for name, stages in CASCADES.items()
+    }
     return found, seconds, train.epochs
 
 
@@ -268,7 +275,7 @@ def run_one(work, results, data, name, *, seed, init):
         found, seconds, epochs = train_variant(VARIANTS[name], folder, out, seed, **how)
     result = {
         "set": data, "variant": name, "seed": seed, "accuracy": found["test"],
-        "together": found.get("together"), "validation": found.get("validation"),
+        "cascades": found.get("cascades"), "validation": found.get("validation"),
         "epochs": epochs, "seconds": round(seconds, 1),
         **{kind: pathlib.Path(one).name for kind, one in how.items()},
         "backend": keras.backend.backend(), "cores": len(os.sched_getaffinity(0)),
@@ -278,10 +285,9 @@ def run_one(work, results, data, name, *, seed, init):
 
 
 def report(results):
-    """Mean and spread over seeds: over sizes, at one size, of averaged scores, at every size.
+    """Mean and spread over seeds: over sizes, at one size, of cascades, at every size.
 
-    The one size is the best on the validation clips of all seeds, of equal ones the finest. The
-    averaged scores are those of one run at the sizes of TOGETHER.
+    The one size is the best on the validation clips of all seeds, of equal ones the finest.
     """
     runs = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
     for run in runs:
@@ -303,10 +309,14 @@ def report(results):
         if any(at_one):
             table.add_row(f"{name}, at one size", *at_one)
     for name in names:
-        found = (of(name, place, lambda run: run.get("together")) for place in SETS)
-        shown = [spread([100 * one for one in seeds if one is not None]) for seeds in found]
-        if any(shown):
-            table.add_row(f"{name}, mean of the scores at {', '.join(map(str, TOGETHER))}", *shown)
+        for stages in CASCADES:
+            for row in ("cascade", "mean"):
+                found = [
+                    [cascade_result(run, stages, row) for run in of(name, place, dict)]
+                    for place in SETS
+                ]
+                if all(map(all, found)) and all(found):
+                    table.add_row(f"{name}, {row} {stages}", *map(with_operations, found))
     table.add_section()
     for name in names:
         seconds = (of(name, place, lambda run: run["seconds"]) for place in SETS)
@@ -329,6 +339,18 @@ def at_best_size(runs):
     means = {size: statistics.mean(one[size] for one in validations) for size in validations[0]}
     size = max(means, key=means.get)
     return f"{spread([100 * run['accuracy'][size] for run in runs])} at {size}"
+
+
+def cascade_result(run, stages, row):
+    """What is found of a run by a cascade, or by the mean of its sizes; None where nothing is."""
+    found = (run.get("cascades") or {}).get(stages, ())
+    return next((one for one in found if one["name"] == row), None)
+
+
+def with_operations(results):
+    """Accuracy in percent, and MFLOP a clip on average."""
+    cost = np.mean([one["operations"] for one in results]) / 1e6
+    return f"{spread([100 * one['value'] for one in results])} at {cost:.0f}"
 
 
 def spread(values):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from rich.progress import Progress
 
 from keras_flexast.files import RUN
 from keras_flexast.inference.artifacts import FileScores
@@ -22,6 +23,7 @@ from tf_data_pipelines.settings import DataWarning, check_between, patch_name, p
 
 THRESHOLDS = np.arange(201) / 200  # that `best_threshold` compares
 MOST_STAGES = 8
+BUDGET = 0.5  # of what the best size alone costs, see `best_stages`
 
 
 def load_cascade(
@@ -188,13 +190,53 @@ def best_threshold(scores, heard, *, targets, costs):
         one; of equals the cheapest.
     """
     least, means = (scores.argmax(-1) == targets).mean(1).max(), means_so_far(scores, heard)
-    right, found = means.argmax(-1) == targets, []
-    for threshold in THRESHOLDS:
-        stage = stages_of(means, threshold)
-        accuracy = right[stage, np.arange(stage.size)].mean()
-        cost = cascade_costs(costs, heard, stage).mean()
-        found.append((min(accuracy, least), -cost, float(threshold)))
-    return max(found)[2]
+    sure = means.max(-1) >= THRESHOLDS[:, None, None]
+    sure[:, -1] = True
+    stage, clips = sure.argmax(1), np.arange(len(targets))
+    accuracy = (means.argmax(-1) == targets)[stage, clips].mean(1)
+    cost = np.cumsum(costs * heard, 0)[stage, clips].mean(1)
+    order = np.lexsort((-THRESHOLDS, cost, -np.minimum(accuracy, least)))
+    return float(THRESHOLDS[order[0]])
+
+
+def best_stages(scores, heard, *, targets, costs, areas, progress=False):
+    """The two or three patch sizes that make the best cascade on validation clips.
+
+    Of the cascades that are as accurate as the best size alone: the most accurate of those that
+    cost at most half of that size, or else the cheapest. Where none is as accurate, the most
+    accurate one. Each has its `best_threshold`.
+
+    Args:
+        scores, heard, targets, costs: as in `best_threshold`, of all sizes that are tried, from
+            large to small.
+        areas: int (sizes,), bins times frames of a patch.
+        progress: show a progress bar.
+
+    Returns:
+        list of int, places among the sizes.
+    """
+    right = (scores.argmax(-1) == targets).mean(1)
+    least = right.max()
+    limit = BUDGET * costs[right == least].mean(1).min()
+    tried = [
+        [*stages]
+        for count in (2, 3)
+        for stages in itertools.combinations(range(len(areas)), count)
+        if all(areas[after] < areas[before] for before, after in itertools.pairwise(stages))
+    ]
+    found = []
+    with Progress(disable=not progress) as bar:
+        for stages in bar.track(tried, description="Choosing patch sizes"):
+            some, hears = {"targets": targets, "costs": costs[stages]}, heard[stages]
+            hears[0] = True  # the first stage cuts what is too long
+            threshold = best_threshold(scores[stages], hears, **some)
+            ends, stage, _ = ended(scores[stages], hears, threshold)
+            accuracy = (ends.argmax(-1) == targets).mean()
+            cost = cascade_costs(costs[stages], hears, stage).mean()
+            most = accuracy if cost <= limit else least
+            key = min(accuracy, least), cost <= limit, most, -cost, -len(stages)
+            found.append((key, stages))
+    return max(found)[-1]
 
 
 def means_so_far(scores, heard):
