@@ -100,7 +100,8 @@ def sweep_figure(curves, points, path, *, title, xlabel, ylabel):
         axes.minorticks_off()
     labels = [point if isinstance(point, str) else f"{point:g}" for point in points]
     axes.set_xticks(ticks, _thinned(labels, ticks) if axes.get_xscale() == "log" else labels)
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=_short(title, 80))
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(_short(title, 80), loc="left")  # a long one goes on above the legend
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), ncols=columns)
     _write(figure, path)

@@ -334,13 +334,6 @@ def test_a_run_ends_with_its_driver():
             time.sleep(0.1)
 
 
-def test_the_cascade_of_the_exported_file_is_the_one_of_the_targets(papers):
-    from keras_flexast.export.model_card import stages_among
-
-    assert tuple(stages_among(sorted(papers.COST_SIZES)[::-1])) == papers.CASCADES[0]
-
-
-@pytest.mark.parametrize("page", ["README.md", "examples/experiments/README.md"])
 def test_the_pages_have_the_table_of_targets(page):
     results = ROOT / "examples" / "experiments" / "results" / "papers" / "small"
     assert (results / "targets.md").read_text().strip() in (ROOT / page).read_text()

@@ -15,7 +15,7 @@ LONG = ", four times as long"
 LONG_SPECIALISTS = {size: f"AST/{size}{LONG}" for size in SPECIALISTS}
 GRID = (8, 128)  # cells of the position tables: 20 s, the longest sentences
 CASCADES = (48, 24, 8), (32, 16, 8), (24, 8), None  # None: sizes found on the validation clips
-# Of an exported file, whose cascade is the first of CASCADES.
+# Of an exported file, whose cascade is found among them.
 COST_SIZES = (8, 12, 16, 24, 32, 40, 48)
 OURS = "FlexiAST, all sizes"
 LONGER = OURS + LONG

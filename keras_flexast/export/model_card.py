@@ -17,7 +17,7 @@ from keras_flexast.evaluation import artifact_scores, evaluate_run, score_clips,
 from keras_flexast.export.backgrounds import BACKGROUNDS, BufferedClips
 from keras_flexast.figures import patch_order, points_figure
 from keras_flexast.inference.artifacts import load_artifact, scoring_artifacts
-from keras_flexast.inference.cascade import best_threshold, ended
+from keras_flexast.inference.cascade import best_stages, best_threshold, ended
 from keras_flexast.inference.classifier import load_classifier
 from keras_flexast.report import markdown_text
 from keras_flexast.runs import described, heard_seconds
@@ -140,16 +140,12 @@ def operating_points(
     return [*points, *_run_points(run, data, sizes, **options)]
 
 
-def stages_among(sizes):
-    """The first, the middle and the last of a list, each once."""
-    return list(dict.fromkeys(sizes[k] for k in (0, len(sizes) // 2, -1)))
-
-
 def _cascade_points(artifacts, points, scores, *, data, held_out, progress):
     """Points of the cascades over the patch sizes of artifacts that have several.
 
-    The stages are the largest, the middle and the smallest patch size; of sizes of one area the
-    first. A clip's time is that of the stages that hear it, on average.
+    The stages are found on the validation clips, see `best_stages`, by the time with the first
+    number of threads; of sizes of one area the first is tried. A clip's time is that of the stages
+    that hear it, on average.
     """
     found = []
     for path in dict.fromkeys(one.path for one in artifacts):
@@ -157,24 +153,30 @@ def _cascade_points(artifacts, points, scores, *, data, held_out, progress):
         for place, one in enumerate(artifacts):
             if one.path == path and one.patch_size:
                 by_area.setdefault(patch_order(one.patch_size)[0], place)
-        places = stages_among([by_area[area] for area in sorted(by_area, reverse=True)])
-        if len(places) < 2:
+        areas = sorted(by_area, reverse=True)
+        if len(areas) < 2:
             continue
-        stages, first = [points[place] for place in places], artifacts[places[0]]
-        times = {
-            count: np.array([one["latency_ms"][count] for one in stages])
-            for count in stages[0]["latency_ms"]
-        }
+        places = [by_area[area] for area in areas]
         validated = np.stack([
             artifact_scores(artifacts[place], held_out,
                             f"Validating {artifacts[place].name}" if progress else None)
             for place in places
         ])  # fmt: skip
         heard = np.ones(validated.shape[:2], bool)
+        costs = heard * [[next(iter(points[place]["latency_ms"].values()))] for place in places]
+        targets = held_out.source.targets()
+        chosen = best_stages(
+            validated, heard, targets=targets, costs=costs, areas=areas, progress=progress
+        )
         threshold = best_threshold(
-            validated, heard, targets=held_out.source.targets(),
-            costs=heard * next(iter(times.values()))[:, None],
-        )  # fmt: skip
+            validated[chosen], heard[chosen], targets=targets, costs=costs[chosen]
+        )
+        places = [places[stage] for stage in chosen]
+        stages, first = [points[place] for place in places], artifacts[places[0]]
+        times = {
+            count: np.array([one["latency_ms"][count] for one in stages])
+            for count in stages[0]["latency_ms"]
+        }
         heard = np.ones((len(places), len(data.source)), bool)
         ends, _, reached = ended(np.stack([scores[place] for place in places]), heard, threshold)
         sizes = ",".join(one["patch_size"] for one in stages)
