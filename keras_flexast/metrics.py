@@ -64,7 +64,7 @@ def accuracy(labels, scores):
 def top_k_accuracy(labels, scores, k):
     """Share of clips with a label among the `k` classes of the largest scores.
 
-    Of equal scores the first class is the larger, as in argmax: top-1 is `accuracy`.
+    Ties go to the first class, as in argmax: top-1 is `accuracy`.
 
     Args:
         labels: class index of each clip, int (clips,), or (clips, classes) of 0 and 1 where

@@ -53,7 +53,7 @@ class Run:
         shares: shares of validation and test clips that were drawn where the training data has
             no splits, so that the same clips are drawn again.
         made_by: how the run was made: what the user chose, the name of the data, versions.
-            A dictionary for JSON; nothing reads it but people.
+            A dictionary for JSON. Only `seed` and a training that goes on read it.
 
     Raises:
         ValueError: a setting is of the wrong kind, or does not fit the model; the message names
@@ -99,6 +99,11 @@ class Run:
         ):
             if came != expected:
                 raise ValueError(f"{name} is {came}, but the model has {expected}.")
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the training; None where no one knows it."""
+        return (self.made_by.get("settings") or self.made_by).get("seed")
 
     def scores(self, logits: Tensor) -> np.ndarray:
         """Logits (..., classes) as scores in [0, 1], NumPy float32: softmax, or sigmoid."""

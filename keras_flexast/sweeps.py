@@ -81,7 +81,6 @@ def evaluate_sweep(
         )
     names = {"name": name or name_of(run), "data": name_of(data)}
     run = as_run(run)
-    seed = (run.made_by.get("settings") or {}).get("seed")
     if sweep == "patch-size" and patch_size is not None:
         raise ValueError(f"patch_size={patch_size!r} belongs to other sweeps; give points.")
     size = run.patches.base_patch if patch_size is None else patch_size
@@ -112,7 +111,7 @@ def evaluate_sweep(
                 about="" if sweep == "patch-size" else f", {sweep} {point:g}",
             )  # fmt: skip
         found.append({"point": result["name"] if sweep == "patch-size" else point, **result})
-    return {**names, "seed": seed, "sweeps": {sweep: found}}
+    return {**names, "seed": run.seed, "sweeps": {sweep: found}}
 
 
 def _usual_points(run, sweep):

@@ -29,7 +29,7 @@ def check_between(name, value, least, most, kind=(int, float)):
 
 
 def is_number(value, kind):
-    """Whether a value is a finite number of this type; bool is an int that is none."""
+    """Whether a value is a finite number of this type; bool is refused, though an int."""
     return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -47,8 +47,8 @@ def training_order(count, seed, start=0, weights=None):
 def turn_bounds(weights):
     """Where each clip's share of an epoch begins, in clips, float64 (clips + 1,) from 0 to clips.
 
-    An epoch is as many turns as clips, at 0, 1, 2, ... plus an offset that it draws; a turn is
-    of the clip whose share it falls into.
+    An epoch is as many turns as clips, at 0, 1, 2, ... plus an offset that it draws. Each turn goes
+    to the clip whose share contains it.
 
     Args:
         weights: float (clips,), none below 0, some above.

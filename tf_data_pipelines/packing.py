@@ -41,8 +41,9 @@ def pack(
         settings: PackSettings.
         beside: {name: row length} of further tokens of the same clips, the columns `NAME_tokens`
             and `NAME_positions`. They are packed beside the others, each into a row of its own
-            length and into the clip's slot there: a clip joins a row only if it fits all of them,
-            and of what fits, that is best which fills the first row. None for no others.
+            length and into the clip's slot there. A clip joins a row only if all its kinds of
+            tokens fit; of the choices that fit, the one that fills the first row best wins. None
+            for no others.
 
     Returns:
         Dataset of rows, dictionaries with

@@ -1,5 +1,6 @@
 """Each augmentation changes what it should, within its limits, and repeats exactly."""
 
+import dataclasses
 import functools
 import json
 
@@ -352,3 +353,33 @@ def test_hidden_values_are_the_mean_of_the_log_mel(data):
         expected = log_mel(data.waveforms[clip["clip_id"]], FBANK).numpy()
         np.testing.assert_allclose(mel[kept], expected[kept], atol=1e-4)
         np.testing.assert_array_equal(mel[~kept], np.float32(FBANK.mean))
+
+
+ON = {
+    "gain_db": 6.0, "freq_mask": 11, "time_mask_ms": 230.0, "fill_ms": 300.0,
+    "noise_snr_db": (10, 40), "time_mask_share": 0.4, "crop_ms": 200.0, "roll": 0.5, "mixup": 1.0,
+    "mixup_alpha": 0.2, "frame_shift_range_ms": (12, 20), "token_dropout": 0.5, "drop_freq": 0.5,
+    "drop_time": 0.5, "balanced": True,
+}  # fmt: skip
+
+
+def test_every_setting_is_known_to_the_test_of_its_effect():
+    assert {field.name for field in dataclasses.fields(AugmentSettings)} == {*ON}
+
+
+@pytest.mark.parametrize("name", ON)
+def test_every_setting_changes_the_training_batches(data, name):
+    labels = np.eye(3, dtype="float32")[[0] * 30 + [1] * 8 + [2] * 5]
+    clips = WaveformSource(data.waveforms, labels=labels)
+    packing = PackSettings(rows=4, row_length=128, segments=4)
+    patches = PatchSettings((16,), remainder="crop")
+
+    def batches(**settings):
+        augment = AugmentSettings(**settings)
+        found = training_batches(clips, FBANK, patches=patches, packing=packing, augment=augment)
+        return [
+            {**inputs, "labels": labels} for inputs, labels, _ in found.take(3).as_numpy_iterator()
+        ]
+
+    others = {"mixup": 1.0} if name == "mixup_alpha" else {}
+    assert not same(batches(**others), batches(**others, **{name: ON[name]}))
