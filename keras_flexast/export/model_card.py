@@ -33,7 +33,7 @@ REASONS = {
     "int8": "weights and inputs of dense layers are rounded to 255 steps, which the calibration "
     "clips set",
 }
-KINDS = ("saved_model", "tflite", "onnx")  # how a card names FORMATS
+KINDS = {"saved_model": "serving", "tflite": "mobile", "onnx": "onnx"}  # of FORMATS, in a card
 WARM_ROUNDS = 3
 POINT = {  # what is read again of an operating point
     "name": str, "path": str, "format": str, "signature": str | None, "patch_size": str | None,
@@ -329,7 +329,7 @@ def read_card(folder):
         _check_kinds({"name": str}, card["model"])
         for point in card["points"]:
             _check_kinds(POINT, point)
-            check_choice("format", point["format"], KINDS)
+            check_choice("format", point["format"], tuple(KINDS))
             check_between("value", point["value"], 0, 1)
             if not point["path"] or not point["latency_ms"]:
                 raise ValueError(f"{point['name']} has no path or no time")
@@ -377,7 +377,7 @@ def in_formats(points, formats):
 def _format(point):
     """Which of FORMATS a point is: its folder says it, or what kind of file it is."""
     folder = pathlib.PurePath(point["path"]).parts[0]
-    return folder if folder in FORMATS else FORMATS[KINDS.index(point["format"])]
+    return folder if folder in FORMATS else KINDS[point["format"]]
 
 
 def timed_points(points, threads=1):
