@@ -360,6 +360,11 @@ def predict(
         raise typer.BadParameter("--threshold and --mean belong to --cascade.")
     if mean and "threshold" in typed_options(context):
         raise typer.BadParameter("give --threshold or --mean, not both.")
+    if cascade == "auto":
+        raise typer.BadParameter(
+            "--cascade auto belongs to `flexast evaluate`, which finds the sizes. Give them here, "
+            "such as 48,24,8."
+        )
     pair = parse_pair(patch_size, "--patch-size")
     stages = parse_patch_sizes(cascade, "--cascade")
     more = {}

@@ -91,8 +91,8 @@ def evaluate_run(
         artifacts = list(scoring_artifacts(run).values())
         if patch_sizes is not None:
             artifacts = [artifact_of_size(run, size) for size in patch_sizes]
-        fbank = FbankSettings(sample_rate=artifacts[0].sample_rate)
         first = artifacts[0]
+        fbank = first.fbank or FbankSettings(sample_rate=first.sample_rate)
         data = read_data(
             data, fbank, classes=first.classes, split=split, shares=first.shares, progress=progress
         )

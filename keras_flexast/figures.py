@@ -82,11 +82,12 @@ def sweep_figure(curves, points, path, *, title, xlabel, ylabel):
     axes = figure.add_subplot()
     numeric = not any("x" in str(point) for point in points)
     places = {point: float(point) if numeric else place for place, point in enumerate(points)}
-    seeds = {name: max(len(cell["seeds"]) for cell in curve) for name, curve in curves.items()}
+    seeds = {name: {len(cell["seeds"]) for cell in curve} for name, curve in curves.items()}
     for number, (name, curve) in enumerate(curves.items()):
         label = _short(name, 40)
-        if max(seeds.values()) > 1:
-            label += f", {seeds[name]} seed{'s' * (seeds[name] > 1)}"
+        if max(map(max, seeds.values())) > 1:
+            least, most = min(seeds[name]), max(seeds[name])
+            label += f", {least}" + f"-{most}" * (least < most) + " seed" + "s" * (most > 1)
         style = {"color": f"C{number % 10}", "zorder": 3}
         x = [places[cell["point"]] for cell in curve]
         mean, least, most = (

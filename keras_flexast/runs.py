@@ -103,7 +103,8 @@ class Run:
     @property
     def seed(self) -> int | None:
         """Seed of the training; None where no one knows it."""
-        return (self.made_by.get("settings") or self.made_by).get("seed")
+        settings = self.made_by.get("settings")
+        return (settings if isinstance(settings, dict) else self.made_by).get("seed")
 
     def scores(self, logits: Tensor) -> np.ndarray:
         """Logits (..., classes) as scores in [0, 1], NumPy float32: softmax, or sigmoid."""

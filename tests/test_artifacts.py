@@ -22,7 +22,7 @@ from helpers import (
 )
 from typer.testing import CliRunner
 
-from keras_flexast import ElasticAST, cli
+from keras_flexast import ElasticAST, cli, evaluate_run
 from keras_flexast.inference import load_classifier
 from keras_flexast.inference.artifacts import (
     Artifact,
@@ -525,6 +525,19 @@ def test_the_shortest_clip_is_one_window(real, tiny, tmp_path):
         assert "at least" in reason
         with pytest.raises(ValueError, match=f"{least - 1} samples; at least {least} are needed"):
             classifier.predict([clip[1:]])
+
+
+def test_a_clip_under_the_window_of_an_artifact_is_left_out_of_its_evaluation(tmp_path):
+    card = {"fbank": {"window_ms": 50.0}}
+    path = tiny_tflite(tmp_path / "one.tflite", {"serving_default": 0}, card=card)
+    for number, clip in enumerate(noise(*[2000] * 6, 640)):
+        split = "train" if number < 3 else "test"
+        file = tmp_path / "data" / split / CLASSES[number % 3] / f"{number}.wav"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(file, clip, RATE)
+    with pytest.warns(DataWarning, match="at least 50 ms"):
+        (found,) = evaluate_run(path, tmp_path / "data")
+    assert found["clips"] == 3
 
 
 def test_counts_are_positive(tiny):

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from helpers import randomize, write_tones
 
-from keras_flexast import FlexiAST, evaluate_run, load_classifier
+from keras_flexast import FlexiAST, evaluate_run, evaluation, load_classifier
 from keras_flexast.evaluation import evaluate_cascade
 from keras_flexast.inference import CascadeClassifier, Classifier, FileScores, load_cascade
 from keras_flexast.inference.cascade import (
@@ -21,6 +21,7 @@ from keras_flexast.inference.cascade import (
     stages_of,
 )
 from keras_flexast.runs import Run
+from tf_data_pipelines import read_data
 from tf_data_pipelines.settings import DataWarning, FbankSettings, PackSettings
 
 SIZES = (48, 24, 12)
@@ -176,6 +177,30 @@ def test_a_run_and_its_evaluation_agree(run, tmp_path):
     np.testing.assert_allclose(found.scores, expected, rtol=0, atol=1e-5)
     all_of_them = load_cascade(run, SIZES, threshold=None).predict_files(files).scores
     np.testing.assert_allclose(all_of_them, np.mean(every, 0), rtol=0, atol=1e-5)
+
+
+def test_sizes_and_threshold_are_those_of_the_validation_clips(run, tmp_path, monkeypatch):
+    """There 24 knows all classes; among the test clips 12 does."""
+    data, asked = write_tones(tmp_path, clips=20), []
+
+    def scores_at(run, data, pairs, **_):
+        asked.append(data)
+        knows, targets = (24, 12)[len(asked) > 1], data.source.targets()
+        scores = np.full((len(pairs), len(targets), 2), 0.55)  # sure of the wrong class
+        for stage, (side, _) in enumerate(pairs):
+            of_target = 0.95 if side == knows else 0.45
+            scores[stage, np.arange(len(targets)), targets] = of_target
+            scores[stage, np.arange(len(targets)), 1 - targets] = 1 - of_target
+        costs = np.repeat([[1e6 / side] for side, _ in pairs], len(targets), 1)
+        return scores, np.ones(scores.shape[:2], bool), costs
+
+    monkeypatch.setattr(evaluation, "_stage_scores", scores_at)
+    trained = dataclasses.replace(run, patches=run.patches_at(SIZES))
+    *stages, cascade, _ = evaluate_cascade(trained, data)
+    assert [one["name"] for one in stages] == ["24", "12"]
+    assert cascade["threshold"] == 0.95
+    assert len(asked[0].source) == len(read_data(data, run.fbank, split="validation",
+                                                 shares=run.shares).source)  # fmt: skip
 
 
 def test_a_long_clip_is_heard_at_the_sizes_that_hold_it(run, tmp_path):

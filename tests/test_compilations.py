@@ -108,3 +108,16 @@ def test_prediction_in_rows_of_any_length_gives_the_same(scanned):
             outputs[packing], _ = packed_outputs(predictor, batches, len(scanned.source))
         np.testing.assert_allclose(outputs[LONG], outputs[SHORT], rtol=0, atol=1e-5)
         assert np.ptp(outputs[LONG], axis=0).max() > 1e-3  # the clips do differ
+
+
+def test_a_clip_without_weight_is_scored():
+    class Predictor:
+        width = 1
+
+        def __call__(self, inputs):
+            return np.float32([[[1.0], [2.0], [9.0]]])
+
+    ids = {"segment_ids": np.array([[1, 2, 0]])}
+    batch = ids, None, np.float32([[1, 0, 0]]), np.array([[1, 0, -1]])
+    outputs, _ = packed_outputs(Predictor(), [batch], 2)
+    assert outputs.tolist() == [[2.0], [1.0]]

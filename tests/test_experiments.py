@@ -334,14 +334,20 @@ def test_a_run_ends_with_its_driver():
             time.sleep(0.1)
 
 
+@pytest.mark.parametrize("page", ["README.md", "examples/experiments/README.md"])
 def test_the_pages_have_the_table_of_targets(page):
     results = ROOT / "examples" / "experiments" / "results" / "papers" / "small"
     assert (results / "targets.md").read_text().strip() in (ROOT / page).read_text()
 
 
 def test_the_results_are_those_of_the_experiments(papers):
+    import paper_figures
+
     results = ROOT / "examples" / "experiments" / "results" / "papers"
-    assert papers.results_of(papers.Place(ROOT, "small", results))
+    found = papers.results_of(papers.Place(ROOT, "small", results))
+    rows = paper_figures.targets([json.loads(path.read_text()) for path in found])
+    written = (results / "small" / "targets.md").read_text()
+    assert [row for row in rows if f"| {' | '.join(row)} |" not in written] == []
 
 
 def test_sizes_are_drawn_evenly_in_their_logarithm(papers):

@@ -23,7 +23,7 @@ from keras_flexast.export.model_card import (
 )
 from keras_flexast.figures import patch_order
 from keras_flexast.inference.artifacts import load_artifact, load_artifacts
-from keras_flexast.inference.cascade import best_threshold, load_cascade
+from keras_flexast.inference.cascade import best_stages, best_threshold, load_cascade
 from keras_flexast.metrics import mean_average_precision
 from tf_data_pipelines.audio import read_audio
 from tf_data_pipelines.settings import DataWarning, FbankSettings
@@ -281,6 +281,15 @@ def test_stages_of_a_cascade_are_of_different_areas(found, tmp_path):
     scores = [load_artifact(path, one["signature"]).scores(waveforms) for one in chosen]
     costs = [[one["latency_ms"]["1"]] for one in chosen]
     heard = np.ones((len(chosen), 6), bool)
+    tried = [p for p in stages if p["patch_size"] != "8x16"]
+    tried.sort(key=lambda p: -patch_order(p["patch_size"])[0])
+    table = np.stack([load_artifact(path, p["signature"]).scores(waveforms) for p in tried])
+    best = best_stages(
+        table, np.ones((4, 6), bool), targets=half.source.targets(),
+        costs=np.repeat([[p["latency_ms"]["1"]] for p in tried], 6, 1),
+        areas=[patch_order(p["patch_size"])[0] for p in tried],
+    )  # fmt: skip
+    assert [tried[stage]["patch_size"] for stage in best] == names
     assert point["cascade"]["threshold"] == best_threshold(
         np.stack(scores), heard, targets=half.source.targets(), costs=heard * np.array(costs)
     )

@@ -81,6 +81,9 @@ def test_a_report_has_tables_numbers_and_pictures(results, tmp_path):
     assert {path.name for path in out.iterdir()} == drawn | {
         "report.md", "report.csv", "report.json",
     }  # fmt: skip
+    legend = (out / "words_patch-size.svg").read_text()
+    assert "<!-- B, 2 seeds -->" in legend and "<!-- A, 1 seed -->" in legend
+    assert "<!-- B -->" in (out / "words_length.svg").read_text()  # of one seed all
     lines = (out / "report.md").read_text().splitlines()
     assert "| B | 80.0 (70.0-90.0) | **50.0 (50.0-50.0)** |  |" in lines
     assert r"| a\|b | 100.0 |" in lines

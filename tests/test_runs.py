@@ -60,6 +60,19 @@ def test_a_run_of_before_the_shares_were_saved_has_the_usual_ones(folder):
     assert load_run(folder).shares == (0.1, 0.1)
 
 
+@pytest.mark.parametrize(
+    ("made_by", "seed"),
+    [
+        ({}, None),
+        ({"seed": 3}, 3),
+        ({"settings": {"seed": 5}, "seed": 3}, 5),
+        ({"settings": [1]}, None),
+    ],
+)
+def test_a_run_knows_its_seed(run, made_by, seed):
+    assert dataclasses.replace(run, made_by=made_by).seed == seed
+
+
 def test_saving_again_replaces(run, folder):
     save_run(dataclasses.replace(run, classes=("a", "b", "c")), folder)
     assert load_run(folder).classes == ("a", "b", "c")

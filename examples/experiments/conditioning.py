@@ -21,7 +21,7 @@ from tf_data_pipelines.resize import bilinear_matrix
 from tf_data_pipelines.settings import BASE_PATCH
 
 SIZES = (8, 12, 14, 16, 18, 20, 22, 24, 28, 32, 36, 40, 44, 48)
-RIDGES = (0.0, 0.01, 0.1)
+RIDGES = (0.0, 0.01, 0.03, 0.1)
 
 
 def ridge_matrix(ridge):

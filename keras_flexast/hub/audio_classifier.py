@@ -1,6 +1,7 @@
 """The task: fit and predict on raw waveforms of any lengths."""
 
 import contextlib
+import copy
 import dataclasses
 import os
 import pathlib
@@ -183,7 +184,7 @@ class AudioClassifier(keras_hub.models.Task):
             **{name: getattr(self, name) for name in (*names, "head_norm_epsilon")},
             "head_dtype": policy_of(self, self.head_dtype),
             "classes": list(self.classes),
-            "of_run": dict(self._of_run),
+            "of_run": copy.deepcopy(dict(self._of_run)),
         }
 
     @classmethod

@@ -164,6 +164,8 @@ def checked_stages(patch_sizes):
     Raises:
         ValueError: fewer than two, more than MOST_STAGES, or not from large to small.
     """
+    if isinstance(patch_sizes, str):
+        raise ValueError(f"cascade={patch_sizes!r} must be patch sizes, such as (48, 24, 8).")
     pairs = tuple(patch_pair(size) for size in patch_sizes)
     areas = [frequency * time for frequency, time in pairs]
     falling = all(after < before for before, after in itertools.pairwise(areas))
