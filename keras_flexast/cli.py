@@ -11,7 +11,6 @@ import warnings
 from typing import Any
 
 import typer
-from rich.table import Column, Table
 
 from keras_flexast import options
 from keras_flexast.files import RESUME_HINT, kept_partials, remove_unfinished
@@ -36,13 +35,16 @@ from keras_flexast.settings import (
     DistillSettings,
 )
 from keras_flexast.terminal import (
+    answers_table,
     cascade_table,
     class_table,
     conversion_table,
+    data_tables,
     errors,
     evaluation_table,
     json_text,
     nothing_on_stderr,
+    points_table,
     print_tables,
     report_table,
     show_warning,
@@ -404,13 +406,7 @@ def predict(
         failed = [{"file": path, "error": reason} for path, reason in found.rejected]
         typer.echo(json.dumps(answers + failed, indent=2))
     elif answers:
-        table = Table(Column("file", overflow="fold"))
-        for place in range(1, len(answers[0]["top"]) + 1):
-            table.add_column(f"{place}.")
-        for answer in answers:
-            texts = (f"{one['label']} {one['score']:.3f}" for one in answer["top"])
-            table.add_row(answer["file"], *texts)
-        print_tables(table)
+        print_tables(answers_table(answers))
         if timeline:
             typer.echo(f"Wrote {more['csv']} ({more['windows']} windows) and {more['png']}")
     _fail_for(found.rejected)
@@ -433,7 +429,6 @@ def choose(
     """
     limit = parse_milliseconds(budget)
     _start()
-    from keras_flexast.evaluation import share_text
     from keras_flexast.export.model_card import (
         cascade_command,
         choose_point,
@@ -441,7 +436,7 @@ def choose(
         read_card,
         timed_points,
     )
-    from keras_flexast.figures import points_figure, refuse_picture, threads_text
+    from keras_flexast.figures import points_figure, refuse_picture
 
     refuse_picture(figure)
     card = read_card(folder)
@@ -457,23 +452,7 @@ def choose(
         found = {"best": best, "nearest": nearest if limited else None, "points": points}
         typer.echo(json.dumps(found, indent=2))
     else:
-        table = Table(
-            "", Column("artifact", overflow="fold"), "patch", "precision",
-            f"{points[0]['metric']} %", Column("ms a clip", justify="right"),
-            Column("MB", justify="right"), caption=threads_text(points, threads),
-        )  # fmt: skip
-        for point in sorted(points, key=lambda point: -point["value"]):
-            table.add_row(
-                "→" if point == best else "",
-                point["name"],
-                point["patch_size"] or "",
-                point["precision"] or "",
-                share_text(point),
-                f"{point['ms']:.3g}",
-                f"{point['megabytes']:.2f}",
-                style="bold" if point == best else None,
-            )
-        print_tables(table)
+        print_tables(points_table(points, best, threads))
     if best is None:
         limits = [f"{limit:g} ms"] if limit is not None else []
         limits += [f"{max_mb:g} MB"] if max_mb is not None else []
@@ -571,17 +550,7 @@ def stats(data: options.DataArgument, as_json: options.AsJson = False):
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
         return
-    counts = summary.pop("classes")
-    table = Table(show_header=False)
-    for name, value in summary.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {number}" for key, number in value.items())
-        table.add_row(name, str(value))
-    splits = next(iter(counts.values()))
-    classes = Table("class", *splits)
-    for name, row in counts.items():
-        classes.add_row(name, *map(str, row.values()))
-    print_tables(table, classes)
+    print_tables(*data_tables(summary))
 
 
 @app.command()

@@ -129,6 +129,55 @@ def class_table(results):
     return table
 
 
+def answers_table(answers):
+    """The best classes of each file: dictionaries of `file` and `top`."""
+    table = Table(Column("file", overflow="fold"))
+    for number in range(1, len(answers[0]["top"]) + 1):
+        table.add_column(f"{number}.")
+    for answer in answers:
+        texts = (f"{one['label']} {one['score']:.3f}" for one in answer["top"])
+        table.add_row(answer["file"], *texts)
+    return table
+
+
+def points_table(points, best, threads):
+    """Operating points from the most accurate on, the best in bold; see `timed_points`."""
+    from keras_flexast.evaluation import share_text
+    from keras_flexast.figures import threads_text
+
+    table = Table(
+        "", Column("artifact", overflow="fold"), "patch", "precision", f"{points[0]['metric']} %",
+        Column("ms a clip", justify="right"), Column("MB", justify="right"),
+        caption=threads_text(points, threads),
+    )  # fmt: skip
+    for point in sorted(points, key=lambda point: -point["value"]):
+        table.add_row(
+            "→" if point == best else "",
+            point["name"],
+            point["patch_size"] or "",
+            point["precision"] or "",
+            share_text(point),
+            f"{point['ms']:.3g}",
+            f"{point['megabytes']:.2f}",
+            style="bold" if point == best else None,
+        )
+    return table
+
+
+def data_tables(summary):
+    """The facts of a data set, and its clips by class and split; see `ScannedSource.summary`."""
+    facts, (splits, *_) = Table(show_header=False), summary["classes"].values()
+    for name, value in summary.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {number}" for key, number in value.items())
+        if name != "classes":
+            facts.add_row(name, str(value))
+    classes = Table("class", *splits)
+    for name, row in summary["classes"].items():
+        classes.add_row(name, *map(str, row.values()))
+    return facts, classes
+
+
 def report_table(table):
     """One table of a report, turned, as a terminal is narrow; see `report.report_tables`."""
     columns = (Column(name, overflow="fold") for name in table.rows)
