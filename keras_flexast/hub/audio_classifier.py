@@ -1,7 +1,6 @@
 """The task: fit and predict on raw waveforms of any lengths."""
 
 import contextlib
-import copy
 import dataclasses
 import os
 import pathlib
@@ -184,7 +183,10 @@ class AudioClassifier(keras_hub.models.Task):
             **{name: getattr(self, name) for name in (*names, "head_norm_epsilon")},
             "head_dtype": policy_of(self, self.head_dtype),
             "classes": list(self.classes),
-            "of_run": copy.deepcopy(dict(self._of_run)),
+            "of_run": {  # plain copies: Keras tracks the lists of an attribute
+                name: [*value] if isinstance(value, list) else value
+                for name, value in self._of_run.items()
+            },
         }
 
     @classmethod
