@@ -220,7 +220,7 @@ def test_targets_are_differences_of_means_over_seeds(papers, place, capsys):
         in lines
     )
     assert (
-        "| +1.0 (+1.0 to +1.0) against 8 at 25 %, +16.0 (+16.0 to +16.0) against 32; the mean of "
+        "| +1.0 (+1.0 to +1.0) against 8 at 25.0 %, +16.0 (+16.0 to +16.0) against 32; the mean of "
         "all +2.0 (+2.0 to +2.0) against 8 | yes | 2 |" in lines
     )
     assert (place.results_folder / "lengths.png").read_bytes()[:4] == b"\x89PNG"

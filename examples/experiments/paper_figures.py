@@ -263,9 +263,10 @@ def _unified_rows(done):
     rows = []
     for how in ("", LONG):
         sizes = [
-            minus(done.size(p, UNIFIED["words"] + how), done.size(p, OURS)) for p in (8, 16, 32, 48)
+            minus(done.size(p, UNIFIED["words"] + how), done.size(p, OURS + how))
+            for p in (8, 16, 32, 48)
         ]
-        rows += row(f"unified{how}, at 8, 16, 32, 48 against {OURS}", -1.5, *sizes)
+        rows += row(f"unified{how}, at 8, 16, 32, 48 against {OURS}{how}", -1.5, *sizes)
         lengths = [
             done.over_best(UNIFIED["speakers"] + how, ["ElasticAST"], s) for s in (2, 4, 8, 20)
         ]
@@ -296,7 +297,7 @@ def _cascade_row(done, name, stages):
     best = max(singles, key=lambda size: average(singles[size], "value"))
     cost = 100 * operations / average(singles[best], "operations")
     gained = gains(cascade, singles[best])
-    reached = f"{_spread(gained)} against {best} at {cost:.0f} %"
+    reached = f"{_spread(gained)} against {best} at {cost:.1f} %"
     cheap = [size for size, one in singles.items() if average(one, "operations") <= operations]
     if cheap:
         peer = max(cheap, key=lambda size: average(singles[size], "value"))
