@@ -244,8 +244,8 @@ def training_packing(
         segments: number of clip slots in a row.
         overlong: rule for a clip with more tokens than a row at every patch size, see
             PackSettings.
-        augment: AugmentSettings of the training, which batch_clips needs; None for clips as they
-            are.
+        augment: AugmentSettings of the training, which batch_clips and row_length=None need; None
+            for clips as they are.
 
     Returns:
         PackSettings.
@@ -257,19 +257,15 @@ def training_packing(
         raise ValueError(
             f"batch_tokens={batch_tokens} and batch_clips={batch_clips}: give one of the two."
         )
+    train, *others = splits
     if row_length is None:
-        drawn = {0: augment}  # by the training clips
-        row_length = training_row_length(
-            max(
-                int(clip_tokens(split, fbank, patches, drawn.get(place)).max())
-                for place, split in enumerate(splits)
-            )
-        )
+        counts = [clip_tokens(train, fbank, patches, augment)]
+        counts += [clip_tokens(split, fbank, patches) for split in others]
+        row_length = training_row_length(max(int(tokens.max()) for tokens in counts))
     packing = PackSettings(1, row_length, segments, overlong=overlong)
     if batch_tokens is not None:
         rows = batch_tokens // row_length
     elif batch_clips is not None:  # one of the two is given
-        train, *_ = splits
         tokens = _drawn_tokens(train, fbank, patches=patches, packing=packing, augment=augment)
         rows = max(round(batch_clips * tokens / row_length), math.ceil(batch_clips / segments))
     return dataclasses.replace(packing, rows=max(1, rows))
