@@ -244,7 +244,7 @@ def _check_artifacts(run, data, paths):
     waveforms = [clip.read(run.fbank.sample_rate) for clip in data.source.clips]
     expected = {str(size): load_classifier(run, size).predict(waveforms) for size in EXPORT_PATCHES}
     checks = {}
-    artifacts = [one for path in paths for one in scoring_artifacts(path).values()]
+    artifacts = [one for path in paths for one in scoring_artifacts(path)]
     for artifact in track(artifacts, "Running artifacts"):
         scores = artifact.scores(waveforms)
         difference = np.abs(scores - expected[artifact.patch_size]).max()

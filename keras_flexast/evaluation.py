@@ -10,7 +10,6 @@ import numpy as np
 
 import tf_data_pipelines
 from keras_flexast.inference.artifacts import (
-    artifact_of_size,
     check_settled,
     file_scores,
     is_artifact,
@@ -88,9 +87,7 @@ def evaluate_run(
 
     if not isinstance(run, Run) and is_artifact(run):
         check_settled(run, frame_shift_ms=frame_shift_ms, resize=resize, full_length=full_length)
-        artifacts = list(scoring_artifacts(run).values())
-        if patch_sizes is not None:
-            artifacts = [artifact_of_size(run, size) for size in patch_sizes]
+        artifacts = scoring_artifacts(run, patch_sizes)
         first = artifacts[0]
         fbank = first.fbank or FbankSettings(sample_rate=first.sample_rate)
         data = read_data(

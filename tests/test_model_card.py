@@ -11,7 +11,7 @@ from helpers import CLASSES, tiny_saved_model, tiny_tflite
 from typer.testing import CliRunner
 
 from keras_flexast import cli
-from keras_flexast.evaluation import measure, spread
+from keras_flexast.evaluation import evaluate_run, measure, spread
 from keras_flexast.export.backgrounds import BACKGROUNDS, BufferedClips, in_buffer
 from keras_flexast.export.model_card import (
     POINT,
@@ -24,6 +24,7 @@ from keras_flexast.export.model_card import (
 from keras_flexast.figures import patch_order
 from keras_flexast.inference.artifacts import load_artifact, load_artifacts
 from keras_flexast.inference.cascade import best_stages, best_threshold, load_cascade
+from keras_flexast.inference.runtimes import OPENERS
 from keras_flexast.metrics import mean_average_precision
 from tf_data_pipelines.audio import read_audio
 from tf_data_pipelines.settings import DataWarning, FbankSettings
@@ -217,6 +218,20 @@ def test_a_cascade_is_an_operating_point(found, artifacts, tmp_path):
     most = choose_point(read_card(tmp_path)["points"])[0]["most_ms"]
     assert most == pytest.approx(coarse + fine, abs=1e-3)
     assert f"A clip that all of its patch sizes hear takes {most:.3g} ms." in done.stdout
+
+
+def test_a_file_of_several_sizes_is_loaded_once(artifacts, found, monkeypatch):
+    loaded, opener = [], OPENERS[".tflite"]
+    monkeypatch.setitem(OPENERS, ".tflite", lambda *given: loaded.append(given) or opener(*given))
+    path = artifacts / "full.tflite"
+    cascade = load_cascade(path, (16, 8))
+    assert [one.patch_size for one in cascade.classifiers] == ["16", "8"] and len(loaded) == 1
+    results = evaluate_run(path, found["single"], patch_sizes=(16, 8))
+    assert [one["name"] for one in results] == ["16", "8"] and len(loaded) == 2
+    with pytest.raises(ValueError, match="frame_shift_ms=20 cannot be changed in an exported"):
+        load_cascade(path, (16, 8), frame_shift_ms=20)
+    with pytest.raises(ValueError, match="has no patch size 12; it has"):
+        load_cascade(path, (16, 12))
 
 
 def test_a_cascade_of_several_labels_is_no_operating_point(found, tmp_path):

@@ -102,7 +102,7 @@ def operating_points(
         What takes any length is timed at the longest fixed length of the others, or at the
         median length of the clips, but at no more than the longest clip.
     """
-    artifacts = [one for path in paths for one in scoring_artifacts(path).values()]
+    artifacts = [one for path in paths for one in scoring_artifacts(path)]
     lengths = [one.samples / one.sample_rate for one in artifacts if one.samples]
     seconds = max(lengths, default=float(np.median(data.durations)))
     any_length = min(seconds, float(max(data.durations)))  # which nothing refuses

@@ -348,33 +348,41 @@ def load_artifacts(path, threads=2):
     return artifacts
 
 
-def scoring_artifacts(path, threads=2):
-    """The signatures of an artifact that score waveforms, each patch size once.
-
-    `serving_default` is left out where there are signatures named `patch_...`, because it is
-    one of them under another name.
-
-    Args, Returns, Raises: as for `load_artifacts`.
-    """
-    found = load_artifacts(path, threads)
-    sized = {name: one for name, one in found.items() if name.startswith("patch_")}
-    return sized or found
-
-
 def is_artifact(path):
     """Whether a path is an exported artifact; a file is judged by its name alone."""
     path = pathlib.Path(path)
     return model_folder(path) is not None if path.is_dir() else path.suffix in OPENERS
 
 
-def artifact_of_size(path, patch_size, threads=2):
-    """The Artifact of one patch size among those in a file or folder."""
-    wanted = patch_name(patch_pair(patch_size))
-    named = {one.patch_size: one for one in scoring_artifacts(path, threads).values()}
-    if wanted not in named:
-        names = [name or "one that it does not name (leave the option out)" for name in named]
-        raise ValueError(f"{path} has no patch size {wanted}; it has {', '.join(names)}.")
-    return named[wanted]
+def scoring_artifacts(path, patch_sizes=None, threads=2):
+    """The signatures of an artifact that score waveforms, each patch size once.
+
+    `serving_default` is left out where there are signatures named `patch_...`, because it is
+    one of them under another name.
+
+    Args:
+        path, threads: as for `load_artifacts`.
+        patch_sizes: ints or (frequency, time) pairs, those that are wanted; None for all.
+
+    Returns:
+        list of Artifact, in the order of `patch_sizes`.
+
+    Raises:
+        FileNotFoundError, ImportError: as for `load_artifacts`.
+        ValueError: so, too; or there is no such patch size.
+    """
+    signatures = load_artifacts(path, threads)
+    sized = [one for name, one in signatures.items() if name.startswith("patch_")]
+    found = sized or [*signatures.values()]
+    if patch_sizes is None:
+        return found
+    named, chosen = {one.patch_size: one for one in found}, []
+    for wanted in (patch_name(patch_pair(size)) for size in patch_sizes):
+        if wanted not in named:
+            names = [name or "one that it does not name (leave the option out)" for name in named]
+            raise ValueError(f"{path} has no patch size {wanted}; it has {', '.join(names)}.")
+        chosen.append(named[wanted])
+    return chosen
 
 
 def check_settled(path, **options):

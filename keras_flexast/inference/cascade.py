@@ -10,8 +10,14 @@ import numpy as np
 from rich.progress import Progress
 
 from keras_flexast.files import RUN
-from keras_flexast.inference.artifacts import FileScores
+from keras_flexast.inference.artifacts import (
+    FileScores,
+    check_settled,
+    is_artifact,
+    scoring_artifacts,
+)
 from keras_flexast.inference.classifier import (
+    ArtifactClassifier,
     Classifier,
     checked_waveforms,
     load_classifier,
@@ -63,6 +69,10 @@ def load_cascade(
     settled: dict[str, Any] = {
         "frame_shift_ms": frame_shift_ms, "resize": resize, "full_length": full_length,
     }  # fmt: skip
+    if not isinstance(path, Run) and is_artifact(path):
+        check_settled(path, **settled)
+        artifacts = scoring_artifacts(path, pairs, threads)
+        return CascadeClassifier([*map(ArtifactClassifier, artifacts)], threshold)
     if not isinstance(path, Run) and RUN.is_whole(pathlib.Path(path)):
         path = configured_run(path)  # read once
     classifiers = [load_classifier(path, pair, threads=threads, **settled) for pair in pairs]

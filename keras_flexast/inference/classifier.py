@@ -13,12 +13,12 @@ from rich.progress import Progress
 from keras_flexast.inference.artifacts import (
     FileEmbeddings,
     FileScores,
-    artifact_of_size,
     check_settled,
     file_embeddings,
     file_scores,
     is_artifact,
     load_artifact,
+    scoring_artifacts,
     warn_of_unheard,
 )
 from keras_flexast.inference.scoring import ClipPredictor, PackedPredictor
@@ -168,7 +168,7 @@ def load_classifier(
         check_settled(path, frame_shift_ms=frame_shift_ms, resize=resize, full_length=full_length)
         if patch_size is None:
             return ArtifactClassifier(load_artifact(path, threads=threads))
-        return ArtifactClassifier(artifact_of_size(path, patch_size, threads))
+        return ArtifactClassifier(*scoring_artifacts(path, [patch_size], threads))
     if not isinstance(path, Run) and pathlib.Path(path, "serving").is_dir():
         raise ValueError(
             f"{path} is a folder of several exported artifacts; give one of them, such as "
