@@ -184,6 +184,18 @@ EXPERIMENTS = {
         **WORDS, recipe={"model": GRIDDED, "patches": {"clips_per_draw": "a batch"}},
         init="AST/16, the papers' grid and [CLS]",
     ),
+    # and each of its parts alone
+    "AST/16, the papers' grid": Experiment(**WORDS, recipe={**AT_16, "model": GRIDDED}, init=None),
+    "FlexiAST, the papers' grid": Experiment(
+        **WORDS, recipe={"model": GRIDDED}, init="AST/16, the papers' grid"
+    ),
+    "AST/16, [CLS]": Experiment(
+        **WORDS, recipe={**AT_16, "model": {"pooling": "cls"}}, init=None
+    ),
+    "FlexiAST, [CLS]": Experiment(**WORDS, recipe={}, init="AST/16, [CLS]"),
+    "FlexiAST, one size in a batch": Experiment(
+        **WORDS, recipe={"patches": {"clips_per_draw": "a batch"}}
+    ),
     "AST/16, average": Experiment(
         **WORDS, recipe={**AT_16, "model": {"pooling": "mean"}}, init=None
     ),

@@ -66,7 +66,13 @@ FIGURES = {  # file: title, data set, sweep, and the experiments that are lines
     "models": (
         "Other poolings, positions and tables", "words", "patch-size",
         ("AST/16", "AST/16, the papers' grid and [CLS]", "AST/16, average", "AST/16, joint table",
-         "FlexiAST", "FlexiAST, the papers' grid and [CLS]"),
+         "AST/16, the papers' grid", "AST/16, [CLS]"),
+    ),
+    "parts": (
+        "The papers' grid of positions, [CLS] and one size in a batch, together and alone", "words",
+        "patch-size",
+        ("FlexiAST", "FlexiAST, the papers' grid and [CLS]", "FlexiAST, the papers' grid",
+         "FlexiAST, [CLS]", "FlexiAST, one size in a batch"),
     ),
 }  # fmt: skip
 
