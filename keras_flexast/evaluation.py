@@ -129,7 +129,8 @@ def evaluate_cascade(
             two or three of the run's own, see `inference.cascade.best_stages`.
         split: "test" or "train".
         data, frame_shift_ms, resize, full_length, progress: as in `evaluate_run`. A clip that is
-            too long for a stage has no score there, but in the first one it is cut.
+            too long for a stage is cut in that stage's own row; cascade and mean leave the stage
+            out for it, unless it is the first.
 
     Returns:
         list of dictionaries like those of `evaluate_run`: one for each patch size, then one named
@@ -161,7 +162,10 @@ def evaluate_cascade(
         )
     run = configured_run(run, resize=resize, full_length=full_length)
     if run.multi_label:
-        raise ValueError("a cascade needs clips of one label each, and this run has several.")
+        raise ValueError(
+            "a cascade needs clips of one label each, and this run has several. Give patch_sizes "
+            "(--patch-sizes); `flexast predict --cascade 48,24,8 --mean` takes the mean of several."
+        )
     pairs = pairs or _falling_sizes(run)
     check_patches(run.patches_at(pairs, frame_shift_ms), run.fbank.mel_bins)
     how: dict[str, Any] = {"frame_shift_ms": frame_shift_ms, "progress": progress}
@@ -170,7 +174,8 @@ def evaluate_cascade(
         read_data(data, run.fbank, split=part, **named) for part in (split, "validation")
     )
     warn_of_cuts(run, sum(is_cut(run.fbank, one) for one in data.durations), len(data.durations))
-    scores, heard, costs = _stage_scores(run, held_out, pairs, **how)
+    logs, heard, costs = _stage_scores(run, held_out, pairs, **how)
+    scores = np.exp(logs)
     some: dict[str, Any] = {"targets": held_out.source.targets(), "costs": costs}
     if patch_sizes is None:
         areas = [math.prod(pair) for pair in pairs]
@@ -179,11 +184,13 @@ def evaluate_cascade(
         scores, heard, some["costs"] = scores[stages], heard[stages], costs[stages]
         heard[0] = True
     threshold = best_threshold(scores, heard, **some)
-    scores, heard, costs = _stage_scores(run, data, pairs, **how)
+    _warn_of_stages(_clip_tokens(run, data, pairs, frame_shift_ms=frame_shift_ms), pairs)
+    logs, heard, costs = _stage_scores(run, data, pairs, **how)
+    scores = np.exp(logs)
     ends, stage, reached = ended(scores, heard, threshold)
     results = [
         {"name": patch_name(pair), **report_clips(data.source, one), "operations": cost.mean()}
-        for pair, one, cost in zip(pairs, scores, costs, strict=True)
+        for pair, one, cost in zip(pairs, logs, costs, strict=True)
     ]
     cascade = {
         "operations": cascade_costs(costs, heard, stage).mean(),
@@ -201,27 +208,28 @@ def _falling_sizes(run):
     pairs = sorted(run.patches.patch_sizes, key=lambda pair: (-math.prod(pair), pair))
     if math.prod(pairs[0]) == math.prod(pairs[-1]):
         raise ValueError(
-            f"no cascade can be found: the run was trained at one size of patches, "
-            f"{patch_name(pairs[0])}. Name others, such as 48,24,8."
+            f"no cascade can be found: the run was trained at patches of one area, "
+            f"{', '.join(map(patch_name, pairs))}. Name others, such as 48,24,8."
         )
     return tuple(pairs)
 
 
 def _stage_scores(run, data, pairs, *, frame_shift_ms, progress):
-    """Scores (stages, clips, classes), whom each stage hears (stages, clips), and its operations.
+    """Log scores (stages, clips, classes), whom each stage hears (stages, clips), its operations.
 
     A clip that is too long for a stage is cut in its scores, but no cascade asks for them: only
     the first stage cuts, as there is no other.
     """
     from tf_data_pipelines.shards import damage_named
 
+    shift = {"frame_shift_ms": frame_shift_ms}
+    tokens = _clip_tokens(run, data, pairs, **shift)
     with damage_named(data):
-        found = _packed_scores(run, data, pairs, frame_shift_ms=frame_shift_ms, progress=progress)
-    tokens = _clip_tokens(run, data, pairs, frame_shift_ms=frame_shift_ms)
+        found = _packed_scores(run, data, pairs, tokens, progress=progress, **shift)
     heard = tokens <= MAX_ROW_LENGTH
     heard[0] = True
     costs = clip_operations(run.model, np.minimum(tokens, MAX_ROW_LENGTH))
-    return np.exp([found[pair][0] for pair in pairs]), heard, costs
+    return np.array([found[pair][0] for pair in pairs]), heard, costs
 
 
 def measure(artifact, data, description=None):
@@ -329,7 +337,10 @@ def evaluate_packed(
         **resolution: frame_shift_ms or pool_frames, see `Run.patches_at`.
     """
     how = {"progress": progress, "predictor": predictor, "about": about}
-    found = _packed_scores(run, data, patch_sizes, **how, **resolution)
+    pairs = run.patches_at(patch_sizes, **resolution).patch_sizes
+    tokens = _clip_tokens(run, data, pairs, **resolution)
+    _warn_of_overlong(tokens, pairs, "Larger patch_sizes (--patch-sizes) hear all of them.")
+    found = _packed_scores(run, data, pairs, tokens, **how, **resolution)
     return [
         {
             "name": patch_name(pair),
@@ -342,21 +353,18 @@ def evaluate_packed(
 
 
 def _packed_scores(
-    run, data, patch_sizes, *, progress=False, predictor=None, about="", **resolution
+    run, data, pairs, tokens, *, progress=False, predictor=None, about="", **resolution
 ):
     """{patch size: (outputs that rank as scores do, float (clips, classes), counts)} of a run.
 
     Clips of one label have log softmax, others logits; counts are those of `packed_outputs`.
     However many patch sizes, the batches have at most two shapes, so that the model compiles
     at most twice: rows of the run's own length, and longer rows for the sizes whose clips do
-    not all fit them. A clip that no row holds is cut there, and a warning counts it.
+    not all fit them. A clip that no row holds is cut there.
     """
     from tf_data_pipelines.lengths import packing_for
     from tf_data_pipelines.pipeline import evaluation_batches
 
-    pairs = run.patches_at(patch_sizes, **resolution).patch_sizes
-    tokens = _clip_tokens(run, data, pairs, **resolution)
-    _warn_of_overlong(tokens, pairs)
     fits = dict(zip(pairs, tokens.max(1) <= run.packing.row_length, strict=True))
     predictor, found = predictor or PackedPredictor(run.model), {}
     for group in (True, False):
@@ -388,7 +396,7 @@ def _clip_tokens(run, data, pairs, **resolution):
     return clip_tokens(data, run.fbank, run.patches_at(pairs, **resolution))
 
 
-def _warn_of_overlong(tokens, pairs):
+def _warn_of_overlong(tokens, pairs, way_out):
     """Warn where clips, int (patch sizes, clips) tokens, are longer than any row."""
     cut = tokens > MAX_ROW_LENGTH
     if cut.any():
@@ -399,8 +407,20 @@ def _warn_of_overlong(tokens, pairs):
         )
         warnings.warn(
             f"{cut.any(0).sum()} of {tokens.shape[1]} clips have more than {MAX_ROW_LENGTH:,} "
-            f"tokens and lose their end: {listed}. Larger patch_sizes (--patch-sizes) hear all of "
-            f"them.",
+            f"tokens and lose their end: {listed}. {way_out}",
             DataWarning,
             stacklevel=4,
         )
+
+
+def _warn_of_stages(tokens, pairs):
+    """Warn where the first stage of a cascade cuts clips, and where others do not hear them."""
+    _warn_of_overlong(tokens[:1], pairs[:1], "A larger first patch size hears all of them.")
+    for pair, too_long in zip(pairs[1:], tokens[1:] > MAX_ROW_LENGTH, strict=True):
+        if too_long.any():
+            warnings.warn(
+                f"{too_long.sum()} of {too_long.size} clips are too long for patch "
+                f"{patch_name(pair)}; their scores are those of larger patches.",
+                DataWarning,
+                stacklevel=3,
+            )

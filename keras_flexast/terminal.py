@@ -14,6 +14,8 @@ from rich.text import Text
 
 from tf_data_pipelines.settings import DataWarning
 
+SHOWN_CLASSES = 4  # of a converted checkpoint
+
 # Names of files and classes are text, neither markup nor emoji.
 errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
@@ -199,7 +201,9 @@ def conversion_table(done):
     )
     table.add_row("patches", f"{_text(backbone.base_patch)}, one every {_text(model.stride)}")
     table.add_row("position table", f"{_text(backbone.grid)}, {model.position}")
-    table.add_row("classes", f"{len(done.run.classes)}: {', '.join(done.run.classes[:4])}, ...")
+    names = done.run.classes
+    more = ", ..." * (len(names) > SHOWN_CLASSES)
+    table.add_row("classes", f"{len(names)}: {', '.join(names[:SHOWN_CLASSES])}{more}")
     table.add_row("names used", str(len(done.used)))
     for reason, count in collections.Counter(done.ignored.values()).items():
         table.add_row("names ignored", f"{count}: {reason}")

@@ -221,8 +221,12 @@ def test_a_long_clip_is_heard_at_the_sizes_that_hold_it(run, tmp_path):
     )
     np.testing.assert_allclose(of_file, expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(in_memory, expected, rtol=0, atol=1e-5)
-    with pytest.warns(DataWarning, match="more than 8,192 tokens"):
+    with pytest.warns(DataWarning) as warned:
         *stages, cascade_found, mean = evaluate_cascade(run, tmp_path, sizes)
+    too_long = "1 of 1 clips are too long for patch 4; their scores are those of larger patches."
+    assert [str(one.message) for one in warned] == [too_long]
+    with pytest.warns(DataWarning, match="lose their end: 1 at patch 8x2. A larger first patch"):
+        evaluate_cascade(run, tmp_path, ((8, 2), (2, 2)))
     assert cascade_found["reached"][2] == 0  # none is short enough
     spent = sum(one["operations"] for one in stages[:2])
     assert mean["operations"] == pytest.approx(spent)
@@ -241,7 +245,9 @@ def test_what_is_no_cascade_is_refused(run, tmp_path):
         with pytest.raises(ValueError, match=r"cascade=.* must be 2 to 8 patch sizes"):
             evaluate_cascade(run, tmp_path, sizes)
     one = dataclasses.replace(run, patches=run.patches_at([16]))
-    with pytest.raises(ValueError, match="no cascade can be found: the run was trained at one"):
+    with pytest.raises(
+        ValueError, match="no cascade can be found: the run was trained at patches of one area, 16"
+    ):
         evaluate_cascade(one, tmp_path)
     with pytest.raises(ValueError, match=r"threshold=1.5"):
         load_cascade(run, SIZES, threshold=1.5)

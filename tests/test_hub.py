@@ -476,6 +476,33 @@ def test_compile_adds_metrics_and_scales_the_loss_of_float16(run):
     assert set(classifier.evaluate(*clips(), verbose=0, return_dict=True)) == {"loss", "accuracy"}
 
 
+def test_the_rows_of_a_fit_decide_whether_xla_compiles(run, monkeypatch):
+    monkeypatch.setattr(audio_classifier, "jit_compile", lambda _, row_length: row_length <= 128)
+    classifier = AudioClassifier.from_run(run)
+    assert classifier.jit_compile  # its preprocessor has rows of 128 tokens
+    noise = np.random.default_rng(0).normal(0, 0.1, 4 * RATE).astype("float32")
+    classifier.fit([noise], [0], verbose=0)
+    assert not classifier.jit_compile  # 400 tokens at patch 8
+    classifier.compile(jit_compile=True)
+    assert not classifier._chooses_xla
+
+
+def test_a_classifier_that_is_not_compiled_is_saved_and_predicts(run, classifier, tmp_path):
+    waveforms, labels = clips(3)
+    bare = AudioClassifier.from_run(run, compile=False)
+    expected = classifier.predict(waveforms)
+    np.testing.assert_array_equal(bare.predict(waveforms), expected)
+    bare.save(tmp_path / "model.keras")
+    bare.save_to_preset(str(tmp_path / "preset"))
+    for again in (
+        keras.models.load_model(tmp_path / "model.keras"),
+        AudioClassifier.from_preset(str(tmp_path / "preset")),
+    ):
+        np.testing.assert_allclose(again.predict(waveforms), expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"is not compiled; call `compile\(\)` before"):
+        bare.fit(waveforms, labels)
+
+
 def test_without_a_preprocessor_it_takes_packed_batches(classifier):
     waveforms, labels = clips()
     inputs, slots, weights = (
@@ -528,6 +555,10 @@ def test_a_new_head_keeps_the_encoder(folder, classifier, tmp_path):
         ):
             np.testing.assert_array_equal(ours, theirs)
         assert found.predict(clips()[0]).shape == (6, 7)
+    found = AudioClassifier.from_preset(tmp_path / "encoder", num_classes=7, segments=5)
+    assert found.predict(clips()[0]).shape == (6, 7)
+    with pytest.raises(ValueError, match=r"Give the preprocessor packing=PackSettings\(segments=5"):
+        found.preprocessor = classifier.preprocessor
     with pytest.raises(ValueError, match="of an ASTBackbone alone, pass num_classes"):
         AudioClassifier.from_preset(tmp_path / "encoder")
     found = AudioClassifier.from_preset(folder, segments=2, pooling="mean")  # a new pooling

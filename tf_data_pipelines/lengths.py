@@ -17,6 +17,7 @@ from tf_data_pipelines.settings import (
     FbankSettings,
     PackSettings,
     PatchSettings,
+    check_positive,
     patch_name,
     round_row_length,
     training_row_length,
@@ -251,12 +252,16 @@ def training_packing(
         PackSettings.
 
     Raises:
-        ValueError: both or none of batch_tokens and batch_clips are given.
+        ValueError: both or none of batch_tokens and batch_clips are given, or no positive number.
     """
     if (batch_tokens is None) == (batch_clips is None):
         raise ValueError(
             f"batch_tokens={batch_tokens} and batch_clips={batch_clips}: give one of the two."
         )
+    given = {"batch_tokens": batch_tokens, "batch_clips": batch_clips}
+    for name, value in given.items():
+        if value is not None:
+            check_positive(name, value, int)
     train, *others = splits
     if row_length is None:
         counts = [clip_tokens(train, fbank, patches, augment)]

@@ -76,8 +76,9 @@ def tokens_of(recipe, seconds):
     data = WaveformSource([np.zeros(round(16000 * one), "float32") for one in seconds])
     names = {name: recipe.model[name] for name in ("remainder", "position") if name in recipe.model}
     patches = PatchSettings(
-        patch_sizes=recipe.patch_sizes, frame_shifts_ms=recipe.frame_shifts_ms, **names
-    )
+        patch_sizes=recipe.patch_sizes, frame_shifts_ms=recipe.frame_shifts_ms, **names,
+        **recipe.patches,
+    )  # fmt: skip
     fbank, settings = recipe.fbank or FbankSettings(), recipe.train
     packing = training_packing(
         [data], fbank, patches=patches, batch_clips=settings.batch_clips,

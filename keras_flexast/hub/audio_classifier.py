@@ -39,7 +39,7 @@ from keras_flexast.runs import Run, load_run, save_run, versions
 from keras_flexast.settings import POOLINGS
 from tf_data_pipelines.hints import PathLike
 from tf_data_pipelines.pipeline import counted
-from tf_data_pipelines.settings import PATCH_SIZES, check_choice, check_positive
+from tf_data_pipelines.settings import PATCH_SIZES, PackSettings, check_choice, check_positive
 
 ACTIVATIONS = ("softmax", "sigmoid", None)
 LEARNING_RATE = 5e-5  # KerasHub's default, for weights that are trained already
@@ -235,8 +235,9 @@ class AudioClassifier(keras_hub.models.Task):
                 preset, load_weights, dtype=kwargs.pop("dtype", None)
             )
             own = AudioClassifierPreprocessor(
-                ASTAudioConverter(), patches=backbone.patch_settings(PATCH_SIZES)
-            )
+                ASTAudioConverter(), patches=backbone.patch_settings(PATCH_SIZES),
+                packing=PackSettings(segments=kwargs.get("segments", PackSettings().segments)),
+            )  # fmt: skip
             return cls(backbone, **{"preprocessor": own, **kwargs})
         if folder.is_dir() and not PRESET.is_whole(folder):
             raise ValueError(
@@ -416,16 +417,17 @@ class AudioClassifier(keras_hub.models.Task):
         weighted = list(kwargs.pop("weighted_metrics", None) or [])
         if metrics == "auto":
             metrics = [] if several or weighted else [PackedAccuracy()]
-        if self.preprocessor is not None:
-            row_length = self.preprocessor.packing.row_length
-            kwargs.setdefault("jit_compile", jit_compile(self, row_length))
+        own = self.preprocessor
+        self._chooses_xla = own is not None and "jit_compile" not in kwargs
+        if own is not None and self._chooses_xla:
+            kwargs["jit_compile"] = jit_compile(self, own.packing.row_length)
         metrics = [metrics] if isinstance(metrics, str) else list(metrics or [])
         kwargs["weighted_metrics"] = [*metrics, *weighted]
         super().compile(optimizer=optimizer, loss=loss, metrics=None, **kwargs)
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """How it is compiled, for a saved classifier."""
-        config, optimizer = super().get_compile_config(), self.optimizer
+        config, optimizer = super().get_compile_config(), getattr(self, "optimizer", None)
         return config and {**config, "trained": optimizer is not None and optimizer.built}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -472,6 +474,8 @@ class AudioClassifier(keras_hub.models.Task):
                 x, y, batch_size=batch_size, sample_weight=sample_weight,
                 validation_data=validation_data, validation_split=validation_split, **kwargs,
             )  # fmt: skip
+        if not self.compiled:
+            raise ValueError("the classifier is not compiled; call `compile()` before `fit`.")
         own = self.preprocessor
         if validation_split and validation_data is None:
             x = x if isinstance(x, tf.data.Dataset) else own.waveforms(x)
@@ -479,10 +483,12 @@ class AudioClassifier(keras_hub.models.Task):
         if validation_data is not None:
             if not isinstance(validation_data, tuple | list):
                 validation_data = (validation_data,)
-            held_out, *columns = validation_data
-            held_out, *columns[:1] = checked_labels(self, held_out, *columns[:1])
+            held_out, labels, weights = (*validation_data, None, None)[:3]
+            held_out, labels = checked_labels(self, held_out, labels)
             steps = kwargs.pop("validation_steps", None)
-            validation_data = _scored(own.evaluation_batches(held_out, *columns, steps=steps))
+            validation_data = _scored(
+                own.evaluation_batches(held_out, labels, weights, steps=steps)
+            )
         factors = kwargs.pop("class_weight", None)
         x, labels = checked_labels(self, x, y, factors)
         if factors is not None and labels is not None:
@@ -494,6 +500,11 @@ class AudioClassifier(keras_hub.models.Task):
             start=_batches_so_far(self.optimizer),
             steps=kwargs.pop("steps_per_epoch", None),
         )  # fmt: skip
+        if self._chooses_xla and not self.run_eagerly:  # these rows may be longer
+            chosen = jit_compile(self, batches.element_spec[0]["tokens"].shape[1])
+            if chosen not in ("auto", self.jit_compile):
+                self.jit_compile = chosen
+                self.train_function = None  # Keras makes another
         return keras.Model.fit(
             self, batches, validation_data=validation_data, steps_per_epoch=steps,
             **{**kwargs, "shuffle": False},
@@ -588,16 +599,17 @@ def _check_fits(preprocessor, backbone, segments):
             f"AudioClassifierPreprocessor, or None for packed batches."
         )
     patches = preprocessor.patches
+    fitting = "backbone.patch_settings(patch_sizes) gives patches that fit."
     pairs = [
-        (f"patches.{name}", getattr(patches, name), getattr(backbone, name))
+        (f"patches.{name}", getattr(patches, name), getattr(backbone, name), fitting)
         for name in ("prefix_tokens", "base_patch", "grid")
     ]
-    pairs.append(("packing.segments", preprocessor.packing.segments, segments))
-    for name, came, expected in pairs:
+    slots = f"Give the preprocessor packing=PackSettings(segments={segments})."
+    pairs.append(("packing.segments", preprocessor.packing.segments, segments, slots))
+    for name, came, expected, way_out in pairs:
         if came != expected:
             raise ValueError(
-                f"the preprocessor's {name} is {came}, but the model has {expected}. "
-                f"backbone.patch_settings(patch_sizes) gives patches that fit."
+                f"the preprocessor's {name} is {came}, but the model has {expected}. {way_out}"
             )
 
 
@@ -615,7 +627,7 @@ def _copy_weights(source, target):
 @contextlib.contextmanager
 def _without_optimizer(model):
     """Keras saves and loads the optimizer, of twice the size, with the weights of a task."""
-    optimizer, model.optimizer = model.optimizer, None
+    optimizer, model.optimizer = getattr(model, "optimizer", None), None
     try:
         yield
     finally:

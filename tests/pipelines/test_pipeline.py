@@ -459,6 +459,12 @@ def test_a_batch_is_given_in_tokens_or_in_clips(arrays, fbank, given):
         training_packing([arrays], fbank, patches=PATCHES, **given)
 
 
+@pytest.mark.parametrize("given", [{"batch_clips": 0}, {"batch_tokens": -1}])
+def test_a_batch_of_nothing_is_refused(arrays, fbank, given):
+    with pytest.raises(ValueError, match=r"batch_.* must be a positive number"):
+        training_packing([arrays], fbank, patches=PATCHES, **given)
+
+
 def test_evaluation_rows_are_long_enough(arrays, fbank):
     run = PackSettings(rows=6, row_length=256, segments=4)
     assert packing_for(arrays, fbank, PATCHES, run) == run
