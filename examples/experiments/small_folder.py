@@ -9,9 +9,7 @@ done is skipped, also after a kill; a result of another recipe is refused. --rep
     plain         what train_run does without a recipe: the tiny model, no augmentation
     small-folder  the recipe
     cnn           a plain CNN of 0.3 M weights, for the seconds of small-folder of the same seed
-    shorter       small-folder in 210 epochs, with patches of 16 and 20 drawn less often
-    shorter cnn   the CNN, for the seconds of shorter
-    no mixup      shorter without mixup, in 105 epochs
+    no mixup      small-folder without mixup, in 105 epochs
     more fine     that, with fine patches drawn more often, in 80 epochs
     attention     that, with attention pooling in place of the mean
     sizes alike   that, with all patch sizes drawn equally often, in 60 epochs
@@ -54,12 +52,7 @@ SIZES = (8, 16, 24, 32, 48)
 CASCADES = {"48,24,8": (48, 24, 8), "auto": None}  # see evaluate_cascade
 OURS = load_recipe("small-folder")
 FINE = {8: 1 / 4, 10: 1 / 3, 12: 1 / 2}
-SELDOM = {8: 1 / 6, 10: 1 / 5, 12: 1 / 4, 16: 1 / 2, 20: 3 / 4}
-SHORTER = OURS.replaced(
-    patches={"patch_weights": tuple(SELDOM.get(size, 1) for size in PATCH_SIZES)},
-    train=dataclasses.replace(OURS.train, epochs=210),
-)
-NO_MIXUP = SHORTER.replaced(
+NO_MIXUP = OURS.replaced(
     augment=dataclasses.replace(OURS.augment, mixup=0.0),
     train=dataclasses.replace(OURS.train, epochs=105),
 )
@@ -73,7 +66,6 @@ BATCH_32 = dataclasses.replace(ALIKE.train, batch_clips=32)
 VARIANTS = {
     "plain": Recipe(),
     "small-folder": OURS,
-    "shorter": SHORTER,
     "no mixup": NO_MIXUP,
     "more fine": MORE_FINE,
     "attention": ATTENTION,
@@ -90,7 +82,6 @@ VARIANTS = {
     "distilled": ALIKE,
     "from RUN": load_recipe("small-folder-init"),
 }
-CNNS = {"cnn": "small-folder", "shorter cnn": "shorter"}  # and whose seconds each has
 
 
 def train_variant(recipe, data, out, seed, **more):
@@ -220,9 +211,9 @@ def train_cnn(folder, seconds, seed):
 
 def facts_of(results, data, name, seed):
     """What a result is of; of "from RUN" without the run."""
-    if name in CNNS:
+    if name == "cnn":
         settings = {"seconds": FIXED_SECONDS, "widths": WIDTHS, "rate": CNN_RATE}
-        ours = result_of(results, data, CNNS[name], seed)
+        ours = result_of(results, data, "small-folder", seed)
         allowed = json.loads(ours.read_text())["seconds"] if ours.exists() else None
         return {"recipe": {**settings, "widths": [*WIDTHS]}, "allowed": allowed}
     train = dataclasses.replace(VARIANTS[name].train, seed=seed)
@@ -273,8 +264,8 @@ def run_one(work, results, data, name, *, seed, init):
     for old in (partial_of(out), out):
         shutil.rmtree(old, ignore_errors=True)
     facts = facts_of(results, data, name, seed)
-    if name in CNNS:
-        ours = json.loads(before(results, data, CNNS[name], seed).read_text())
+    if name == "cnn":
+        ours = json.loads(before(results, data, "small-folder", seed).read_text())
         found, seconds, epochs = train_cnn(folder, ours["seconds"], seed)
     else:
         if name == "distilled":
@@ -301,7 +292,7 @@ def report(results):
     runs = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
     for run in runs:
         is_done(results, run["set"], run["variant"], run["seed"])
-    names = [name for name in (*VARIANTS, *CNNS) if any(run["variant"] == name for run in runs)]
+    names = [name for name in (*VARIANTS, "cnn") if any(run["variant"] == name for run in runs)]
 
     def of(name, place, value):
         return [value(run) for run in runs if (run["variant"], run["set"]) == (name, place)]
@@ -379,7 +370,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     results = given.results or given.work / "results"
     if not given.report:
-        names = [*VARIANTS, *CNNS]
+        names = [*VARIANTS, "cnn"]
         if given.only:
             names = given.only.split(",")
             if "from RUN" in names and not given.init:
