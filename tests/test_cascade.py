@@ -192,7 +192,7 @@ def test_sizes_and_threshold_are_those_of_the_validation_clips(run, tmp_path, mo
             scores[stage, np.arange(len(targets)), targets] = of_target
             scores[stage, np.arange(len(targets)), 1 - targets] = 1 - of_target
         costs = np.repeat([[1e6 / side] for side, _ in pairs], len(targets), 1)
-        return scores, np.ones(scores.shape[:2], bool), costs
+        return np.log(scores), np.ones(scores.shape[:2], bool), costs
 
     monkeypatch.setattr(evaluation, "_stage_scores", scores_at)
     trained = dataclasses.replace(run, patches=run.patches_at(SIZES))

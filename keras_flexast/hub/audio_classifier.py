@@ -500,11 +500,7 @@ class AudioClassifier(keras_hub.models.Task):
             start=_batches_so_far(self.optimizer),
             steps=kwargs.pop("steps_per_epoch", None),
         )  # fmt: skip
-        if self._chooses_xla and not self.run_eagerly:  # these rows may be longer
-            chosen = jit_compile(self, batches.element_spec[0]["tokens"].shape[1])
-            if chosen not in ("auto", self.jit_compile):
-                self.jit_compile = chosen
-                self.train_function = None  # Keras makes another
+        self._choose_xla(batches.element_spec[0]["tokens"].shape[1])
         return keras.Model.fit(
             self, batches, validation_data=validation_data, steps_per_epoch=steps,
             **{**kwargs, "shuffle": False},
@@ -564,6 +560,14 @@ class AudioClassifier(keras_hub.models.Task):
         if getattr(self, "_clips", (None,))[0] != settings:
             self._clips = settings, ClipPredictor(*settings)
         return self._clips[1](self._predictor(), own.waveforms(x))
+
+    def _choose_xla(self, row_length):
+        """Whether XLA compiles the step of these rows; `compile` knew the preprocessor's alone."""
+        if not self._chooses_xla or self.run_eagerly:
+            return
+        chosen = jit_compile(self, row_length)
+        if chosen not in ("auto", self.jit_compile):
+            self.jit_compile, self.train_function = chosen, None  # Keras makes another function
 
     def _predictor(self):
         """The PackedPredictor of these weights; LoRA and quantization bring others."""
