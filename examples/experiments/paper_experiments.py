@@ -108,7 +108,12 @@ EXPERIMENTS = {
     "FlexiAST": Experiment(**WORDS, recipe={}),
     OURS: Experiment(**WORDS, recipe=AT_ALL, cascade=True),
     # ElasticAST, on speakers
-    "ElasticAST": Experiment(**SPEAKERS, recipe=AT_16, sweeps=("length", "frame-shift")),
+    **{
+        "ElasticAST" + LONG * (times > 1): Experiment(
+            **SPEAKERS, recipe=AT_16, sweeps=("length", "frame-shift"), times=times
+        )
+        for times in (1, 4)
+    },
     **{
         f"AST, {seconds} s": Experiment(
             **SPEAKERS, sweeps=("length",),
