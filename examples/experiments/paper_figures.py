@@ -39,20 +39,21 @@ FIGURES = {  # file: title, data set, sweep, and the experiments that are lines
         "patch-size", ("FlexiAST", "FlexiAST, distilled", "FlexiAST, from scratch"),
     ),
     "axes": (
-        "Patch sizes along one axis, and along both at fewer tokens (FlexiAST, Figure 4a)",
+        "Patch sizes along one axis, along both at fewer tokens, and unified (FlexiAST, Figure 4a)",
         "speakers", "patch-size",
-        tuple(f"FlexiAST, {axis}" for axis in ("both axes", "time", "frequency")),
+        (*(f"FlexiAST, {axis}" for axis in ("both axes", "time", "frequency")),
+         *(UNIFIED["speakers"] + how for how in ("", LONG))),
     ),
     "lengths": (
         "Native and fixed lengths, clips cut after so many seconds (ElasticAST, Figure 4)",
         "speakers", "length",
-        ("ElasticAST", *(f"AST, {s} s" for s in (2, 4, 8)), "ElasticAST, average",
-         "unified, speakers"),
+        ("ElasticAST", "ElasticAST" + LONG, *(f"AST, {s} s" for s in (2, 4, 8)),
+         "ElasticAST, average", UNIFIED["speakers"], UNIFIED["speakers"] + LONG),
     ),
     "frame_shifts": (
         "Mixed and single frame shifts (ElasticAST, Figure 5)", "speakers", "frame-shift",
         ("ElasticAST", *(f"ElasticAST, {s} ms" for s in (20, 30, 40)),
-         "ElasticAST, mixed frame shifts", "unified, speakers"),
+         "ElasticAST, mixed frame shifts", UNIFIED["speakers"], UNIFIED["speakers"] + LONG),
     ),
     "sizes": (
         "Which sizes are trained", "words", "patch-size",
