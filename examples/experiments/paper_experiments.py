@@ -19,6 +19,7 @@ CASCADES = (48, 24, 8), (32, 16, 8), (24, 8), None  # None: sizes found on the v
 COST_SIZES = (8, 12, 16, 24, 32, 40, 48)
 OURS = "FlexiAST, all sizes"
 LONGER = OURS + LONG
+TAUGHT = LONGER + ", distilled"
 MEAN_OF_ASTS = "mean of the ASTs of 8, 16, 32"
 UNIFIED = {data: f"unified, {data}" for data in ("words", "speakers")}
 BETWEEN = {
@@ -162,7 +163,7 @@ EXPERIMENTS = {
         for size, name in LONG_SPECIALISTS.items()
     },
     f"{OURS}, distilled": Experiment(**WORDS, recipe=AT_ALL, teacher="AST/16", cascade=True),
-    f"{LONGER}, distilled": Experiment(
+    TAUGHT: Experiment(
         **WORDS, recipe=AT_ALL, times=4, teacher="AST/16", cascade=True
     ),
     "FlexiAST, sizes 4 to 64": Experiment(

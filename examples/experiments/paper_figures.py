@@ -13,6 +13,7 @@ from paper_experiments import (
     MEAN_OF_ASTS,
     OURS,
     SPECIALISTS,
+    TAUGHT,
     UNIFIED,
     mean_of,
     stages_text,
@@ -28,7 +29,7 @@ COSTS = "cost.json"  # file of the accuracy and time of exported models
 FIGURES = {  # file: title, data set, sweep, and the experiments that are lines
     "patch_sizes": (
         "One flexible model, and ASTs of one size (FlexiAST, Figure 1 and Table 1)", "words",
-        "patch-size", ("AST/8", "AST/16, continued", "AST/32", "FlexiAST", OURS, LONGER),
+        "patch-size", ("AST/8", "AST/16, continued", "AST/32", "FlexiAST", OURS, LONGER, TAUGHT),
     ),
     "resize": (
         "PI-resize and bilinear (FlexiAST, Figures 4b and 5)", "words", "patch-size",
@@ -62,7 +63,7 @@ FIGURES = {  # file: title, data set, sweep, and the experiments that are lines
     ),
     "longer": (
         "More passes, and the AST of 16 as teacher", "words", "patch-size",
-        (OURS, LONGER, f"{OURS}, distilled", f"{LONGER}, distilled"),
+        (OURS, LONGER, f"{OURS}, distilled", TAUGHT),
     ),
     "models": (
         "Other poolings, positions and tables", "words", "patch-size",
@@ -121,8 +122,9 @@ def targets(runs):
     flexible = "FlexiAST", OURS, LONGER
     for name in (one + how for how in ("", ", distilled") for one in flexible):
         rows += _specialists_row(done, name, SPECIALISTS, "the AST trained at each")
-    rows += _specialists_row(done, LONGER, LONG_SPECIALISTS, f"the AST trained at each{LONG}")
-    for name in flexible:
+    for name in (LONGER, TAUGHT):
+        rows += _specialists_row(done, name, LONG_SPECIALISTS, f"the AST trained at each{LONG}")
+    for name in (*flexible, TAUGHT):
         rows += _shape_rows(done, name)
     rows += _resize_rows(done)
     rows += _dips_row(done, "FlexiAST, both axes", "speakers")
@@ -136,7 +138,7 @@ def targets(runs):
             f"mean of one model's scores at 8, 16, 32{how} against that of three ASTs", 0,
             minus(done.mean(mean_of(name)), done.mean(MEAN_OF_ASTS)),
         )  # fmt: skip
-    for name in (OURS, LONGER, UNIFIED["words"], UNIFIED["words"] + LONG):
+    for name in (OURS, LONGER, TAUGHT, UNIFIED["words"], UNIFIED["words"] + LONG):
         for stages in (CASCADES[0], None):  # those of the others are in the results
             rows += _cascade_row(done, name, stages_text(stages))
     return rows
