@@ -163,8 +163,9 @@ def evaluate_cascade(
     run = configured_run(run, resize=resize, full_length=full_length)
     if run.multi_label:
         raise ValueError(
-            "a cascade needs clips of one label each, and this run has several. Give patch_sizes "
-            "(--patch-sizes); `flexast predict --cascade 48,24,8 --mean` takes the mean of several."
+            "a cascade needs clips of one label each, and this run has several. Evaluate each "
+            "patch size alone (evaluate_run, or without --cascade); `flexast predict --cascade "
+            "48,24,8 --mean` takes the mean of several."
         )
     pairs = pairs or _falling_sizes(run)
     check_patches(run.patches_at(pairs, frame_shift_ms), run.fbank.mel_bins)
@@ -184,7 +185,9 @@ def evaluate_cascade(
         scores, heard, some["costs"] = scores[stages], heard[stages], costs[stages]
         heard[0] = True
     threshold = best_threshold(scores, heard, **some)
-    _warn_of_stages(_clip_tokens(run, data, pairs, frame_shift_ms=frame_shift_ms), pairs)
+    for part, what in ((held_out, "validation clips"), (data, "clips")):
+        tokens = _clip_tokens(run, part, pairs, frame_shift_ms=frame_shift_ms)
+        _warn_of_stages(tokens, pairs, what)
     logs, heard, costs = _stage_scores(run, data, pairs, **how)
     scores = np.exp(logs)
     ends, stage, reached = ended(scores, heard, threshold)
@@ -396,7 +399,7 @@ def _clip_tokens(run, data, pairs, **resolution):
     return clip_tokens(data, run.fbank, run.patches_at(pairs, **resolution))
 
 
-def _warn_of_overlong(tokens, pairs, way_out):
+def _warn_of_overlong(tokens, pairs, way_out, what="clips"):
     """Warn where clips, int (patch sizes, clips) tokens, are longer than any row."""
     cut = tokens > MAX_ROW_LENGTH
     if cut.any():
@@ -406,20 +409,20 @@ def _warn_of_overlong(tokens, pairs, way_out):
             if count
         )
         warnings.warn(
-            f"{cut.any(0).sum()} of {tokens.shape[1]} clips have more than {MAX_ROW_LENGTH:,} "
+            f"{cut.any(0).sum()} of {tokens.shape[1]} {what} have more than {MAX_ROW_LENGTH:,} "
             f"tokens and lose their end: {listed}. {way_out}",
             DataWarning,
             stacklevel=4,
         )
 
 
-def _warn_of_stages(tokens, pairs):
+def _warn_of_stages(tokens, pairs, what):
     """Warn where the first stage of a cascade cuts clips, and where others do not hear them."""
-    _warn_of_overlong(tokens[:1], pairs[:1], "A larger first patch size hears all of them.")
+    _warn_of_overlong(tokens[:1], pairs[:1], "A larger first patch size hears all of them.", what)
     for pair, too_long in zip(pairs[1:], tokens[1:] > MAX_ROW_LENGTH, strict=True):
         if too_long.any():
             warnings.warn(
-                f"{too_long.sum()} of {too_long.size} clips are too long for patch "
+                f"{too_long.sum()} of {too_long.size} {what} are too long for patch "
                 f"{patch_name(pair)}; their scores are those of larger patches.",
                 DataWarning,
                 stacklevel=3,

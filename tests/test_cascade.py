@@ -225,8 +225,14 @@ def test_a_long_clip_is_heard_at_the_sizes_that_hold_it(run, tmp_path):
         *stages, cascade_found, mean = evaluate_cascade(run, tmp_path, sizes)
     too_long = "1 of 1 clips are too long for patch 4; their scores are those of larger patches."
     assert [str(one.message) for one in warned] == [too_long]
-    with pytest.warns(DataWarning, match="lose their end: 1 at patch 8x2. A larger first patch"):
+    with pytest.warns(DataWarning) as warned:
         evaluate_cascade(run, tmp_path, ((8, 2), (2, 2)))
+    cut = "1 of 1 clips have more than 8,192 tokens and lose their end: 1 at patch 8x2. A larger"
+    assert str(warned[0].message).startswith(cut) and "patch 2;" in str(warned[1].message)
+    (tmp_path / "test/low/c.wav").rename(tmp_path / "validation/high/c.wav")
+    (tmp_path / "validation/high/b.wav").rename(tmp_path / "test/low/b.wav")
+    with pytest.warns(DataWarning, match="1 of 1 validation clips are too long for patch 4;"):
+        evaluate_cascade(run, tmp_path, sizes)
     assert cascade_found["reached"][2] == 0  # none is short enough
     spent = sum(one["operations"] for one in stages[:2])
     assert mean["operations"] == pytest.approx(spent)

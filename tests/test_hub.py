@@ -483,8 +483,12 @@ def test_the_rows_of_a_fit_decide_whether_xla_compiles(run, monkeypatch):
     noise = np.random.default_rng(0).normal(0, 0.1, 4 * RATE).astype("float32")
     classifier.fit([noise], [0], verbose=0)
     assert not classifier.jit_compile  # 400 tokens at patch 8
-    classifier.compile(jit_compile=True)
-    assert not classifier._chooses_xla
+    assert "jit_compile" not in classifier.get_compile_config()  # a loaded one chooses anew
+    for given in ({"jit_compile": True}, {"run_eagerly": True}):
+        classifier.compile(**given)
+        assert not classifier._chooses_xla
+    monkeypatch.setattr(audio_classifier, "jit_compile", lambda *_: "auto")  # several devices
+    assert not AudioClassifier.from_run(run)._chooses_xla
 
 
 def test_a_classifier_that_is_not_compiled_is_saved_and_predicts(run, classifier, tmp_path):
@@ -501,6 +505,9 @@ def test_a_classifier_that_is_not_compiled_is_saved_and_predicts(run, classifier
         np.testing.assert_allclose(again.predict(waveforms), expected, atol=1e-6)
     with pytest.raises(ValueError, match=r"is not compiled; call `compile\(\)` before"):
         bare.fit(waveforms, labels)
+    for parts in ((), (waveforms, labels, labels, labels)):
+        with pytest.raises(ValueError, match=r"validation_data has . parts; expected a Dataset"):
+            classifier.fit(waveforms, labels, validation_data=parts)
 
 
 def test_without_a_preprocessor_it_takes_packed_batches(classifier):

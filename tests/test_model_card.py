@@ -1,5 +1,6 @@
 """Cards: what is measured is the artifact; the choice is the best within the budget."""
 
+import concurrent.futures
 import dataclasses
 import json
 import re
@@ -232,6 +233,17 @@ def test_a_file_of_several_sizes_is_loaded_once(artifacts, found, monkeypatch):
         load_cascade(path, (16, 8), frame_shift_ms=20)
     with pytest.raises(ValueError, match="has no patch size 12; it has"):
         load_cascade(path, (16, 12))
+    with pytest.raises(ValueError, match="patch_sizes is empty; give at least one size"):
+        evaluate_run(path, found["single"], patch_sizes=())
+
+
+def test_threads_that_share_a_file_get_their_own_scores(artifacts):
+    cascade = load_cascade(artifacts / "full.tflite", (16, 8), threshold=None)
+    rng = np.random.default_rng(0)
+    clips = [[rng.normal(0, 0.1, 1000).astype("float32")] for _ in range(60)]
+    expected = [cascade.predict(one) for one in clips]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        np.testing.assert_array_equal(list(pool.map(cascade.predict, clips)), expected)
 
 
 def test_a_cascade_of_several_labels_is_no_operating_point(found, tmp_path):

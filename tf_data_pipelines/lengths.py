@@ -17,7 +17,6 @@ from tf_data_pipelines.settings import (
     FbankSettings,
     PackSettings,
     PatchSettings,
-    check_positive,
     patch_name,
     round_row_length,
     training_row_length,
@@ -260,8 +259,8 @@ def training_packing(
         )
     given = {"batch_tokens": batch_tokens, "batch_clips": batch_clips}
     for name, value in given.items():
-        if value is not None:
-            check_positive(name, value, int)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value!r} must be a positive number.")
     train, *others = splits
     if row_length is None:
         counts = [clip_tokens(train, fbank, patches, augment)]

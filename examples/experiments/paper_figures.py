@@ -40,7 +40,7 @@ FIGURES = {  # file: title, data set, sweep, and the experiments that are lines
         "patch-size", ("FlexiAST", "FlexiAST, distilled", "FlexiAST, from scratch"),
     ),
     "axes": (
-        "Patch sizes along one axis, along both at fewer tokens, and unified (FlexiAST, Figure 4a)",
+        "Patch sizes along one axis, both, and unified (FlexiAST, Figure 4a)",
         "speakers", "patch-size",
         (*(f"FlexiAST, {axis}" for axis in ("both axes", "time", "frequency")),
          *(UNIFIED["speakers"] + how for how in ("", LONG))),

@@ -417,10 +417,10 @@ class AudioClassifier(keras_hub.models.Task):
         weighted = list(kwargs.pop("weighted_metrics", None) or [])
         if metrics == "auto":
             metrics = [] if several or weighted else [PackedAccuracy()]
-        own = self.preprocessor
-        self._chooses_xla = own is not None and "jit_compile" not in kwargs
-        if own is not None and self._chooses_xla:
-            kwargs["jit_compile"] = jit_compile(self, own.packing.row_length)
+        own, chosen = self.preprocessor, "auto"
+        if own is not None and not {"jit_compile", "run_eagerly"} & kwargs.keys():
+            kwargs["jit_compile"] = chosen = jit_compile(self, own.packing.row_length)
+        self._chooses_xla = chosen != "auto"  # else Keras does, or the user did
         metrics = [metrics] if isinstance(metrics, str) else list(metrics or [])
         kwargs["weighted_metrics"] = [*metrics, *weighted]
         super().compile(optimizer=optimizer, loss=loss, metrics=None, **kwargs)
@@ -428,6 +428,8 @@ class AudioClassifier(keras_hub.models.Task):
     def get_compile_config(self) -> dict[str, Any] | None:
         """How it is compiled, for a saved classifier."""
         config, optimizer = super().get_compile_config(), getattr(self, "optimizer", None)
+        if config and self._chooses_xla:
+            config.pop("jit_compile", None)  # a loaded one chooses, too
         return config and {**config, "trained": optimizer is not None and optimizer.built}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -483,6 +485,11 @@ class AudioClassifier(keras_hub.models.Task):
         if validation_data is not None:
             if not isinstance(validation_data, tuple | list):
                 validation_data = (validation_data,)
+            if not 1 <= len(validation_data) <= 3:
+                raise ValueError(
+                    f"validation_data has {len(validation_data)} parts; expected a Dataset, (x, y) "
+                    f"or (x, y, sample_weight)."
+                )
             held_out, labels, weights = (*validation_data, None, None)[:3]
             held_out, labels = checked_labels(self, held_out, labels)
             steps = kwargs.pop("validation_steps", None)
@@ -563,11 +570,12 @@ class AudioClassifier(keras_hub.models.Task):
 
     def _choose_xla(self, row_length):
         """Whether XLA compiles the step of these rows; `compile` knew the preprocessor's alone."""
-        if not self._chooses_xla or self.run_eagerly:
+        if not self._chooses_xla:
             return
         chosen = jit_compile(self, row_length)
         if chosen not in ("auto", self.jit_compile):
-            self.jit_compile, self.train_function = chosen, None  # Keras makes another function
+            self.jit_compile = chosen
+            self.train_function = self.test_function = None  # Keras makes others
 
     def _predictor(self):
         """The PackedPredictor of these weights; LoRA and quantization bring others."""

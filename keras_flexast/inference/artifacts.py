@@ -382,6 +382,8 @@ def scoring_artifacts(path, patch_sizes=None, threads=2):
             names = [name or "one that it does not name (leave the option out)" for name in named]
             raise ValueError(f"{path} has no patch size {wanted}; it has {', '.join(names)}.")
         chosen.append(named[wanted])
+    if not chosen:
+        raise ValueError("patch_sizes is empty; give at least one size, such as (16,).")
     return chosen
 
 

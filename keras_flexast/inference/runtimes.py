@@ -5,6 +5,7 @@ texts inside the artifact, {file name: text}, or raises a ValueError where the a
 """
 
 import contextlib
+import threading
 import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -97,14 +98,14 @@ def open_tflite(path, threads):
 
     with _named(path, "loaded"):
         interpreter = Interpreter(model_path=str(path), num_threads=threads)
-    listed, signatures = interpreter.get_signature_list(), {}
+    listed, signatures, lock = interpreter.get_signature_list(), {}, threading.Lock()
     for name, sides in listed.items():
         if sides["inputs"] == ["waveform"] and "scores" in sides["outputs"]:
             # The clip alone counts where the file can be told its length.
             told = length_signature(name)
             with _named(path, "loaded"):
                 runner = interpreter.get_signature_runner(told if told in listed else name)
-            signatures[name] = _tflite_signature(path, runner)
+            signatures[name] = _tflite_signature(path, runner, lock)
     texts = {}
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -113,14 +114,15 @@ def open_tflite(path, threads):
     return signatures, texts
 
 
-def _tflite_signature(path, runner):
+def _tflite_signature(path, runner, lock):
+    """A Signature; the lock is that of the interpreter, whose tensors all its runners share."""
     inputs = runner.get_input_details()
 
     def run(batch, lengths):
         rows = []
         for waveform, length in zip(batch, lengths, strict=True):
             given = {"waveform": waveform[None], "length": np.array([length], "int32")}
-            with _named(path, "run"):
+            with lock, _named(path, "run"):
                 rows.append(runner(**{name: given[name] for name in inputs})["scores"][0])
         return np.stack(rows), [""] * len(batch)
 
