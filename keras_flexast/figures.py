@@ -84,7 +84,7 @@ def sweep_figure(curves, points, path, *, title, xlabel, ylabel):
     places = {point: float(point) if numeric else place for place, point in enumerate(points)}
     seeds = {name: {len(cell["seeds"]) for cell in curve} for name, curve in curves.items()}
     for number, (name, curve) in enumerate(curves.items()):
-        label = _short(name, 40)
+        label = _short(name, 52)
         if max(map(max, seeds.values())) > 1:
             least, most = min(seeds[name]), max(seeds[name])
             label += f", {least}" + f"-{most}" * (least < most) + " seed" + "s" * (most > 1)
