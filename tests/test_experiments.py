@@ -200,6 +200,7 @@ def test_targets_are_differences_of_means_over_seeds(papers, place, capsys):
             {"name": "mean", "value": 0.87, "operations": 5e6},
         ]})  # fmt: skip
     result(place, "ElasticAST", 0, {("length", 4): 0.9, ("frame-shift", 10): 0.8})
+    result(place, "ElasticAST, four times as long", 0, {("length", 4): 0.92})
     for seconds, value in ((2, 0.7), (4, 0.88), (8, 0.85)):
         result(place, f"AST, {seconds} s", 0, {("length", 4): value})
     papers.report(place.results_folder, papers.results_of(place))
