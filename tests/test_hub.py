@@ -476,14 +476,16 @@ def test_compile_adds_metrics_and_scales_the_loss_of_float16(run):
     assert set(classifier.evaluate(*clips(), verbose=0, return_dict=True)) == {"loss", "accuracy"}
 
 
-def test_the_rows_of_a_fit_decide_whether_xla_compiles(run, monkeypatch):
+def test_the_rows_of_a_fit_decide_whether_xla_compiles(run, monkeypatch, tmp_path):
     monkeypatch.setattr(audio_classifier, "jit_compile", lambda _, row_length: row_length <= 128)
     classifier = AudioClassifier.from_run(run)
     assert classifier.jit_compile  # its preprocessor has rows of 128 tokens
     noise = np.random.default_rng(0).normal(0, 0.1, 4 * RATE).astype("float32")
     classifier.fit([noise], [0], verbose=0)
     assert not classifier.jit_compile  # 400 tokens at patch 8
-    assert "jit_compile" not in classifier.get_compile_config()  # a loaded one chooses anew
+    classifier.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again._chooses_xla and again.jit_compile
     for given in ({"jit_compile": True}, {"run_eagerly": True}):
         classifier.compile(**given)
         assert not classifier._chooses_xla

@@ -418,7 +418,7 @@ class AudioClassifier(keras_hub.models.Task):
         if metrics == "auto":
             metrics = [] if several or weighted else [PackedAccuracy()]
         own, chosen = self.preprocessor, "auto"
-        if own is not None and not {"jit_compile", "run_eagerly"} & kwargs.keys():
+        if own is not None and "jit_compile" not in kwargs and not kwargs.get("run_eagerly"):
             kwargs["jit_compile"] = chosen = jit_compile(self, own.packing.row_length)
         self._chooses_xla = chosen != "auto"  # else Keras does, or the user did
         metrics = [metrics] if isinstance(metrics, str) else list(metrics or [])
