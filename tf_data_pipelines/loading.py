@@ -27,7 +27,12 @@ def load_waveforms(data: ScannedSource | WaveformSource, sample_rate: int) -> tf
     Raises:
         ValueError: arrays have another sample rate.
     """
-    clips = _whole_waveforms(data, sample_rate)
+    records, load = records_of(data), clip_loader(data, sample_rate)
+    if records is not None:
+        clips = stored_clips(records)
+    else:
+        clips = tf.data.Dataset.range(len(data.durations)).map(lambda place: {"clip_id": place})
+    clips = clips.map(load, tf.data.AUTOTUNE)
     most = data.most_seconds if isinstance(data, ScannedSource) else None
     if most is None:
         return clips
@@ -35,16 +40,21 @@ def load_waveforms(data: ScannedSource | WaveformSource, sample_rate: int) -> tf
     return clips.map(lambda clip: {**clip, "waveform": clip["waveform"][:samples]})
 
 
-def _whole_waveforms(data, sample_rate):
-    count = len(data.durations)
+def clip_loader(data, sample_rate):
+    """The function that reads a clip: from its `clip_id`, of shards with its `record` too.
+
+    It gives the dictionary of `load_waveforms`, and holds no state: parallel calls may share it.
+    """
     if records_of(data) is not None:
-        return stored_clips(records_of(data)).map(stored_waveform(data), tf.data.AUTOTUNE)
-    if isinstance(data, WaveformSource):
-        columns, load = _from_arrays(data, sample_rate)
-    else:
-        columns, load = _from_files(data, sample_rate)
-    clips = tf.data.Dataset.from_tensor_slices({**columns, "clip_id": np.arange(count)})
-    return clips.map(load, tf.data.AUTOTUNE)
+        return _from_records(data)
+    arrays = isinstance(data, WaveformSource)
+    columns, load = (_from_arrays if arrays else _from_files)(data, sample_rate)
+    columns = {name: tf.constant(column) for name, column in columns.items()}
+
+    def read(clip):
+        return load({**clip, **{name: column[clip["clip_id"]] for name, column in columns.items()}})
+
+    return read
 
 
 def _from_files(data, sample_rate):
@@ -69,7 +79,7 @@ def _from_files(data, sample_rate):
     return columns, load
 
 
-def stored_waveform(data):
+def _from_records(data):
     """The function that replaces `record` by `waveform` and `label`."""
     clips, classes = records_of(data), len(data.source.classes)
     labels, ends = tf.constant(clips.labels), tf.constant(clips.ends)

@@ -6,7 +6,7 @@ from tf_data_pipelines.augment import drawn_share
 from tf_data_pipelines.blocks import training_blocks
 from tf_data_pipelines.clips import ScannedSource, sampling_weights
 from tf_data_pipelines.draws import PARTNER, choice, training_order
-from tf_data_pipelines.loading import load_waveforms, records_of, stored_waveform
+from tf_data_pipelines.loading import clip_loader, load_waveforms, records_of
 
 
 def balanced_weights(data, augment):
@@ -66,14 +66,15 @@ def ordered_waveforms(data, sample_rate, *, augment, seed, start, prepare, cache
         in `label` too; a clip that is not mixed has an empty partner.
     """
     order = _from(training_places(data, augment, seed, start[0], read=True), start)
-    if records_of(data) is not None:  # next to nothing is to be decoded
-        load = stored_waveform(data)
-    else:
-        clips = prepare(load_waveforms(data, sample_rate))
-        clips = clips.cache() if cached else clips
+    cached = cached and records_of(data) is None  # of a record next to nothing is to be decoded
+    if cached:
+        clips = prepare(load_waveforms(data, sample_rate)).cache()
 
-        def load(at):
+        def load(at):  # only of a cache: TensorFlow does not guard a map that parallel calls share
             return tf.data.experimental.at(clips, at["clip_id"])
+
+    else:
+        load = clip_loader(data, sample_rate)
 
     kept = ("epoch", "place") if with_place else ("epoch",)
 
@@ -86,7 +87,7 @@ def ordered_waveforms(data, sample_rate, *, augment, seed, start, prepare, cache
         return _with_partner(clip, at, load, augment=augment, data=data, seed=seed)
 
     ordered = order.map(read, tf.data.AUTOTUNE)
-    return prepare(ordered) if records_of(data) is not None else ordered
+    return ordered if cached else prepare(ordered)
 
 
 def _with_partner(clip, at, load, *, augment, data, seed):

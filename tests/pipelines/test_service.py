@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import tensorflow as tf
 
+from tf_data_pipelines import pipeline
 from tf_data_pipelines.pipeline import evaluation_batches, training_batches
 from tf_data_pipelines.prepare import prepare_data
 from tf_data_pipelines.settings import AugmentSettings, FbankSettings, PackSettings, PatchSettings
@@ -119,6 +120,13 @@ def test_plain_wav_files_need_no_python(scanned, tmp_path):
     assert not scan_source(source, FBANK).graph_only
 
 
+def test_parallel_calls_share_no_map(scanned, monkeypatch):
+    # tf.data.experimental.at of a map is not safe there: now and then a process crashed.
+    monkeypatch.setattr(pipeline, "CACHE_SECONDS", 0)
+    graph = operations(training_batches(scanned, FBANK, patches=PATCHES, packing=PACKING))
+    assert "ParallelMapDatasetV2" in graph and "GetElementAtIndex" not in graph
+
+
 def test_a_file_changed_since_the_scan_is_named(scanned, tmp_path):
     gone = tmp_path / "other.wav"
     soundfile.write(gone, np.zeros(8000), 8000)
@@ -145,10 +153,12 @@ def test_the_service_makes_training_batches(data, service):
     made = distributed(batches, service)
     assert made.element_spec == batches.element_spec
     extents = set()
-    for inputs, labels, weights in made.take(6).as_numpy_iterator():
+    for inputs, labels, weights in made.take(100).as_numpy_iterator():
         np.testing.assert_array_equal(weights.sum(1), inputs["segment_ids"].max(1))
         assert weights.any(1).all() and set(labels[weights > 0]) <= {0, 1, 2}
         real = inputs["segment_ids"] > 0
         assert np.isfinite(inputs["tokens"]).all() and not inputs["tokens"][~real].any()
         extents |= set(map(tuple, inputs["positions"][real][:, 2:].tolist()))
-    assert len(extents) == 6  # three patch sizes at two frame shifts
+        if len(extents) == 6:  # three patch sizes at two frame shifts
+            break
+    assert len(extents) == 6
