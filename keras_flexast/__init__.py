@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # what `_ROOMS` loads, for those who check hints
     from keras_flexast.conversion import convert_checkpoint, convert_run
     from keras_flexast.evaluation import evaluate_run
     from keras_flexast.export import export_run
-    from keras_flexast.inference import load_classifier
+    from keras_flexast.inference import load_cascade, load_classifier
     from keras_flexast.layers import MaskAttentionPooling, MaskedSelfAttention, PIResizePatchEmbed
     from keras_flexast.models import ElasticAST, FlexiAST, PackedAST, PackedBackbone, fixed_model
     from keras_flexast.optimizers import compile_packed
@@ -39,6 +39,7 @@ _ROOMS = {  # public name: the module that has it
     "evaluate_run": "evaluation",
     "export_run": "export",
     "fixed_model": "models",
+    "load_cascade": "inference",
     "load_classifier": "inference",
     "load_run": "runs",
     "train_run": "training",
@@ -58,6 +59,7 @@ __all__ = [
     "evaluate_run",
     "export_run",
     "fixed_model",
+    "load_cascade",
     "load_classifier",
     "load_run",
     "train_run",

@@ -20,6 +20,11 @@ ONCE = pytest.mark.skipif(keras.backend.backend() != "jax", reason="the same on 
 IN_PLACE = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's work")
 ROOT = pathlib.Path(__file__).parents[1]
 SAMPLES, CLASSES = 1000, ("low", "middle", "high")  # of the tiny classifiers
+MODEL = {  # what a model card says of its model
+    "name": "tones", "classes": list(CLASSES), "multi_label": False, "parameters": 3000,
+    "pooling": "mean", "sample_rate": 16000, "mel_bins": 128, "frame_shift_ms": 10.0,
+    "window_ms": 25.0, "mean": -8.5, "std": 4.25, "data": "the test tones", "command": "flexast x",
+}  # fmt: skip
 
 
 def pack_rows(layout, length, segments=0):
@@ -146,3 +151,13 @@ def tiny_saved_model(path, seed):
     (path / "assets").mkdir(exist_ok=True)
     (path / "assets" / "labels.txt").write_text("".join(f"{name}\n" for name in CLASSES))
     return path
+
+
+def card_point(name, value, milliseconds, megabytes=1.0, **more):
+    """An operating point made by hand."""
+    return {
+        "name": name, "path": f"{name}.tflite", "signature": "serving_default",
+        "format": "tflite", "patch_size": "16", "precision": "float32", "metric": "accuracy",
+        "value": value, "standard_error": 0.01, "clips": 600, "seconds": 1.0,
+        "megabytes": megabytes, "latency_ms": {"1": milliseconds, "2": milliseconds / 2}, **more,
+    }  # fmt: skip

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import pytest
 import soundfile
-from helpers import IN_PLACE, ONCE
+from helpers import IN_PLACE, MODEL, ONCE, card_point
 from typer.testing import CliRunner
 
 from keras_flexast import ElasticAST, cli
@@ -30,7 +30,7 @@ from keras_flexast.export.folder import (
     build_export,
     calibration_waveforms,
 )
-from keras_flexast.export.model_card import read_card
+from keras_flexast.export.model_card import CARD, is_own_card, read_card, write_card
 from keras_flexast.export.serving_files import models_config
 from keras_flexast.inference.artifacts import file_scores, load_artifact, load_artifacts
 from keras_flexast.inference.scoring import fixed_scores
@@ -112,6 +112,7 @@ def test_every_artifact_has_the_scores_in_memory(folder, patch_size):
 @IN_PLACE
 def test_the_card_measures_the_artifacts_themselves(folder):
     card = read_card(folder / "out")
+    assert is_own_card(folder / "out")
     points = {point["name"]: point for point in card["points"]}
     assert set(points) == {
         "serving patch_16", "serving patch_24x32", "out_multi_float32 patch_16",
@@ -260,12 +261,16 @@ def build(monkeypatch):
 
     def fake(folder, arguments):
         for name, text in content.items():
+            if name == "CARD":
+                write_card(folder, [card_point(text, 0.9, 1.0)], MODEL)
+                continue
             path = folder / name.replace("N", str(arguments["version"]))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text.replace("N", str(arguments["version"])))
         if errors:
             raise errors.pop()
-        return [name.replace("N", str(arguments["version"])) for name in content]
+        names = (name for name in content if name != "CARD")
+        return [name.replace("N", str(arguments["version"])) for name in names]
 
     def set_content(files, error=None):
         content.clear()
@@ -277,9 +282,10 @@ def build(monkeypatch):
     return set_content
 
 
-def tree(folder):
+def files(folder):
+    """{path: content} of all files below a folder."""
     return {
-        str(path.relative_to(folder)): path.read_text()
+        str(path.relative_to(folder)): path.read_bytes().decode("utf-8", "replace")
         for path in folder.rglob("*")
         if path.is_file()
     }
@@ -292,29 +298,58 @@ SERVED = {
 
 
 def test_an_export_into_an_older_one_replaces_file_by_file(build, tmp_path):
-    out = tmp_path / "out"
-    phones = {"mobile/out_16_int8.tflite": "N", "mobile/out_8_int8.tflite": "N"}
-    cards = {"README.md": "N", "card.json": "N", "points.png": "N"}
-    build({**SERVED, **phones, **cards})
-    export_run("run", out)
+    out, names = tmp_path / "out", ("mobile/out_16_int8.tflite", "mobile/out_8_int8.tflite")
+    build({**SERVED, **dict.fromkeys(names, "N"), "CARD": "old"})
+    export_run("run", out, data="sounds")
     (out / "serving" / "batching.config").write_text("mine")
-    for name in ("notes.txt", "other.tflite"):
+    mine = ("notes.txt", "other.tflite", "customer_16_int8.tflite", "out_may_16.tflite")
+    for name in mine:
         (out / "mobile" / name).write_text("mine")
     served = (out / "serving").stat().st_ino
-    build({**SERVED, "mobile/out_16_int8.tflite": "N", "onnx/out_16.onnx": "N"})
-    paths = export_run("run", out, overwrite=True)
+    build({**SERVED, names[0]: "N", "onnx/out_16.onnx": "N", "CARD": "new"})
+    formats = "serving", "mobile", "onnx"
+    paths = export_run("run", out, formats=formats, data="sounds", overwrite=True)
     assert out / "serving/2/saved_model.pb" in paths
-    assert tree(out) == {
+    found = {name: text for name, text in files(out).items() if name not in CARD}
+    assert found == {
         "serving/1/saved_model.pb": "1", "serving/2/saved_model.pb": "2",
         "serving/models.config": models_config("out", 2), "serving/batching.config": "mine",
-        "mobile/out_16_int8.tflite": "2", "mobile/notes.txt": "mine", "mobile/other.tflite": "mine",
-        "onnx/out_16.onnx": "2",
+        "mobile/out_16_int8.tflite": "2", "onnx/out_16.onnx": "2",
+        **{f"mobile/{name}": "mine" for name in mine},
     }  # fmt: skip
     assert (out / "serving").stat().st_ino == served  # what a server has mounted
-    build({"mobile/out_16_int8.tflite": "N"})
-    export_run("run", out, overwrite=True)
-    assert (out / "serving/2").exists() and not (out / "onnx").exists()
+    assert read_card(out)["points"][0]["name"] == "new" and is_own_card(out)
+    build({**SERVED, names[0]: "N", "onnx/out_16.onnx": "N"})  # the data has no test clips
+    export_run("run", out, formats=formats, data="sounds", overwrite=True)
+    assert not any((out / name).exists() for name in CARD)
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_update_leaves_no_older_part_and_replaces_no_text_of_the_user(build, tmp_path):
+    out = tmp_path / "out"
+    build({**SERVED, "mobile/out_16_int8.tflite": "N", "CARD": "old"})
+    export_run("run", out, data="sounds")
+
+    def refused(match, **options):
+        before = files(tmp_path)
+        with pytest.raises(FileExistsError, match=match):
+            export_run("run", out, overwrite=True, **options)
+        assert files(tmp_path) == before
+
+    refused(r"holds mobile, .*--formats serving,mobile\)", formats=["serving"], data="sounds")
+    refused(
+        r"holds serving and mobile, .*--formats serving,mobile,mediapipe\)",
+        formats=["mediapipe"], data="sounds",
+    )  # fmt: skip
+    refused("has a model card, .*--data.* README.md, card.json, points.png")
+    (out / "README.md").write_text("my notes")
+    refused("README.md and card.json .* not as this program writes", data="sounds")
+    refused("README.md and card.json .* not as this program writes")
+    (out / "card.json").unlink()
+    refused("README.md and points.png .* not as this program writes", data="sounds")
+    build({**SERVED, "mobile/out_16_int8.tflite": "N"})
+    export_run("run", out, overwrite=True)
+    assert (out / "README.md").read_text() == "my notes" and (out / "serving/2").exists()
 
 
 @pytest.mark.parametrize("keep, last", [(1, "56"), (2, "56"), (3, "456")])
@@ -394,17 +429,17 @@ def test_versions_that_are_pinned_stay(build, tmp_path):
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_an_export_that_fails_leaves_the_older_one_whole(build, tmp_path, error):
     out = tmp_path / "deep" / "out"
-    build({**SERVED, "card.json": "N"}, error)
+    build({**SERVED, "CARD": "old"}, error)
     with pytest.raises(type(error)):
-        export_run("run", out)
+        export_run("run", out, data="sounds")
     assert os.listdir(tmp_path) == []
-    build({**SERVED, "card.json": "N"})
-    export_run("run", out)
-    before = tree(tmp_path)
+    build({**SERVED, "CARD": "old"})
+    export_run("run", out, data="sounds")
+    before = files(tmp_path)
     build({**SERVED, "mobile/out_16_int8.tflite": "N"}, error)
     with pytest.raises(type(error)):
-        export_run("run", out, overwrite=True)
-    assert tree(tmp_path) == before
+        export_run("run", out, data="sounds", overwrite=True)
+    assert files(tmp_path) == before
 
 
 @pytest.fixture

@@ -8,15 +8,17 @@ import re
 import numpy as np
 import pytest
 import soundfile
-from helpers import CLASSES, tiny_saved_model, tiny_tflite
+from helpers import CLASSES, MODEL, card_point, tiny_saved_model, tiny_tflite
 from typer.testing import CliRunner
 
 from keras_flexast import cli
 from keras_flexast.evaluation import evaluate_run, measure, spread
 from keras_flexast.export.backgrounds import BACKGROUNDS, BufferedClips, in_buffer
 from keras_flexast.export.model_card import (
+    CARD,
     POINT,
     choose_point,
+    is_own_card,
     latencies,
     operating_points,
     read_card,
@@ -30,12 +32,6 @@ from keras_flexast.metrics import mean_average_precision
 from tf_data_pipelines.audio import read_audio
 from tf_data_pipelines.settings import DataWarning, FbankSettings
 from tf_data_pipelines.sources import load_source, scan_source
-
-MODEL = {
-    "name": "tones", "classes": list(CLASSES), "multi_label": False, "parameters": 3000,
-    "pooling": "mean", "sample_rate": 16000, "mel_bins": 128, "frame_shift_ms": 10.0,
-    "window_ms": 25.0, "mean": -8.5, "std": 4.25, "data": "the test tones", "command": "flexast x",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +63,9 @@ def artifacts(tmp_path_factory):
     return folder
 
 
-def point(name, value, milliseconds, megabytes=1.0, **more):
-    """An operating point made by hand."""
-    return {
-        "name": name, "path": f"{name}.tflite", "signature": "serving_default",
-        "format": "tflite", "patch_size": "16", "precision": "float32", "metric": "accuracy",
-        "value": value, "standard_error": 0.01, "clips": 600, "seconds": 1.0,
-        "megabytes": megabytes, "latency_ms": {"1": milliseconds, "2": milliseconds / 2}, **more,
-    }  # fmt: skip
-
-
 def of_run(value, **more):
     """The point of a run at patch 16, made by hand."""
-    alone = point("the run itself", value, 0.0, format="run", **more)
+    alone = card_point("the run itself", value, 0.0, format="run", **more)
     return {name: one for name, one in alone.items() if name not in ("path", "latency_ms")}
 
 
@@ -90,10 +76,10 @@ def backgrounds(*values):
 
 
 POINTS = [
-    point("best", 0.98, 40.0, 8.0),
-    point("tie_slow", 0.97, 20.0, 2.0),
-    point("tie_fast", 0.97, 15.0, 3.0),
-    point("small", 0.90, 10.0, 0.5, precision="int8"),
+    card_point("best", 0.98, 40.0, 8.0),
+    card_point("tie_slow", 0.97, 20.0, 2.0),
+    card_point("tie_fast", 0.97, 15.0, 3.0),
+    card_point("small", 0.90, 10.0, 0.5, precision="int8"),
 ]
 
 
@@ -126,7 +112,7 @@ def test_the_nearest_miss_is_the_smallest_excess():
         choose_point(POINTS, 9.0, threads=4)
 
 
-SERVER = point(
+SERVER = card_point(
     "serving patch_24", 0.99, 18.0, 9.0, format="saved_model", path="serving/1",
     signature="patch_24", patch_size="24", latency_ms={"2": 18.0},
 )  # fmt: skip
@@ -258,7 +244,7 @@ CASCADE = {"threshold": 0.5, "reached": [1, 0.5], "most_ms": {"1": 80.0, "2": 45
 
 @pytest.mark.parametrize(("threads", "milliseconds"), [(1, 80), (2, 45)])
 def test_the_longest_time_is_that_of_the_threads(tmp_path, threads, milliseconds):
-    cascade = point("a b", 0.9, 10.0, patch_size="24,8", cascade=CASCADE)
+    cascade = card_point("a b", 0.9, 10.0, patch_size="24,8", cascade=CASCADE)
     write_card(tmp_path / "a card", [cascade], MODEL)
     text = (tmp_path / "a card" / "README.md").read_text()
     assert "a clip that all of them hear takes 80 ms with 1 thread and 45 ms with 2 threads" in text
@@ -277,7 +263,7 @@ def test_the_longest_time_is_that_of_the_threads(tmp_path, threads, milliseconds
     ],
 )  # fmt: skip
 def test_a_damaged_cascade_of_a_card_is_named(tmp_path, wrong):
-    write_card(tmp_path, [point("a", 0.9, 10.0, patch_size="24,8", cascade=CASCADE)], MODEL)
+    write_card(tmp_path, [card_point("a", 0.9, 10.0, patch_size="24,8", cascade=CASCADE)], MODEL)
     card = json.loads((tmp_path / "card.json").read_text())
     card["points"][0]["cascade"] = wrong
     (tmp_path / "card.json").write_text(json.dumps(card))
@@ -286,7 +272,7 @@ def test_a_damaged_cascade_of_a_card_is_named(tmp_path, wrong):
 
 
 def test_a_card_says_what_is_heard_of_a_clip(tmp_path):
-    write_card(tmp_path, [point("a", 0.9, 10.0)], {**MODEL, "heard_seconds": 0.715})
+    write_card(tmp_path, [card_point("a", 0.9, 10.0)], {**MODEL, "heard_seconds": 0.715})
     assert "A server hears the first 0.715 s of a clip." in (tmp_path / "README.md").read_text()
 
 
@@ -366,7 +352,7 @@ def test_a_card_tells_what_was_measured(found, artifacts):
 
 
 def test_the_largest_loss_is_named(tmp_path):
-    points = [POINTS[0], point("int8", 0.965, 20.0, precision="int8")]
+    points = [POINTS[0], card_point("int8", 0.965, 20.0, precision="int8")]
     write_card(tmp_path, [*points, of_run(0.98)], MODEL)
     text = (tmp_path / "README.md").read_text()
     assert "\nLargest loss at own lengths: 1.5 points (`int8`).\n" in text
@@ -415,7 +401,7 @@ def test_backgrounds_are_heard_at_the_rate_of_the_artifact(found):
 
 def test_names_in_a_card_are_text(tmp_path):
     classes = ["a|b", "*c*", "<d>", "e_f_g", "$x$"]
-    one = point("a|b`c", 0.9, 20.0, precision="int8", loss_points=3.0)
+    one = card_point("a|b`c", 0.9, 20.0, precision="int8", loss_points=3.0)
     reference = {**POINTS[0], "value": 0.98}
     write_card(tmp_path, [reference, one], {**MODEL, "name": "[n](x)", "classes": classes})
     text = (tmp_path / "README.md").read_text()
@@ -442,6 +428,26 @@ def test_choose_marks_the_point_and_draws_it(tmp_path, budget):
     code, out, _ = choose(tmp_path, "--budget", budget, "--max-mb", 2.5, "--json")
     assert code == 0 and json.loads(out)["best"]["name"] == "tie_slow"
     assert len(json.loads(out)["points"]) == 4
+
+
+def test_a_card_that_was_edited_is_not_our_own(tmp_path):
+    assert not is_own_card(tmp_path)
+    cascade = {"threshold": 0.9, "reached": [1.0, 0.2], "most_ms": {"1": 30.0, "2": 20.0}}
+    points = [*POINTS, card_point("both", 0.98, 12.5, patch_size="24,8", cascade=cascade)]
+    write_card(tmp_path, points, {**MODEL, "name": "hoch-ä | [x]", "heard_seconds": 0.715})
+    assert is_own_card(tmp_path)
+    for name in CARD:
+        path = tmp_path / name
+        before = path.read_bytes()
+        path.write_bytes(before[:20] + b"mine" + before[20:])
+        if name != "points.png":  # of a picture only the program that drew it is known
+            assert not is_own_card(tmp_path)
+        path.write_bytes(b"mine")
+        assert not is_own_card(tmp_path)
+        path.unlink()
+        assert not is_own_card(tmp_path)
+        path.write_bytes(before)
+    assert is_own_card(tmp_path)
 
 
 def test_choose_says_what_is_nearest_and_what_is_wrong(tmp_path):
@@ -484,7 +490,7 @@ def test_a_buffer_that_is_refused_is_told_and_the_card_goes_on(found):
 def test_a_background_without_a_value_is_a_dash(tmp_path):
     heard = backgrounds(0.9, None, None, None, None)
     run = of_run(0.9, backgrounds=backgrounds(0.9, 0.9, None, None, None))
-    write_card(tmp_path, [point("short", 0.9, 1.0, backgrounds=heard), run], MODEL)
+    write_card(tmp_path, [card_point("short", 0.9, 1.0, backgrounds=heard), run], MODEL)
     text = (tmp_path / "README.md").read_text()
     assert "| the run itself | 16 | float32 | 90.0 ± 1.0 | 0.0 | 0.0 | - | - | - |" in text
     assert "| `short` | 16 | float32 | 90.0 ± 1.0 | 0.0 | - | - | - | - |" in text

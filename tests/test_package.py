@@ -16,7 +16,7 @@ PUBLIC = {  # renaming one breaks what others wrote
     "keras_flexast": """
         ElasticAST FlexiAST MaskAttentionPooling MaskedSelfAttention PIResizePatchEmbed PackedAST
         PackedBackbone Run compile_packed convert_checkpoint convert_run evaluate_run export_run
-        fixed_model load_classifier load_run train_run
+        fixed_model load_cascade load_classifier load_run train_run
     """,
     "keras_flexast.hub": """
         ASTAudioConverter ASTBackbone AudioClassifier AudioClassifierPreprocessor PRESETS

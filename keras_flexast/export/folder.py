@@ -8,7 +8,6 @@ OUT/README.md     model card, with card.json and points.png; only where test cli
 """
 
 import builtins
-import contextlib
 import dataclasses
 import functools
 import inspect
@@ -28,7 +27,13 @@ from rich.progress import track
 
 from keras_flexast.evaluation import evaluate_run, spread
 from keras_flexast.export.common import FixedOptions, at_length
-from keras_flexast.export.model_card import describe_run, operating_points, write_card
+from keras_flexast.export.model_card import (
+    CARD,
+    describe_run,
+    is_own_card,
+    operating_points,
+    write_card,
+)
 from keras_flexast.export.onnx import write_onnx
 from keras_flexast.export.serving import (
     check_name,
@@ -63,10 +68,9 @@ from tf_data_pipelines.settings import (
 )
 
 CALIBRATION_CLIPS = 100
-OWN_NAME = re.compile(  # of an artifact
-    rf".+_(\d+(x\d+)?|multi)((_({'|'.join(PRECISIONS)}))?\.(tflite|onnx)|\.labels\.txt)"
+OWN_ENDING = re.compile(  # of an artifact's name, after the model's
+    rf"(_mediapipe)?_(\d+(x\d+)?|multi)((_({'|'.join(PRECISIONS)}))?\.(tflite|onnx)|\.labels\.txt)"
 )
-CARD = ("README.md", "card.json", "points.png")
 
 
 def export_run(
@@ -111,9 +115,10 @@ def export_run(
         resize: method of the patch resize, "pi" or "bilinear"; None for the run's own.
         input: input of mobile and onnx, "waveform" or "features" (normalized log-mel).
         max_seconds: length of the longest clip that serving accepts.
-        overwrite: whether to update an existing export. Nothing is touched until everything
-            is written; then each new file replaces the old one, files of the old export that
-            have no successor go, and the server gets a new version beside the old ones, whole.
+        overwrite: whether to update an existing export, whole: all formats that it has, and
+            its model card. Nothing is touched until everything is written; then each new file
+            replaces the old one, other patch sizes and precisions of the old export go, and the
+            server gets a new version beside the old ones, whole.
         keep: number of versions in OUT/serving that stay, the newest; a version that
             models.config named until now stays, too.
         command: text that the model card names as the command that made it; None for this
@@ -124,7 +129,8 @@ def export_run(
 
     Raises:
         FileNotFoundError: the run or the data does not exist.
-        FileExistsError: the folder `out` exists.
+        FileExistsError: the folder `out` exists; or it has a format or a model card that this
+            update would leave as it was, or a model card that was edited.
         ValueError: a format, precision or input is unknown, int8 has no data, or a patch is
             larger than the clip's spectrogram.
         RuntimeError: the other process failed.
@@ -147,6 +153,7 @@ def export_run(
         check_name(out.name)
     inputs = [run] if data is None else [run, data]
     refuse_overwrite(out, overwrite, kind=EXPORT, inputs=inputs)
+    _refuse_parts(out, arguments["formats"], data)
     version = next_version(out / "serving")
     if "serving" in arguments["formats"]:
         with warnings.catch_warnings(action="ignore"):  # they come again
@@ -211,6 +218,42 @@ def build_export(folder, arguments):
     return [str(path.absolute().relative_to(folder.absolute())) for path in written]
 
 
+def _refuse_parts(out, formats, data):
+    """Raise FileExistsError where an update would leave old parts, or replace what is no card."""
+    older = [name for name in FORMATS if name not in formats and _own_files(out, name)]
+    if older:
+        together = ",".join(name for name in FORMATS if name in {*older, *formats})
+        raise FileExistsError(
+            f"{out} also holds {' and '.join(older)}, which would stay as they are beside what is "
+            f"new. Export all of it (--formats {together}), or choose another place (--out)."
+        )
+    card = [name for name in CARD if (out / name).exists()]
+    if not card or (data is None and "card.json" not in card):
+        return
+    if not is_own_card(out):
+        raise FileExistsError(
+            f"{' and '.join(card)} in {out} are not as this program writes them. Move away what "
+            f"you want to keep, or choose another place (--out)."
+        )
+    if data is None:
+        raise FileExistsError(
+            f"{out} has a model card, whose numbers would be of an older export. Give the test "
+            f"clips (--data), choose another place (--out), or remove {', '.join(card)}."
+        )
+
+
+def _own_files(out, format):
+    """Paths in an export that `export_run` wrote in one of its formats."""
+    if format == "serving":
+        return [out / format / str(version) for version in versions(out / format)]
+    name = out.resolve().name
+    return [
+        path
+        for path in (out / format).glob("*")
+        if path.name.startswith(name) and OWN_ENDING.fullmatch(path.name.removeprefix(name))
+    ]
+
+
 def _update(new, out, keep):
     """Move the new parts of an export into the older export `out`, which a server may poll.
 
@@ -235,15 +278,13 @@ def _update(new, out, keep):
                 f"{out / part} came while this export ran: another one writes into {out}. Wait "
                 f"for it, then export again."
             )
+    phones = {part.parts[0] for part in parts}.difference(("serving", *CARD))
+    older = [path for name in phones for path in _own_files(out, name)]
+    older += [out / name for name in CARD if is_own_card(out)]
     move_in(new, out)
-    for pattern in ("mobile/*", "mediapipe/*", "onnx/*", *CARD):
-        for path in out.glob(pattern):
-            older = path.name in CARD or OWN_NAME.fullmatch(path.name)
-            if older and path.relative_to(out) not in parts:
-                path.unlink()
-    for name in ("mobile", "mediapipe", "onnx"):
-        with contextlib.suppress(OSError):  # it is not empty, or not there
-            (out / name).rmdir()
+    for path in older:
+        if path.relative_to(out) not in parts:
+            path.unlink(missing_ok=True)
     older = versions(out / "serving")[:-keep] if served else []
     for version in older:
         if version not in named:  # a server may hold it until it reads the configuration

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from keras_flexast.evaluation import artifact_scores, evaluate_run, score_clips, share_text
 from keras_flexast.export.backgrounds import BACKGROUNDS, BufferedClips
 from keras_flexast.figures import patch_order, points_figure
+from keras_flexast.files import PICTURE
 from keras_flexast.inference.artifacts import load_artifact, scoring_artifacts
 from keras_flexast.inference.cascade import best_stages, best_threshold, ended
 from keras_flexast.inference.classifier import load_classifier
@@ -25,6 +26,7 @@ from keras_flexast.settings import FORMATS
 from tf_data_pipelines.atomic import atomic_write
 from tf_data_pipelines.settings import check_between, check_choice, check_positive
 
+CARD = ("README.md", "card.json", "points.png")
 BOUNDS = {"float32": 0.5, "float16": 0.5, "dynamic": 0.5, "int8": 2.0}  # points; more is explained
 REASONS = {
     "float32": "it is not told the length of a clip, and hears what follows it",
@@ -348,6 +350,16 @@ def read_card(folder):
     return card
 
 
+def is_own_card(folder):
+    """Whether the files of a model card in a folder are as `write_card` wrote them."""
+    try:
+        text = pathlib.Path(folder, "README.md").read_text(encoding="utf-8")
+        picture = pathlib.Path(folder, "points.png")
+        return text == _readme(read_card(folder)) and PICTURE.foreign(picture) is None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
 def _check_kinds(kinds, values):
     """Raise a KeyError or TypeError unless a dictionary has these keys with values of the kinds."""
     for name, kind in kinds.items():
@@ -470,7 +482,8 @@ def _readme(card):
     model, points, measured = card["model"], card["points"], card["measured"]
     metric, errors = points[0]["metric"], points[0]["standard_error"]
     labels = model["classes"]
-    named = ", ".join(map(markdown_text, labels[:50])) + (
+    comma = "; " if any("," in label for label in labels) else ", "
+    named = comma.join(map(markdown_text, labels[:50])) + (
         f" and {len(labels) - 50} more" if len(labels) > 50 else ""
     )
     several = "any number of labels for a clip" if model["multi_label"] else "one label for a clip"

@@ -3,7 +3,7 @@
 import itertools
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from keras_flexast.files import RUN
 from keras_flexast.inference.artifacts import (
+    FileEmbeddings,
     FileScores,
     check_settled,
     is_artifact,
@@ -22,6 +23,7 @@ from keras_flexast.inference.classifier import (
     checked_waveforms,
     load_classifier,
 )
+from keras_flexast.inference.timeline import Timeline
 from keras_flexast.runs import Run, configured_run
 from keras_flexast.settings import DEFAULT_THRESHOLD
 from tf_data_pipelines.hints import PatchSize, PathLike
@@ -89,7 +91,9 @@ class CascadeClassifier(Classifier):
         threshold: score in [0, 1] at which a clip's best class is believed; None for never.
     """
 
-    def __init__(self, classifiers, threshold=DEFAULT_THRESHOLD):
+    def __init__(
+        self, classifiers: Sequence[Classifier], threshold: float | None = DEFAULT_THRESHOLD
+    ) -> None:
         first = classifiers[0]
         if first.multi_label and threshold is not None:
             raise ValueError(
@@ -104,7 +108,7 @@ class CascadeClassifier(Classifier):
         self.multi_label = first.multi_label
         self.patch_size = ",".join(str(one.patch_size) for one in classifiers)
 
-    def predict(self, waveforms):
+    def predict(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         waveforms = checked_waveforms(waveforms, self.sample_rate, self.min_samples)
 
         def ask(classifier, places):
@@ -115,7 +119,9 @@ class CascadeClassifier(Classifier):
 
         return self._gathered(len(waveforms), ask)
 
-    def predict_files(self, paths, progress=False):
+    def predict_files(
+        self, paths: PathLike | Iterable[PathLike], progress: bool = False
+    ) -> FileScores:
         first = self.classifiers[0].predict_files(paths, progress)
 
         def ask(classifier, places):
@@ -127,10 +133,19 @@ class CascadeClassifier(Classifier):
 
         return FileScores(self._gathered(len(first.paths), ask), first.paths, first.rejected)
 
-    def embed_files(self, paths, progress=False):
+    def embed_files(
+        self, paths: PathLike | Iterable[PathLike], progress: bool = False
+    ) -> FileEmbeddings:
         raise ValueError(_ONE_SIZE.format("embeddings"))
 
-    def timeline(self, path, *, window=None, hop=None, progress=False):
+    def timeline(
+        self,
+        path: PathLike,
+        *,
+        window: float | None = None,
+        hop: float | None = None,
+        progress: bool = False,
+    ) -> Timeline:
         raise ValueError(_ONE_SIZE.format("timeline"))
 
     def _gathered(self, clips, ask):
