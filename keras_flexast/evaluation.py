@@ -423,7 +423,8 @@ def _warn_of_stages(tokens, pairs, what):
         if too_long.any():
             warnings.warn(
                 f"{too_long.sum()} of {too_long.size} {what} are too long for patch "
-                f"{patch_name(pair)}; their scores are those of larger patches.",
+                f"{patch_name(pair)}: alone it cuts them; cascade and mean leave it out for them, "
+                f"and so may cost less.",
                 DataWarning,
                 stacklevel=3,
             )

@@ -188,7 +188,8 @@ def _open(path):
     """A sound file opened for reading bytes."""
     if os.path.isdir(path):
         raise AudioError(f"{path} is a folder without sound files; expected a sound file.")
-    check_extension(path)
+    if os.path.exists(path):
+        check_extension(path)
     try:
         return open(path, "rb")
     except FileNotFoundError:

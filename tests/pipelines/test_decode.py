@@ -281,6 +281,8 @@ def test_mp3_of_unknown_length_is_not_cut_silently(tmp_path):
 
 
 def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(AudioError, match="gone does not exist"):
+        read_audio(tmp_path / "gone")
     with pytest.raises(AudioError, match=r"b\.wav does not exist"):
         read_audio(tmp_path / "b.wav")
     with pytest.raises(AudioError, match="is a folder"):
