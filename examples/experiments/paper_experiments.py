@@ -20,6 +20,7 @@ COST_SIZES = (8, 12, 16, 24, 32, 40, 48)
 OURS = "FlexiAST, all sizes"
 LONGER = OURS + LONG
 TAUGHT = LONGER + ", distilled"
+COSTED = {LONGER: "20 passes", TAUGHT: "20 passes with a teacher"}  # as the figure names them
 MEAN_OF_ASTS = "mean of the ASTs of 8, 16, 32"
 UNIFIED = {data: f"unified, {data}" for data in ("words", "speakers")}
 BETWEEN = {

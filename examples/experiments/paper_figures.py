@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from paper_experiments import (
     BETWEEN,
     CASCADES,
+    COSTED,
     LONG,
     LONG_SPECIALISTS,
     LONGER,
@@ -360,26 +361,31 @@ def _side(result):
 
 
 def draw_costs(measured, path):
-    """Accuracy against a clip's time: the flexible model, its cascade, the ASTs of one size."""
+    """Accuracy against a clip's time: flexible models, their cascades, the ASTs of one size."""
     figure = Figure(figsize=(7, 4.4), dpi=150, layout="constrained")
     axes = figure.add_subplot()
 
     def draw(point, *args, **kwargs):
         place = point["latency_ms"]["1"], 100 * point["value"]
         axes.plot(*place, *args, **kwargs)
-        axes.annotate(point["patch_size"], place, (5, -11), textcoords="offset points", fontsize=8)
+        where = {"xytext": (3, 8), "ha": "center"} if point["cascade"] else {"xytext": (5, -11)}
+        axes.annotate(
+            point["patch_size"], place, textcoords="offset points", fontsize=8, **where
+        )  # fmt: skip
 
-    ours = [one for one in measured["points"] if one["name"] == LONGER]
-    sizes = sorted((one for one in ours if not one["cascade"]),
-                   key=lambda one: int(one["patch_size"]))  # fmt: skip
-    axes.plot([one["latency_ms"]["1"] for one in sizes], [100 * one["value"] for one in sizes],
-              "C0-", label="one flexible model at each size, 20 passes")  # fmt: skip
-    for one in sizes:
-        draw(one, "C0o")
-    cascades = [one for one in ours if one["cascade"]]
-    for one in cascades:
-        draw(one, "C1D", ms=9, label="its cascade, on average")
-    for number, one in enumerate(p for p in measured["points"] if p["name"] != LONGER):
+    points = measured["points"]
+    for number, (name, passes) in enumerate(COSTED.items()):
+        ours = [one for one in points if one["name"] == name]
+        sizes = sorted((one for one in ours if not one["cascade"]),
+                       key=lambda one: int(one["patch_size"]))  # fmt: skip
+        axes.plot([one["latency_ms"]["1"] for one in sizes], [100 * one["value"] for one in sizes],
+                  f"C{number}-", label=f"one flexible model at each size, {passes}")  # fmt: skip
+        for one in sizes:
+            draw(one, f"C{number}o")
+        for one in ours:
+            if one["cascade"]:
+                draw(one, f"C{number}D", ms=9, mec="k", label="its cascade, on average")
+    for number, one in enumerate(one for one in points if one["name"] not in COSTED):
         draw(one, "k*", ms=11, label=None if number else "an AST for each size, 5 passes each")
     axes.set(
         xscale="log", xlabel="milliseconds of a clip of the longest word, one thread, .tflite",

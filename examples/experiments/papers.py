@@ -30,9 +30,9 @@ import numpy as np
 from paper_experiments import (
     CASCADES,
     COST_SIZES,
+    COSTED,
     EXPERIMENTS,
     LENGTHS,
-    LONGER,
     SCALES,
     SHIFTS,
     SPECIALISTS,
@@ -258,7 +258,8 @@ def evaluate_mean(own, folder, place, seed):
 
 def costed():
     """{experiment: patch sizes} of the exported files of the costs."""
-    return {LONGER: COST_SIZES, **{name: (size,) for size, name in SPECIALISTS.items()}}
+    flexible = dict.fromkeys(COSTED, COST_SIZES)
+    return {**flexible, **{name: (size,) for size, name in SPECIALISTS.items()}}
 
 
 def costs_facts(place):
@@ -279,7 +280,7 @@ def measure_costs(place):
             precisions=("float32",), data=folder,
         )  # fmt: skip
         for one in json.loads((out / "card.json").read_text())["points"]:
-            if name != LONGER or "_multi" in one["path"]:  # the file of all sizes
+            if name not in COSTED or "_multi" in one["path"]:  # the file of all sizes
                 keys = "patch_size", "value", "standard_error", "clips", "latency_ms"
                 kept = {key: one[key] for key in keys}
                 found.append({"name": name, **kept, "cascade": one.get("cascade")})
