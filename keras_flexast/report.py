@@ -346,25 +346,41 @@ def write_report(
             writer.writeheader()
             writer.writerows(results)
         text = "\n".join(lines)
-        (folder / REPORT_TEXT).write_bytes(f"{text}{_seal(folder, text)}".encode())
+        sealed = text + seal(text, _others(folder))
+        (folder / REPORT_TEXT).write_bytes(sealed.encode())
     return out
 
 
-def _seal(folder, text):
-    """The last line of a report's text: the digest of what was written."""
-    digest = hashlib.sha256(text.encode())
-    sealed = (path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
-    for path in sorted(path for path in sealed if path.name != REPORT_TEXT):
-        digest.update(path.name.encode() + path.read_bytes())
+def seal(text, others):
+    """The last line of a text: the digest of it and of other files, as they are written."""
+    digest = hashlib.sha256(text.encode(errors="surrogateescape"))
+    for path in others:
+        digest.update(path.name.encode(errors="surrogateescape") + path.read_bytes())
     return f"\n{SEAL}{digest.hexdigest()} -->\n"
+
+
+def is_sealed(path, others):
+    """Whether a text and the other files are as they were written; None if it has no seal."""
+    text = path.read_bytes().decode(errors="surrogateescape")
+    body, mark, _ = text.rpartition(f"\n{SEAL}")
+    return text == body + seal(body, others) if mark else None
+
+
+def _others(folder):
+    """The files of a report beside its text, sorted."""
+    files = (path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    return sorted(path for path in files if path.name != REPORT_TEXT)
 
 
 def _refuse_edited(folder):
     """Raise a FileExistsError where a report is not as it was written."""
-    text = (folder / REPORT_TEXT).read_bytes().decode("utf-8", "replace")
-    body, mark, _ = text.rpartition(f"\n{SEAL}")
-    if not text.endswith(_seal(folder, body)):
-        why = "was edited since this program wrote it" if mark else "has no seal against edits"
+    sealed = is_sealed(folder / REPORT_TEXT, _others(folder))
+    if not sealed:
+        why = (
+            "has no seal against edits"
+            if sealed is None
+            else "was edited since this program wrote it"
+        )
         raise FileExistsError(f"{folder} {why}. Choose another place, or move it away.")
 
 

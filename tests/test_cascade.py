@@ -131,21 +131,6 @@ def test_the_sizes_of_a_cascade_are_found():
     assert best_stages(scores, heard, costs=costs, **alike)[1] == 4
 
 
-def test_a_clip_that_the_best_size_cuts_does_not_raise_the_budget():
-    """[0, 2] costs 4 of 10 and is as right as 2 alone; [0, 1, 2] costs 5.4 and is always right."""
-    clips, targets = np.arange(100), np.zeros(100, int)
-    scores = np.zeros((3, 100, 2))
-    scores[..., 0] = [
-        np.where(clips < 70, 0.95, 0.45), np.where(clips < 90, 0.48, 0.95),
-        np.where(clips < 90, 0.9, 0.4),
-    ]  # fmt: skip
-    scores[..., 1] = 1 - scores[..., 0]
-    costs, heard = np.repeat([[1.0], [8], [10]], 100, 1), np.ones((3, 100), bool)
-    costs[2, 0], heard[2, 0] = 1e6, False
-    how = {"targets": targets, "costs": costs, "areas": [3, 2, 1]}
-    assert best_stages(scores, heard, **how) == [0, 2]
-
-
 def test_operations_are_those_of_the_matrices():
     model = FlexiAST(3, dim=48, depth=2, num_heads=4)
     backbone = model.backbone

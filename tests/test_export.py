@@ -257,7 +257,7 @@ def test_a_reader_never_finds_the_served_folder_empty_or_half_written(
 @pytest.fixture
 def build(monkeypatch):
     """Exports that write these files in place of artifacts: build({path: text}, error=None)."""
-    content, errors = {}, []
+    content, errors, meanwhile = {}, [], []
 
     def fake(folder, arguments):
         for name, text in content.items():
@@ -269,13 +269,16 @@ def build(monkeypatch):
             path.write_text(text.replace("N", str(arguments["version"])))
         if errors:
             raise errors.pop()
+        if meanwhile:
+            meanwhile.pop()()
         names = (name for name in content if name != "CARD")
         return [name.replace("N", str(arguments["version"])) for name in names]
 
-    def set_content(files, error=None):
+    def set_content(files, error=None, during=None):
         content.clear()
         content.update(files)
         errors.extend([error] if error else [])
+        meanwhile.extend([during] if during else [])
 
     monkeypatch.setattr(folder_module, "build_export", fake)
     monkeypatch.setattr(folder_module, "_in_tensorflow_process", fake)
@@ -342,14 +345,25 @@ def test_an_update_leaves_no_older_part_and_replaces_no_text_of_the_user(build, 
         formats=["mediapipe"], data="sounds",
     )  # fmt: skip
     refused("has a model card, .*--data.* README.md, card.json, points.png")
-    (out / "README.md").write_text("my notes")
-    refused("README.md and card.json .* not as this program writes", data="sounds")
-    refused("README.md and card.json .* not as this program writes")
+    (out / "mobile/out_32_int8.tflite").mkdir()  # a folder is no artifact
+    mine = out / "README.md"
+    own = mine.read_bytes()
+    build({**SERVED, "mobile/out_16_int8.tflite": "N", "CARD": "new"},
+          during=lambda: mine.write_text("meanwhile"))  # fmt: skip
+    with pytest.raises(FileExistsError, match=r"README\.md, card\.json, points\.png, not as"):
+        export_run("run", out, overwrite=True, data="sounds")
+    assert mine.read_text() == "meanwhile" and not (out / "serving/2").exists()
+    mine.write_bytes(own)
+    export_run("run", out, overwrite=True, data="sounds")
+    assert is_own_card(out) and (out / "serving/2").exists()
+    mine.write_text("my notes")
+    refused("README.md, card.json, points.png, not as this program writes", data="sounds")
+    refused("README.md, card.json, points.png, not as this program writes")
     (out / "card.json").unlink()
-    refused("README.md and points.png .* not as this program writes", data="sounds")
+    refused("README.md, points.png, not as this program writes", data="sounds")
     build({**SERVED, "mobile/out_16_int8.tflite": "N"})
     export_run("run", out, overwrite=True)
-    assert (out / "README.md").read_text() == "my notes" and (out / "serving/2").exists()
+    assert (out / "README.md").read_text() == "my notes" and (out / "serving/3").exists()
 
 
 @pytest.mark.parametrize("keep, last", [(1, "56"), (2, "56"), (3, "456")])

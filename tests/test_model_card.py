@@ -434,20 +434,25 @@ def test_a_card_that_was_edited_is_not_our_own(tmp_path):
     assert not is_own_card(tmp_path)
     cascade = {"threshold": 0.9, "reached": [1.0, 0.2], "most_ms": {"1": 30.0, "2": 20.0}}
     points = [*POINTS, card_point("both", 0.98, 12.5, patch_size="24,8", cascade=cascade)]
-    write_card(tmp_path, points, {**MODEL, "name": "hoch-ä | [x]", "heard_seconds": 0.715})
+    write_card(tmp_path, points, {**MODEL, "name": "hoch-ä\udcff | [x]", "command": "a\rb"})
     assert is_own_card(tmp_path)
     for name in CARD:
         path = tmp_path / name
         before = path.read_bytes()
         path.write_bytes(before[:20] + b"mine" + before[20:])
-        if name != "points.png":  # of a picture only the program that drew it is known
-            assert not is_own_card(tmp_path)
+        assert not is_own_card(tmp_path)
         path.write_bytes(b"mine")
         assert not is_own_card(tmp_path)
         path.unlink()
         assert not is_own_card(tmp_path)
+        path.symlink_to(tmp_path / "elsewhere")
+        assert not is_own_card(tmp_path)
+        path.unlink()
         path.write_bytes(before)
     assert is_own_card(tmp_path)
+    card = json.loads((tmp_path / "card.json").read_text())
+    (tmp_path / "card.json").write_text(json.dumps({**card, "notes": "mine"}, indent=2) + "\n")
+    assert not is_own_card(tmp_path)
 
 
 def test_choose_says_what_is_nearest_and_what_is_wrong(tmp_path):

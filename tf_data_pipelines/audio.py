@@ -192,7 +192,7 @@ def _open(path):
         check_extension(path)
     try:
         return open(path, "rb")
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a name with a null byte
         raise AudioError(
             f"{path} does not exist. Check the path, or the manifest's folder."
         ) from None

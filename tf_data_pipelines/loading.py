@@ -32,12 +32,7 @@ def load_waveforms(data: ScannedSource | WaveformSource, sample_rate: int) -> tf
         clips = stored_clips(records)
     else:
         clips = tf.data.Dataset.range(len(data.durations)).map(lambda place: {"clip_id": place})
-    clips = clips.map(load, tf.data.AUTOTUNE)
-    most = data.most_seconds if isinstance(data, ScannedSource) else None
-    if most is None:
-        return clips
-    samples = round(most * sample_rate)
-    return clips.map(lambda clip: {**clip, "waveform": clip["waveform"][:samples]})
+    return clips.map(load, tf.data.AUTOTUNE)
 
 
 def clip_loader(data, sample_rate):
@@ -45,8 +40,21 @@ def clip_loader(data, sample_rate):
 
     It gives the dictionary of `load_waveforms`, and holds no state: parallel calls may share it.
     """
-    if records_of(data) is not None:
-        return _from_records(data)
+    load = _from_records(data) if records_of(data) is not None else _from_columns(data, sample_rate)
+    most = data.most_seconds if isinstance(data, ScannedSource) else None
+    if most is None:
+        return load
+    samples = round(most * sample_rate)
+
+    def shortened(clip):
+        clip = load(clip)
+        return {**clip, "waveform": clip["waveform"][:samples]}
+
+    return shortened
+
+
+def _from_columns(data, sample_rate):
+    """The function that adds what is known of a clip of files or arrays, and reads it."""
     arrays = isinstance(data, WaveformSource)
     columns, load = (_from_arrays if arrays else _from_files)(data, sample_rate)
     columns = {name: tf.constant(column) for name, column in columns.items()}

@@ -227,18 +227,28 @@ def _refuse_parts(out, formats, data):
             f"{out} also holds {' and '.join(older)}, which would stay as they are beside what is "
             f"new. Export all of it (--formats {together}), or choose another place (--out)."
         )
-    card = [name for name in CARD if (out / name).exists()]
+    card = _card_in(out)
     if not card or (data is None and "card.json" not in card):
         return
-    if not is_own_card(out):
-        raise FileExistsError(
-            f"{' and '.join(card)} in {out} are not as this program writes them. Move away what "
-            f"you want to keep, or choose another place (--out)."
-        )
+    _refuse_edited(out)
     if data is None:
         raise FileExistsError(
             f"{out} has a model card, whose numbers would be of an older export. Give the test "
             f"clips (--data), choose another place (--out), or remove {', '.join(card)}."
+        )
+
+
+def _card_in(out):
+    """Names of a model card's files that are in a folder, whoever wrote them."""
+    return [name for name in CARD if os.path.lexists(out / name)]
+
+
+def _refuse_edited(out):
+    """Raise FileExistsError where files have the names of a model card but are not ours alone."""
+    if _card_in(out) and not is_own_card(out):
+        raise FileExistsError(
+            f"{out} holds {', '.join(_card_in(out))}, not as this program writes a model card. "
+            f"Move away what you want to keep, or choose another place (--out)."
         )
 
 
@@ -250,7 +260,9 @@ def _own_files(out, format):
     return [
         path
         for path in (out / format).glob("*")
-        if path.name.startswith(name) and OWN_ENDING.fullmatch(path.name.removeprefix(name))
+        if path.is_file()
+        and path.name.startswith(name)
+        and OWN_ENDING.fullmatch(path.name.removeprefix(name))
     ]
 
 
@@ -278,6 +290,8 @@ def _update(new, out, keep):
                 f"{out / part} came while this export ran: another one writes into {out}. Wait "
                 f"for it, then export again."
             )
+    if any(pathlib.Path(name) in parts for name in CARD):
+        _refuse_edited(out)  # since the work began
     phones = {part.parts[0] for part in parts}.difference(("serving", *CARD))
     older = [path for name in phones for path in _own_files(out, name)]
     older += [out / name for name in CARD if is_own_card(out)]

@@ -16,11 +16,10 @@ from rich.progress import Progress
 from keras_flexast.evaluation import artifact_scores, evaluate_run, score_clips, share_text
 from keras_flexast.export.backgrounds import BACKGROUNDS, BufferedClips
 from keras_flexast.figures import patch_order, points_figure
-from keras_flexast.files import PICTURE
 from keras_flexast.inference.artifacts import load_artifact, scoring_artifacts
 from keras_flexast.inference.cascade import best_stages, best_threshold, ended
 from keras_flexast.inference.classifier import load_classifier
-from keras_flexast.report import markdown_text
+from keras_flexast.report import is_sealed, markdown_text, seal
 from keras_flexast.runs import described, heard_seconds
 from keras_flexast.settings import FORMATS
 from tf_data_pipelines.atomic import atomic_write
@@ -310,7 +309,9 @@ def write_card(folder, points, run_info):
     threads = thread_counts(points)[0]
     timed = timed_points(points, threads)
     points_figure(timed, folder / "points.png", title=run_info["name"], threads=threads)
-    atomic_write(folder / "README.md", _readme(card))
+    text = _readme(card)
+    others = [folder / name for name in CARD[1:]]
+    atomic_write(folder / "README.md", text + seal(text, others))
     return card
 
 
@@ -352,12 +353,10 @@ def read_card(folder):
 
 def is_own_card(folder):
     """Whether the files of a model card in a folder are as `write_card` wrote them."""
-    try:
-        text = pathlib.Path(folder, "README.md").read_text(encoding="utf-8")
-        picture = pathlib.Path(folder, "points.png")
-        return text == _readme(read_card(folder)) and PICTURE.foreign(picture) is None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    text, *others = (pathlib.Path(folder, name) for name in CARD)
+    if any(path.is_symlink() or not path.is_file() for path in (text, *others)):
         return False
+    return bool(is_sealed(text, others))
 
 
 def _check_kinds(kinds, values):

@@ -244,7 +244,7 @@ def best_stages(scores, heard, *, targets, costs, areas, progress=False):
     """
     right = (scores.argmax(-1) == targets).mean(1)
     least = right.max()
-    limit = BUDGET * (costs * heard)[right == least].mean(1).min()  # without clips that it cuts
+    limit = BUDGET * costs[right == least].mean(1).min()
     tried = [
         [*stages]
         for count in (2, 3)

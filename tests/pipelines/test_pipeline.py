@@ -253,6 +253,16 @@ def test_each_pass_has_every_clip_in_a_new_order(scanned, fbank, monkeypatch, in
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_shortened_clips_are_short_in_training_too(scanned, fbank, monkeypatch, in_memory):
+    if not in_memory:
+        monkeypatch.setattr(pipeline, "CACHE_SECONDS", 0)
+    clips = pipeline.training_clips(scanned.shortened(0.1), fbank, patches=PATCHES)
+    tokens = [len(clip["tokens"]) for clip in clips.take(24).as_numpy_iterator()]
+    counts = clip_tokens(scanned, fbank, PATCHES)
+    assert {*tokens} == {counts.min()} and counts.max() > counts.min()
+
+
 @pytest.mark.parametrize("batches_of", [training_batches, evaluation_batches])
 def test_a_clip_too_long_for_a_row_is_named_first(scanned, fbank, batches_of):
     counts = clip_tokens(scanned, fbank, PATCHES)[0]
