@@ -189,10 +189,12 @@ def test_every_experiment_is_a_recipe_that_starts_from_another_one(papers):
 
 
 def test_targets_are_differences_of_means_over_seeds(papers, place, capsys):
+    from paper_experiments import LONGER
+
     for seed, more in ((0, 0.0), (1, 0.02)):
         result(place, "AST/16, continued", seed, sizes({"8": 0.4, "16": 0.8 + more, "32": 0.3}))
         own = {"8": 0.85, "12": 0.84, "14": 0.80, "16": 0.82, "32": 0.7, "48": 0.6}
-        result(place, papers.LONGER, seed, sizes(own), cascades={"auto": [
+        result(place, LONGER, seed, sizes(own), cascades={"auto": [
             {"name": "48", "value": 0.6, "operations": 1e6 / 48},
             {"name": ("8", "12")[seed], "value": 0.85, "operations": 1e6 / 8},
             {"name": "cascade", "value": 0.86, "operations": 1e6 / 32, "threshold": 0.5,
