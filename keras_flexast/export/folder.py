@@ -68,7 +68,7 @@ from tf_data_pipelines.settings import (
 )
 
 CALIBRATION_CLIPS = 100
-OWN_ENDING = re.compile(  # of an artifact's name, after the model's
+OWN_ENDING = (  # of an artifact's name, after the model's
     rf"(_mediapipe)?_(\d+(x\d+)?|multi)((_({'|'.join(PRECISIONS)}))?\.(tflite|onnx)|\.labels\.txt)"
 )
 
@@ -256,14 +256,8 @@ def _own_files(out, format):
     """Paths in an export that `export_run` wrote in one of its formats."""
     if format == "serving":
         return [out / format / str(version) for version in versions(out / format)]
-    name = out.resolve().name
-    return [
-        path
-        for path in (out / format).glob("*")
-        if path.is_file()
-        and path.name.startswith(name)
-        and OWN_ENDING.fullmatch(path.name.removeprefix(name))
-    ]
+    own = re.compile(re.escape(out.resolve().name) + OWN_ENDING)
+    return [p for p in (out / format).glob("*") if p.is_file() and own.fullmatch(p.name)]
 
 
 def _update(new, out, keep):

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from keras_flexast.evaluation import artifact_scores, evaluate_run, score_clips, share_text
 from keras_flexast.export.backgrounds import BACKGROUNDS, BufferedClips
 from keras_flexast.figures import patch_order, points_figure
+from keras_flexast.files import EXPORT
 from keras_flexast.inference.artifacts import load_artifact, scoring_artifacts
 from keras_flexast.inference.cascade import best_stages, best_threshold, ended
 from keras_flexast.inference.classifier import load_classifier
@@ -25,7 +26,7 @@ from keras_flexast.settings import FORMATS
 from tf_data_pipelines.atomic import atomic_write
 from tf_data_pipelines.settings import check_between, check_choice, check_positive
 
-CARD = ("README.md", "card.json", "points.png")
+CARD = EXPORT.others  # the text comes first
 BOUNDS = {"float32": 0.5, "float16": 0.5, "dynamic": 0.5, "int8": 2.0}  # points; more is explained
 REASONS = {
     "float32": "it is not told the length of a clip, and hears what follows it",
